@@ -1,0 +1,51 @@
+# Everything happens in .venv, from constraints.txt; only Python 3.11 or newer and make are needed.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: help setup demo test test-all lint format bench floor clean
+
+help:
+	@echo "make demo      set up, train the six methods on the built-in data, write the report"
+	@echo "make test      set up, run the tests"
+	@echo "make test-all  the tests that take longer, too"
+	@echo "make lint      ruff and mypy"
+	@echo "make bench     benchmarks; nothing else should run beside them"
+	@echo "make floor     the core's tests on the oldest torch that is supported"
+
+setup: .venv/.ready
+
+.venv/.ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "znorm needs Python 3.11 or newer, found " + sys.version.split()[0] + "; say make PYTHON=python3.11")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "installing into .venv (about 2 GB with the CPU build of torch; minutes)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[lab,cpu,dev]'
+	@touch $@
+
+demo: setup
+	$(BIN)/znorm compare --out runs/demo
+
+test: setup
+	$(BIN)/python -m pytest
+
+test-all: setup
+	$(BIN)/python -m pytest -m slow
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: setup
+	$(BIN)/python benchmarks/loop.py
+
+floor:
+	@test -x .venv-floor/bin/python || $(PYTHON) -m venv .venv-floor
+	.venv-floor/bin/python -m pip install --quiet --disable-pip-version-check torch==2.6.0 numpy hypothesis pytest
+	PYTHONPATH=src .venv-floor/bin/python -m pytest tests/core src/znorm --ignore src/znorm/lab
+
+clean:
+	rm -rf .venv .venv-floor dist build runs .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,7 @@
+"""torch's optimizers with a gradient transform built in."""
+
+from __future__ import annotations
+
+from znorm.optim.adam import Adam, AdamW
+
+__all__ = ["Adam", "AdamW"]

@@ -1,0 +1,196 @@
+"""Which parameters a transform acts on, and what is known of each of them.
+
+``select`` is one of
+
+- ``"weights"``: tensors of two or more dims that do not belong to a normalization module (which
+  needs ``model=`` to be known), embeddings included;
+- ``"all"``: every tensor;
+- rules: a list of ``(pattern, True or False)``, the first match winning. A pattern is a glob on
+  the parameter's name (``"head.*"``), a module type (``nn.Embedding``) or a function
+  ``(name, parameter) -> bool``. What no rule matches is selected as by the transform's own
+  default; end with ``("*", False)`` to leave it out. A rule that matches nothing raises.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any, TypeAlias, cast
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+__all__ = ["Origin", "Rule", "Select", "Selector", "freeze", "origins"]
+
+Pattern: TypeAlias = str | type[nn.Module] | Callable[[str, Tensor], bool]
+Rule: TypeAlias = tuple[Pattern, bool]
+Select: TypeAlias = str | Sequence[Rule]
+
+NORMALIZATIONS: tuple[type[nn.Module], ...] = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+TRANSPOSED: tuple[type[nn.Module], ...] = (
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What is known of where a parameter comes from.
+
+    Parameters
+    ----------
+    name : str, optional
+        Its name, if it has one.
+    module : type, optional
+        The type of the module that owns it, if the model is known.
+    groups : int, default 1
+        The groups of a transposed convolution.
+    """
+
+    name: str | None = None
+    module: type[nn.Module] | None = None
+    groups: int = 1
+
+
+def origins(model: nn.Module) -> dict[int, Origin]:
+    """For each parameter of ``model``, by ``id``: its first name, and the module that owns it.
+
+    Raises
+    ------
+    TypeError
+        If ``model`` is not a module.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected a torch.nn.Module, found {type(model).__name__}")
+    found: dict[int, Origin] = {}
+    for path, module in model.named_modules():
+        groups = cast(int, module.groups) if isinstance(module, TRANSPOSED) else 1
+        for name, parameter in module.named_parameters(recurse=False):
+            full = f"{path}.{name}" if path else name
+            found.setdefault(id(parameter), Origin(full, type(module), groups))
+    return found
+
+
+def freeze(owner: str, select: Any) -> Select:
+    """Check the form of ``select`` and make it immutable.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Naming ``owner``, what was found and what is expected.
+    """
+    if isinstance(select, str):
+        if select not in ("weights", "all"):
+            raise ValueError(
+                f'{owner}: select must be "weights", "all" or a list of rules, found {select!r}; '
+                f"a single name pattern is written [({select!r}, True)]"
+            )
+        return select
+    if not isinstance(select, Iterable):
+        raise TypeError(
+            f'{owner}: select must be "weights", "all" or a list of rules, '
+            f"found {type(select).__name__} {select!r}"
+        )
+    rules = tuple(select)
+    for position, rule in enumerate(rules):
+        if not (isinstance(rule, tuple | list) and len(rule) == 2 and isinstance(rule[1], bool)):
+            raise TypeError(
+                f"{owner}: select: rule {position} must be (pattern, True or False), found {rule!r}"
+            )
+        pattern = rule[0]
+        if isinstance(pattern, type) and not issubclass(pattern, nn.Module):
+            raise TypeError(
+                f"{owner}: select: rule {position} names the type {pattern.__name__}, "
+                "which is not a torch.nn.Module"
+            )
+        if not (isinstance(pattern, str) or callable(pattern)):
+            raise TypeError(
+                f"{owner}: select: rule {position} must be a name pattern, a module type or a "
+                f"function, found {type(pattern).__name__} {pattern!r}"
+            )
+    return tuple((rule[0], rule[1]) for rule in rules)
+
+
+class Selector:
+    """Applies one ``select`` to parameters one by one, and counts what its rules matched.
+
+    Parameters
+    ----------
+    owner : str
+        The transform's name, for messages.
+    select : Select
+        Frozen.
+    default : "weights" or "all"
+        For what no rule matches.
+    skips_single_elements : bool
+        Whether one-element tensors are left alone whatever the rules say.
+    """
+
+    def __init__(
+        self, owner: str, select: Select, default: str, skips_single_elements: bool
+    ) -> None:
+        self.owner = owner
+        self.rules: tuple[Rule, ...] = () if isinstance(select, str) else tuple(select)
+        self.default = select if isinstance(select, str) else default
+        self.skips_single_elements = skips_single_elements
+        self.matches = [0] * len(self.rules)
+
+    def why_not(self, tensor: Tensor, origin: Origin, display: str) -> str | None:
+        """None if the tensor is selected, else the reason why it is not."""
+        reason = self._by_rules(tensor, origin, display)
+        if self.skips_single_elements and tensor.numel() == 1:
+            return "one element"
+        return reason
+
+    def _by_rules(self, tensor: Tensor, origin: Origin, display: str) -> str | None:
+        verdict: str | None = None
+        decided = False
+        for position, (pattern, selected) in enumerate(self.rules):
+            if self._matches(position, pattern, tensor, origin, display):
+                self.matches[position] += 1
+                if not decided:
+                    decided = True
+                    verdict = None if selected else f"rule {position} {_show(pattern)}"
+        if decided or self.default == "all":
+            return verdict
+        if tensor.dim() < 2:
+            return "one dimension" if tensor.dim() == 1 else "no dimension"
+        if origin.module is not None and issubclass(origin.module, NORMALIZATIONS):
+            return f"normalization ({origin.module.__name__})"
+        return None
+
+    def _matches(
+        self, position: int, pattern: Pattern, tensor: Tensor, origin: Origin, display: str
+    ) -> bool:
+        if isinstance(pattern, str):
+            if origin.name is None:
+                raise ValueError(
+                    f"{self.owner}: select: rule {position} {pattern!r} goes by name, "
+                    f"but {display} has none; pass model=, or give the optimizer model.named_parameters()"
+                )
+            return fnmatchcase(origin.name, pattern)
+        if isinstance(pattern, type):
+            if origin.module is None:
+                raise ValueError(
+                    f"{self.owner}: select: rule {position} {pattern.__name__} goes by module "
+                    f"type, but the module of {display} is not known; pass model="
+                )
+            return issubclass(origin.module, pattern)
+        return bool(pattern(display, tensor))
+
+    def check_all_matched(self) -> None:
+        """Raise for the first rule that matched no parameter at all."""
+        for position, count in enumerate(self.matches):
+            if count == 0:
+                raise ValueError(
+                    f"{self.owner}: select: rule {position} {_show(self.rules[position][0])} "
+                    "matches no parameter; correct it or take it out"
+                )
+
+
+def _show(pattern: Pattern) -> str:
+    if isinstance(pattern, str):
+        return repr(pattern)
+    return str(getattr(pattern, "__qualname__", pattern))

@@ -1,0 +1,20 @@
+"""Gradient transforms: frozen dataclasses whose formulas are written on moments."""
+
+from __future__ import annotations
+
+from znorm.transforms.centralize import Centralize
+from znorm.transforms.clip import ClipGlobalNorm, ClipNorm, ClipValue
+from znorm.transforms.composition import Chain, Transform, chain
+from znorm.transforms.zscore import UnitNorm, ZNorm
+
+__all__ = [
+    "Centralize",
+    "Chain",
+    "ClipGlobalNorm",
+    "ClipNorm",
+    "ClipValue",
+    "Transform",
+    "UnitNorm",
+    "ZNorm",
+    "chain",
+]

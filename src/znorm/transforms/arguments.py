@@ -1,0 +1,37 @@
+"""Checks of the arguments that transforms take: the type first, then the value."""
+
+from __future__ import annotations
+
+import math
+from numbers import Real
+
+__all__ = ["check_choice", "check_flag", "check_number"]
+
+
+def check_number(owner: str, name: str, value: object, *, above: float | None = None) -> None:
+    """Raise unless ``value`` is a finite number that is at least 0, or greater than ``above``."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{owner}: {name} must be a number, found {type(value).__name__} {value!r}")
+    if not math.isfinite(value):
+        raise ValueError(f"{owner}: {name} must be finite, found {value!r}")
+    if above is None and value < 0:
+        raise ValueError(f"{owner}: {name} must be 0 or more, found {value!r}")
+    if above is not None and value <= above:
+        raise ValueError(f"{owner}: {name} must be greater than {above:g}, found {value!r}")
+
+
+def check_flag(owner: str, name: str, value: object) -> None:
+    """Raise unless ``value`` is True or False."""
+    if not isinstance(value, bool):
+        raise TypeError(
+            f"{owner}: {name} must be True or False, found {type(value).__name__} {value!r}"
+        )
+
+
+def check_choice(owner: str, name: str, value: object, choices: tuple[object, ...]) -> None:
+    """Raise unless ``value`` is one of ``choices``, which share one type."""
+    wanted = " or ".join(repr(choice) for choice in choices)
+    if type(value) is not type(choices[0]):
+        raise TypeError(f"{owner}: {name} must be {wanted}, found {type(value).__name__} {value!r}")
+    if value not in choices:
+        raise ValueError(f"{owner}: {name} must be {wanted}, found {value!r}")

@@ -1,0 +1,289 @@
+from __future__ import annotations
+
+import copy
+import gc
+import pickle
+import weakref
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+import znorm
+
+
+def net() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 1))
+
+
+IMAGES = torch.randn(16, 6, generator=torch.Generator().manual_seed(1))
+
+
+def loss_of(model: nn.Module) -> Tensor:
+    return (model(IMAGES) - IMAGES[:, :1]).square().mean()
+
+
+def backward(model: nn.Module) -> Tensor:
+    model.zero_grad()
+    loss = loss_of(model)
+    loss.backward()
+    return loss
+
+
+def weights(model: nn.Module) -> list[Tensor]:
+    return [p.detach().clone() for p in model.parameters()]
+
+
+def same(one: list[Tensor], other: list[Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize("keyword", [False, True])
+@pytest.mark.parametrize("make", [torch.optim.SGD, torch.optim.Adam, torch.optim.RMSprop])
+def test_step_closure_equals_backward_then_step_to_the_bit(make: Any, keyword: bool) -> None:
+    plain, closed = net(), net()
+    first, second = make(plain.parameters(), lr=0.01), make(closed.parameters(), lr=0.01)
+    znorm.attach(first, znorm.ZNorm(), model=plain)
+    znorm.attach(second, znorm.ZNorm(), model=closed)
+    for _ in range(5):
+        backward(plain)
+        first.step()
+
+        def closure() -> Tensor:
+            return backward(closed)
+
+        loss = second.step(closure=closure) if keyword else second.step(closure)
+        assert isinstance(loss, Tensor)
+    assert same(weights(plain), weights(closed))
+    assert not same(weights(plain), weights(net()))
+
+
+def test_step_closure_of_znorm_optim() -> None:
+    plain, closed = net(), net()
+    first = znorm.optim.Adam(plain.parameters(), transform=znorm.ZNorm(), model=plain)
+    second = znorm.optim.Adam(closed.parameters(), transform=znorm.ZNorm(), model=closed)
+    for _ in range(5):
+        backward(plain)
+        first.step()
+        second.step(lambda: backward(closed))
+    assert same(weights(plain), weights(closed))
+
+
+def test_lbfgs_sees_the_transformed_gradient_at_each_call_of_the_closure() -> None:
+    model, by_hand = net(), net()
+    optimizer = torch.optim.LBFGS(model.parameters(), max_iter=4)
+    znorm.attach(optimizer, znorm.ZNorm(select="all"))
+    optimizer.step(lambda: backward(model))
+
+    def closure() -> Tensor:
+        loss = backward(by_hand)
+        znorm.z_score_([p.grad for p in by_hand.parameters()])
+        return loss
+
+    torch.optim.LBFGS(by_hand.parameters(), max_iter=4).step(closure)
+    assert same(weights(model), weights(by_hand))
+    assert not same(weights(model), weights(net()))
+
+
+def test_gradients_are_transformed_in_place_once_a_step() -> None:
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    znorm.attach(optimizer, znorm.ZNorm(), model=model)
+    for _ in range(2):  # accumulation: two backward passes, one step
+        loss_of(model).backward()
+    expected = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+    znorm.z_score_([g for g in expected if g.dim() > 1])
+    optimizer.step()
+    assert same(expected, [p.grad for p in model.parameters() if p.grad is not None])
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("unscale", [False, True])
+def test_under_grad_scaler_the_loss_scale_does_not_reach_the_step(
+    fused: bool, unscale: bool
+) -> None:
+    plain, scaled = net(), net()
+    first = torch.optim.Adam(plain.parameters(), fused=fused)
+    second = torch.optim.Adam(scaled.parameters(), fused=fused)
+    znorm.attach(first, znorm.ZNorm())
+    znorm.attach(second, znorm.ZNorm())
+    scaler = torch.amp.GradScaler("cpu", init_scale=65536.0)
+    for _ in range(5):
+        backward(plain)
+        first.step()
+        scaled.zero_grad()
+        scaler.scale(loss_of(scaled)).backward()
+        if unscale:
+            scaler.unscale_(second)
+        scaler.step(second)
+        scaler.update()
+    for one, other in zip(plain.parameters(), scaled.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_step_that_overflowed_is_still_skipped(fused: bool) -> None:
+    model = net()
+    optimizer = torch.optim.Adam(model.parameters(), fused=fused)
+    znorm.attach(optimizer, znorm.ZNorm())
+    scaler = torch.amp.GradScaler("cpu", init_scale=65536.0)
+    scaler.scale(loss_of(model)).backward()
+    gradient = next(model.parameters()).grad
+    assert gradient is not None
+    gradient[0, 0] = torch.inf
+    before = weights(model)
+    scaler.step(optimizer)
+    assert same(before, weights(model))
+
+
+@pytest.mark.parametrize("how", [copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))])
+@pytest.mark.parametrize("ours", [False, True])
+def test_copies_and_pickles_keep_the_transform_and_the_names(how: Any, ours: bool) -> None:
+    model = net()
+    optimizer: Optimizer
+    if ours:
+        optimizer = znorm.optim.Adam(model.parameters(), transform=znorm.ZNorm(), model=model)
+    else:
+        optimizer = torch.optim.Adam(model.parameters())
+        znorm.attach(optimizer, znorm.ZNorm(), model=model)
+    backward(model)
+    optimizer.step()
+    backward(model)
+    twin = how(optimizer)
+    assert type(twin) is type(optimizer)
+    for group, other in zip(optimizer.param_groups, twin.param_groups, strict=True):
+        for parameter, copied in zip(group["params"], other["params"], strict=True):
+            assert copied is not parameter
+            copied.grad = parameter.grad.clone()
+    optimizer.step()
+    twin.step()
+    assert same(weights(model), [p.detach() for p in twin.param_groups[0]["params"]])
+    from znorm.attachment import attachment_of
+
+    found = attachment_of(twin)
+    assert found is not None
+    assert [row["name"] for row in found.describe().rows] == [
+        name for name, _ in model.named_parameters()
+    ]
+
+
+def test_detach_gives_the_bare_optimizer_back() -> None:
+    model, bare = net(), net()
+    optimizer, other = (torch.optim.Adam(m.parameters()) for m in (model, bare))
+    attributes = set(optimizer.__dict__)
+    attachment = znorm.attach(optimizer, znorm.ZNorm())
+    attachment.detach()
+    attachment.detach()
+    assert set(optimizer.__dict__) == attributes
+    for m, o in ((model, optimizer), (bare, other)):
+        backward(m)
+        o.step()
+    assert same(weights(model), weights(bare))
+    znorm.attach(optimizer, znorm.ZNorm())
+
+
+def test_the_attachment_does_not_keep_the_optimizer_alive() -> None:
+    gc.disable()
+    try:
+        optimizer = torch.optim.SGD(net().parameters())
+        reference = weakref.ref(optimizer)
+        attachment = znorm.attach(optimizer, znorm.ZNorm())
+        del optimizer
+        assert reference() is None
+    finally:
+        gc.enable()
+    with pytest.raises(RuntimeError, match="no longer exists"):
+        attachment.describe()
+
+
+def test_a_group_added_later_is_transformed() -> None:
+    model, late = net(), nn.Parameter(torch.zeros(3, 4))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    attachment = znorm.attach(optimizer, znorm.ZNorm(), model=model)
+    backward(model)
+    optimizer.step()
+    optimizer.add_param_group({"params": [late]})
+    late.grad = torch.arange(12.0).reshape(3, 4)
+    optimizer.step()
+    assert late.grad.mean().abs() < 1e-6
+    assert attachment.describe().rows[-1]["name"] == "group 1, parameter 0 (3, 4)"
+
+
+def test_names_come_from_the_optimizer_where_it_has_them() -> None:
+    model = net()
+    optimizer = torch.optim.Adam(model.named_parameters())
+    attachment = znorm.attach(optimizer, znorm.ZNorm(select=[("0.*", False)]))
+    rows = {row["name"]: row for row in attachment.describe().rows}
+    assert not rows["0.weight"]["transformed"]
+    assert rows["0.weight"]["why"] == "rule 0 '0.*'"
+    assert rows["2.weight"]["transformed"]
+
+
+def test_describe_tells_what_why_and_by_which_kernel() -> None:
+    model = nn.Sequential(
+        nn.ConvTranspose1d(4, 6, 3, groups=2), nn.LayerNorm((2, 3)), nn.Embedding(5, 3)
+    )
+    optimizer = torch.optim.Adam(model.parameters())
+    attachment = znorm.attach(
+        optimizer, znorm.chain(znorm.Centralize(), znorm.ClipNorm(1.0)), model=model
+    )
+    rows = attachment.describe().rows
+    assert set(rows[0]) == {"name", "shape", "units", "kernel", "transformed", "why"}
+    assert [(row["name"], row["units"]) for row in rows] == [
+        ("0.weight", 6),
+        ("0.bias", 1),
+        ("1.weight", 1),
+        ("1.bias", 1),
+        ("2.weight", 5),
+    ]
+    assert rows[0]["why"] == "Centralize by axis 1, ClipNorm"
+    assert rows[2]["why"] == "ClipNorm; not Centralize: normalization (LayerNorm)"
+    text = str(attachment.describe())
+    assert text.splitlines()[0].split() == ["name", "shape", "units", "kernel", "transformed"]
+    assert len({line.find("reference") for line in text.splitlines()[1:]}) == 1
+    attachment.detach()
+    bare = znorm.attach(optimizer, znorm.Centralize()).describe().rows
+    assert bare[0]["why"] == "Centralize by axis 0, assumed"
+
+
+def test_wrong_use_is_named() -> None:
+    model = net()
+    optimizer = torch.optim.Adam(model.parameters())
+    with pytest.raises(TypeError, match=r"expected a torch\.optim\.Optimizer, found Sequential"):
+        znorm.attach(model, znorm.ZNorm())  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="expected a transform"):
+        znorm.attach(optimizer, znorm.ZNorm)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"model: expected a torch\.nn\.Module, found str"):
+        znorm.attach(optimizer, znorm.ZNorm(), model="net")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="not a copy"):
+        znorm.attach(optimizer, znorm.ZNorm(), model=copy.deepcopy(model))
+    with pytest.raises(ValueError, match="rule 0 'head' matches no parameter"):
+        znorm.attach(optimizer, znorm.ZNorm(select=[("head", False)]), model=model)
+    with pytest.raises(ValueError, match="rule 0 'head' goes by name, but group 0, parameter 0"):
+        znorm.attach(optimizer, znorm.ZNorm(select=[("head", False)]))
+    with pytest.raises(ValueError, match="goes by module type"):
+        znorm.attach(optimizer, znorm.ZNorm(select=[(nn.Linear, False)]))
+    znorm.attach(optimizer, znorm.ZNorm(), model=model)
+    with pytest.raises(ValueError, match="attached already"):
+        znorm.attach(optimizer, znorm.ZNorm())
+
+
+def test_a_sparse_gradient_is_refused_by_name() -> None:
+    model = nn.Sequential(nn.Embedding(9, 4, sparse=True), nn.Linear(4, 2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    attachment = znorm.attach(optimizer, znorm.ZNorm(), model=model)
+    model(torch.tensor([1, 2])).sum().backward()
+    with pytest.raises(ValueError, match=r"0\.weight: its gradient is sparse"):
+        optimizer.step()
+    attachment.detach()
+    znorm.attach(optimizer, znorm.ZNorm(select=[(nn.Embedding, False)]), model=model)
+    optimizer.step()
+
+
+def test_complex_parameters_are_refused_by_name() -> None:
+    parameter = nn.Parameter(torch.zeros(3, 3, dtype=torch.complex64))
+    with pytest.raises(TypeError, match=r"group 0, parameter 0 \(3, 3\): torch\.complex64"):
+        znorm.attach(torch.optim.SGD([parameter]), znorm.ZNorm())
