@@ -167,8 +167,9 @@ class Selector:
         if isinstance(pattern, str):
             if origin.name is None:
                 raise ValueError(
-                    f"{self.owner}: select: rule {position} {pattern!r} goes by name, "
-                    f"but {display} has none; pass model=, or give the optimizer model.named_parameters()"
+                    f"{self.owner}: select: rule {position} {pattern!r} goes by name, but "
+                    f"{display} has none; pass model=, or give the optimizer "
+                    "model.named_parameters()"
                 )
             return fnmatchcase(origin.name, pattern)
         if isinstance(pattern, type):

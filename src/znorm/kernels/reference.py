@@ -50,7 +50,7 @@ def _moments_of_tensor(gradient: Tensor) -> tuple[Tensor, Tensor]:
     flat = _memory_order(gradient)
     n = flat.numel()
     shift = flat[0].to(dtype)
-    chunks = torch.split(flat, _CHUNK) if gradient.device.type == "cpu" and n > _CHUNK else (flat,)
+    chunks = flat.split(_CHUNK) if gradient.device.type == "cpu" and n > _CHUNK else (flat,)
     total = shift.new_zeros(())
     squares = shift.new_zeros(())
     for chunk in chunks:

@@ -1,0 +1,37 @@
+"""What there is: tasks, models and methods by name."""
+
+from __future__ import annotations
+
+from znorm.lab.methods import METHODS
+from znorm.lab.models import MODELS
+from znorm.lab.registry import lookup
+from znorm.lab.tasks import TASKS
+
+__all__ = ["KINDS", "names"]
+
+KINDS = {
+    "tasks": {name: task.about for name, task in TASKS.items()},
+    "models": {name: family.about for name, family in MODELS.items()},
+    "methods": {name: method.about for name, method in METHODS.items()},
+}
+
+
+def names(kind: str) -> dict[str, str]:
+    """Each name of a kind, with a line about it.
+
+    Parameters
+    ----------
+    kind : "tasks", "models" or "methods"
+
+    Raises
+    ------
+    ConfigurationError
+        For another kind.
+
+    Examples
+    --------
+    >>> from znorm import lab
+    >>> list(lab.names("models"))
+    ['resnet20', 'resnet56']
+    """
+    return dict(lookup("kind", kind, KINDS))

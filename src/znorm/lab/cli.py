@@ -1,0 +1,245 @@
+"""The command line: one verb, one function. Options are read here and nothing else is done."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import yaml
+from rich.console import Console
+from rich.table import Table as RichTable
+
+import znorm
+from znorm.lab import comparison
+from znorm.lab.catalogue import KINDS, names
+from znorm.lab.errors import ConfigurationError, Interrupted, LabError
+from znorm.lab.progress import choose
+from znorm.lab.registry import unknown
+from znorm.lab.reporting.tables import gather, on_terminal
+from znorm.lab.store import Run
+
+__all__ = ["cli", "run"]
+
+
+class _Verbs(click.Group):
+    """A group that answers an unknown verb with the nearest ones."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and not args[0].startswith("-") and args[0] not in self.commands:
+            raise unknown("command", args[0], self.commands)
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(znorm.__version__, prog_name="znorm")
+def cli() -> None:
+    """Compare gradient methods, honestly: same weights, same batches, intervals over seeds."""
+
+
+@cli.command()
+@click.option("--task", help="What to learn.  [default: pcam_mini, the built-in data]")
+@click.option("--model", help="Which net.  [default: the task's]")
+@click.option("--methods", help="Separated by commas.  [default: the six of the paper's tables]")
+@click.option("--seeds", help="N for seeds 0 to N-1, or a list such as 0,3,7.  [default: 3]")
+@click.option("--epochs", type=int, help="[default: the task's]")
+@click.option("--optimizer", help="adam or adamw.  [default: adam]")
+@click.option("--lr", type=float, help="Learning rate.  [default: the task's]")
+@click.option("--batch-size", type=int, help="[default: the task's]")
+@click.option("--device", help="auto, cpu, cuda or mps.  [default: auto]")
+@click.option("--precision", help="auto, float32 or bfloat16.  [default: auto, the faster]")
+@click.option("--deterministic", is_flag=True, default=None, help="Deterministic algorithms only.")
+@click.option("--limit", type=int, help="At most N images of each part; every page then says so.")
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any other key.")
+@click.option("--config", type=click.Path(path_type=Path), help="These options, from a YAML file.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of the runs.  [default: runs]")
+def compare(settings: tuple[str, ...], config: Path | None, **options: Any) -> int:
+    """Train methods on one task and model over seeds, and report.
+
+    The same command again goes on where it was stopped.
+    """
+    choices = _from_file(config, {**options, "set": None}) if config else {}
+    choices.update({key: value for key, value in options.items() if value is not None})
+    choices["set"] = {**(choices.get("set") or {}), **_assignments(settings)}
+    choices["methods"] = _listed(choices.get("methods"))
+    choices["seeds"] = _numbers(choices.get("seeds", 3))
+    out = Path(choices.pop("out", "runs"))
+    console = _console()
+    runs = comparison.compare(
+        **{key: value for key, value in choices.items() if value is not None},
+        out=out,
+        display=choose(_console(sys.stderr)),
+    )
+    for table in gather(out, runs):
+        console.print(on_terminal(table))
+    console.print(f"report: {out / 'report.html'}", markup=False, highlight=False, soft_wrap=True)
+    return _exit_code(runs)
+
+
+@cli.command("run")
+@click.argument("spec", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), default=Path("runs"), show_default=True)
+def run_one(spec: Path, out: Path) -> int:
+    """Train the one run that SPEC (JSON or YAML) describes, or go on with it."""
+    one = comparison.run(_read_mapping(spec), out=out, display=choose(_console(sys.stderr)))
+    click.echo(one.folder)
+    return _exit_code([one])
+
+
+@cli.command()
+@click.argument("runs", type=click.Path(path_type=Path))
+def report(runs: Path) -> int:
+    """Write the report of all runs in a folder."""
+    click.echo(comparison.report(runs))
+    return 0
+
+
+@cli.command()
+@click.argument("runs", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def status(runs: Path, as_json: bool) -> int:
+    """Say what is done, running, waiting, interrupted, diverged or failed."""
+    rows = comparison.status(runs)
+    if as_json:
+        click.echo(json.dumps(rows, indent=2))
+        return 0
+    table = RichTable()
+    for title in ("task", "model", "method", "seed", "status", "epochs"):
+        table.add_column(title)
+    for row in rows:
+        state = row["status"]
+        if row["diverged_step"] is not None:
+            state += f" at step {row['diverged_step']}"
+        if row["error"]:
+            state += f": {row['error']}"
+        epochs = f"{row['epochs_done']}/{row['epochs']}"
+        table.add_row(row["task"], row["model"], row["method"], str(row["seed"]), state, epochs)
+    console = _console()
+    console.print(table)
+    counts: dict[str, int] = {}
+    for row in rows:
+        counts[row["status"]] = counts.get(row["status"], 0) + 1
+    console.print(", ".join(f"{number} {name}" for name, number in sorted(counts.items())))
+    return 0
+
+
+@cli.command("list")
+@click.argument("kind", metavar="|".join(KINDS))
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def list_names(kind: str, as_json: bool) -> int:
+    """List the names of tasks, models or methods."""
+    found = names(kind)
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+        return 0
+    width = max(len(name) for name in found)
+    for name, about in found.items():
+        click.echo(f"{name.ljust(width)}  {about}")
+    return 0
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run the command line; errors are one line on stderr.
+
+    Returns
+    -------
+    int
+        The exit code: 0 all done, 1 some runs failed or diverged, 2 bad configuration or usage,
+        3 data missing or unreadable, 130 interrupted.
+    """
+    try:
+        code = cli.main(list(arguments), prog_name="znorm", standalone_mode=False)
+    except click.ClickException as error:
+        return _fail(error.format_message(), 2)
+    except LabError as error:
+        return _fail(str(error), error.exit_code)
+    except (Interrupted, KeyboardInterrupt, click.Abort):
+        return _fail("interrupted; the same command goes on where this stopped", 130)
+    except BrokenPipeError:
+        # Whoever read our output has gone; Python must not try to flush it again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return code if isinstance(code, int) else 0
+
+
+def _fail(message: str, code: int) -> int:
+    print("znorm: " + " ".join(message.split()), file=sys.stderr)
+    return code
+
+
+def _exit_code(runs: Sequence[Run]) -> int:
+    return int(any(one.status in ("diverged", "failed") for one in runs))
+
+
+def _console(file: Any = None) -> Console:
+    console = Console(file=file or sys.stdout)
+    if not console.is_terminal:
+        console.width = 120
+    return console
+
+
+def _read_mapping(path: Path) -> dict[str, Any]:
+    """A YAML or JSON file that holds keys and values."""
+    try:
+        content = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ConfigurationError(f"{path}: cannot be read ({error.strerror})") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{path}: not YAML or JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise ConfigurationError(
+            f"{path}: expected keys and values, found {type(content).__name__}"
+        )
+    return {str(key): value for key, value in content.items()}
+
+
+def _from_file(path: Path, known: dict[str, Any]) -> dict[str, Any]:
+    content = _read_mapping(path)
+    valid = [name.replace("_", "-") for name in known]
+    choices = {}
+    for key, value in content.items():
+        if key.replace("_", "-") not in valid:
+            raise ConfigurationError(f"{path}: {unknown('key', key, valid)}")
+        choices[key.replace("-", "_")] = value
+    if not isinstance(choices.get("set") or {}, dict):
+        raise ConfigurationError(f"{path}: set: expected keys and values")
+    return choices
+
+
+def _assignments(settings: Sequence[str]) -> dict[str, Any]:
+    values = {}
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not equals or not key:
+            raise ConfigurationError(f"--set {setting}: expected KEY=VALUE")
+        try:
+            values[key] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise ConfigurationError(f"--set {setting}: {text!r} is not a value") from None
+    return values
+
+
+def _listed(value: Any) -> list[str] | None:
+    if value is None or isinstance(value, list):
+        return value
+    return [part.strip() for part in str(value).split(",") if part.strip()]
+
+
+def _numbers(value: Any) -> int | list[int]:
+    if isinstance(value, int | list):
+        return value
+    text = str(value)
+    try:
+        if "," in text:
+            return [int(part) for part in text.split(",") if part.strip()]
+        return int(text)
+    except ValueError:
+        raise ConfigurationError(
+            f"--seeds {text}: expected a number, or numbers separated by commas"
+        ) from None

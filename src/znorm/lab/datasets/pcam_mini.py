@@ -1,0 +1,73 @@
+"""The built-in data: 1,914 real pathology patches of PatchCamelyon, shrunk to 32x32.
+
+Each patch is 96x96 pixels of a lymph node section, averaged over 3x3 blocks. Label 1 says that
+its centre holds tumour tissue. PatchCamelyon (Veeling et al., MICCAI 2018) is in the public domain
+(CC0); it derives from Camelyon16 (Ehteshami Bejnordi et al., JAMA 2017).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from importlib import resources
+
+import numpy as np
+import torch
+
+from znorm.lab.datasets.dataset import Dataset, Part
+from znorm.lab.errors import DataError
+
+__all__ = ["SHA256", "load"]
+
+SHA256 = "cbbe41581868f5067e18b70ca8f682d0bfa53c9d10a05a9bbbc60bd16ca21f68"
+
+
+def load(validation: float) -> Dataset:
+    """Read the patches that ship with the package.
+
+    Parameters
+    ----------
+    validation : float
+        The share of each class of the training patches that is set apart for validation: those
+        whose ids hash lowest, so that it is the same part in every run.
+
+    Raises
+    ------
+    DataError
+        If the file is not the one that was shipped.
+    """
+    file = resources.files(__package__).joinpath("pcam_mini.npz")
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read ({error.strerror}); install znorm again") from None
+    found = hashlib.sha256(content).hexdigest()
+    if found != SHA256:
+        raise DataError(
+            f"{file}: expected sha256 {SHA256[:12]}, found {found[:12]}; install znorm again"
+        )
+    with resources.as_file(file) as path, np.load(path) as archive:
+        images = torch.from_numpy(archive["images"]).permute(0, 3, 1, 2).contiguous()
+        labels = torch.from_numpy(archive["labels"].astype(np.int64))
+        ids = [bytes(name) for name in archive["ids"]]
+        is_test = archive["is_test"]
+
+    held_out = np.zeros(len(ids), dtype=bool)
+    for label in (0, 1):
+        members = [i for i in np.flatnonzero(~is_test) if int(labels[i]) == label]
+        members.sort(key=lambda i: hashlib.sha256(ids[i]).digest())
+        held_out[members[: round(validation * len(members))]] = True
+
+    def part(mask: np.ndarray[tuple[int, ...], np.dtype[np.bool_]]) -> Part:
+        index = torch.from_numpy(np.flatnonzero(mask))
+        return Part(images[index], labels[index])
+
+    return Dataset(
+        train=part(~is_test & ~held_out),
+        validation=part(~is_test & held_out),
+        test=part(is_test),
+        classes=("no tumour", "tumour"),
+        notes=(
+            "Patches carry no slide or patient id, so that training and test patches may share a "
+            "slide: scores are optimistic.",
+        ),
+    )

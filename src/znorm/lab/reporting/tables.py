@@ -1,0 +1,220 @@
+"""Runs gathered into tables: one a configuration, a row a method."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table as RichTable
+
+from znorm.lab.floor import folder as floor_folder
+from znorm.lab.methods import METHODS
+from znorm.lab.spec import RunSpec
+from znorm.lab.stats import Interval, t_interval
+from znorm.lab.store import Run
+
+__all__ = ["COLUMNS", "Cell", "Column", "Row", "Table", "gather", "on_terminal"]
+
+REFERENCE = "baseline"
+
+
+@dataclass(frozen=True)
+class Column:
+    """One metric of the table: its name in result.json, its title, and how it is printed."""
+
+    key: str
+    title: str
+    digits: int
+    scale: float = 1.0
+
+    def show(self, value: float) -> str:
+        return f"{value * self.scale:.{self.digits}f}"
+
+
+COLUMNS = (
+    Column("test_accuracy", "Test accuracy, %", 2, 100.0),
+    Column("train_loss", "Train loss", 4),
+    Column("best_validation_test_accuracy", "Test accuracy at best validation, %", 2, 100.0),
+    Column("seconds", "Time, s", 1),
+)
+
+
+@dataclass(frozen=True)
+class Value:
+    """One number of one run, and the file that holds it, relative to the page."""
+
+    seed: int
+    text: str
+    link: str
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A metric of a method over seeds."""
+
+    interval: Interval | None
+    mean: str
+    half: str
+    values: tuple[Value, ...]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method."""
+
+    method: str
+    label: str
+    cells: tuple[Cell, ...]
+    difference: Cell | None
+    troubles: tuple[Value, ...]
+
+
+@dataclass(frozen=True)
+class Table:
+    """All runs that differ in nothing but method and seed.
+
+    Parameters
+    ----------
+    spec : RunSpec
+        Of one of them.
+    runs : tuple of Run
+    rows : tuple of Row
+        In the order of the registry of methods.
+    floor : dict or None
+        The result.json of the trivial floor.
+    floor_link : str
+        Its place, relative to the page.
+    """
+
+    spec: RunSpec
+    runs: tuple[Run, ...]
+    rows: tuple[Row, ...]
+    floor: Mapping[str, Any] | None
+    floor_link: str
+
+    @property
+    def seeds(self) -> int:
+        return len({run.spec.seed for run in self.runs})
+
+    @property
+    def beats_floor(self) -> bool | None:
+        """Whether the baseline's mean is above the floor; None where one of them is missing."""
+        score = (self.floor or {}).get("metrics", {}).get("test_accuracy")
+        for row in self.rows:
+            if row.method == REFERENCE and row.cells[0].interval is not None and score is not None:
+                return bool(row.cells[0].interval.mean > score)
+        return None
+
+
+def gather(root: Path, runs: Sequence[Run]) -> list[Table]:
+    """One table for each configuration among ``runs``; links relative to ``root``."""
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        content = run.spec.model_dump(mode="json", exclude={"method", "seed"})
+        groups.setdefault(json.dumps(content, sort_keys=True), []).append(run)
+    tables = []
+    for members in groups.values():
+        spec = members[0].spec
+        path = floor_folder(root, spec) / "result.json"
+        floor = json.loads(path.read_bytes()) if path.exists() else None
+        link = path.relative_to(root).as_posix()
+        tables.append(Table(spec, tuple(members), _rows(root, members), floor, link))
+    return tables
+
+
+def _rows(root: Path, runs: Sequence[Run]) -> tuple[Row, ...]:
+    reference = {
+        run.spec.seed: run for run in runs if run.spec.method == REFERENCE and run.status == "done"
+    }
+    rows = []
+    for method, about in METHODS.items():
+        mine = sorted(
+            (run for run in runs if run.spec.method == method), key=lambda run: run.spec.seed
+        )
+        if not mine:
+            continue
+        done = [run for run in mine if run.status == "done"]
+        cells = tuple(_cell(root, column, done) for column in COLUMNS)
+        paired = [run for run in done if run.spec.seed in reference]
+        difference = None
+        if method != REFERENCE and paired:
+            column = COLUMNS[0]
+            gains = [
+                run.metrics[column.key] - reference[run.spec.seed].metrics[column.key]
+                for run in paired
+            ]
+            difference = _summary(column, gains, (), sign=True)
+        troubles = tuple(
+            Value(run.spec.seed, _trouble(run), _link(root, run)) for run in mine if run not in done
+        )
+        rows.append(Row(method, about.label, cells, difference, troubles))
+    return tuple(rows)
+
+
+def _cell(root: Path, column: Column, runs: Sequence[Run]) -> Cell:
+    numbers: list[float] = []
+    values: list[Value] = []
+    for run in runs:
+        result = run.result or {}
+        number = result["seconds"] if column.key == "seconds" else run.metrics.get(column.key)
+        if number is None:
+            continue
+        numbers.append(number)
+        values.append(Value(run.spec.seed, column.show(number), _link(root, run)))
+    return _summary(column, numbers, tuple(values))
+
+
+def _summary(
+    column: Column, numbers: Sequence[float], values: tuple[Value, ...], *, sign: bool = False
+) -> Cell:
+    if not numbers:
+        return Cell(None, "–", "", ())
+    interval = t_interval(numbers)
+    mean = column.show(interval.mean)
+    if sign and interval.mean >= 0:
+        mean = f"+{mean}"
+    half = "" if interval.half is None else column.show(interval.half)
+    return Cell(interval, mean.replace("-", "−"), half, values)
+
+
+def _trouble(run: Run) -> str:
+    result = run.result or {}
+    if run.status == "diverged":
+        return f"diverged at step {result['diverged_step']}"
+    if run.status == "failed":
+        return f"failed: {result['error']}"
+    return run.status
+
+
+def _link(root: Path, run: Run) -> str:
+    name = "spec.json" if run.result is None else "result.json"
+    return (run.folder / name).relative_to(root).as_posix()
+
+
+def on_terminal(table: Table) -> RichTable:
+    """The table for a terminal."""
+    spec = table.spec
+    title = f"{spec.task}, {spec.model}: mean ± 95 % t interval over {table.seeds} seed"
+    rich = RichTable(title=title + ("s" if table.seeds > 1 else ""), title_justify="left")
+    rich.add_column("Method", no_wrap=True)
+    shown = [0, 1, 3]
+    for position in shown:
+        rich.add_column(COLUMNS[position].title, justify="right")
+    rich.add_column("vs baseline", justify="right")
+    for row in table.rows:
+        cells = [_plain(row.cells[position]) for position in shown]
+        difference = "" if row.difference is None else _plain(row.difference)
+        trouble = "; ".join(f"seed {value.seed} {value.text}" for value in row.troubles)
+        rich.add_row(row.label, *cells, trouble or difference)
+    score = (table.floor or {}).get("metrics", {}).get("test_accuracy")
+    if score is not None:
+        rich.add_section()
+        rich.add_row("Colour statistics (floor)", COLUMNS[0].show(score), "", "", "")
+    return rich
+
+
+def _plain(cell: Cell) -> str:
+    return f"{cell.mean} ± {cell.half}" if cell.half else cell.mean

@@ -1,0 +1,83 @@
+"""Everything that a killed run needs to go on with the same bits."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+__all__ = ["Position", "dump", "hash_weights", "load"]
+
+
+@dataclass
+class Position:
+    """Where a run stands.
+
+    Parameters
+    ----------
+    epoch, step : int
+        The next epoch, and the next step in it, both from 0.
+    losses : list of float
+        Of this epoch's steps so far.
+    batches : str
+        A running hash of the batches seen.
+    initial_weights : str
+        The hash of the weights that the run started from.
+    history : list of dict
+        One entry a finished epoch.
+    seconds : float
+        Time spent so far, in all processes that worked on the run.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    losses: list[float] = field(default_factory=list)
+    batches: str = ""
+    initial_weights: str = ""
+    history: list[dict[str, Any]] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def saw(self, digest: bytes) -> None:
+        """Add a batch to the running hash."""
+        self.batches = hashlib.sha256(self.batches.encode() + digest).hexdigest()
+
+
+def dump(model: nn.Module, optimizer: torch.optim.Optimizer, position: Position) -> bytes:
+    """The state of a run, torch's random state included."""
+    content = {
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "position": asdict(position),
+        "random": {
+            "cpu": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        },
+    }
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return buffer.getvalue()
+
+
+def load(content: bytes, model: nn.Module, optimizer: torch.optim.Optimizer) -> Position:
+    """Put a state back into the model, the optimizer and torch, and say where the run stands."""
+    state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    torch.set_rng_state(state["random"]["cpu"])
+    if torch.cuda.is_available() and state["random"]["cuda"]:
+        torch.cuda.set_rng_state_all(state["random"]["cuda"])
+    return Position(**state["position"])
+
+
+def hash_weights(model: nn.Module) -> str:
+    """sha256 over the name, type, shape and bytes of each parameter and buffer."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        held = tensor.detach().cpu().contiguous()
+        digest.update(f"{name} {held.dtype} {tuple(held.shape)}".encode())
+        digest.update(held.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()

@@ -1,0 +1,254 @@
+"""The training loop: plain torch, resumable to the bit."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from znorm.lab import models
+from znorm.lab.datasets import Dataset, Part
+from znorm.lab.errors import Interrupted
+from znorm.lab.methods import METHODS, make_optimizer
+from znorm.lab.metrics import correct
+from znorm.lab.spec import RunSpec
+from znorm.lab.training import checkpoint
+from znorm.lab.training.checkpoint import Position
+from znorm.lab.training.pipeline import Pipeline
+from znorm.lab.training.sampler import batches
+
+__all__ = ["Outcome", "Watch", "train"]
+
+# An interruption loses nothing; a kill loses at most this many seconds of work.
+CHECKPOINT_SECONDS = 60.0
+
+
+class Watch(Protocol):
+    """What the loop tells while it runs, and asks."""
+
+    def step(self, epoch: int, step: int, steps: int) -> None:
+        """A step is done; counts from 0."""
+
+    def epoch(self, entry: dict[str, Any]) -> None:
+        """An epoch is done."""
+
+    def stop_requested(self) -> bool:
+        """Whether to save and stop."""
+        ...
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended.
+
+    Parameters
+    ----------
+    status : "done" or "diverged"
+    metrics : dict
+        By the names of the published tables; empty if the run diverged.
+    hashes : dict
+        Of the initial weights, the batches and the final weights.
+    seconds : float
+    diverged_step : int or None
+        The first step, from 1, whose loss or weights were not finite.
+    """
+
+    status: str
+    metrics: dict[str, float]
+    hashes: dict[str, str]
+    seconds: float
+    diverged_step: int | None = None
+
+
+def train(
+    spec: RunSpec,
+    dataset: Dataset,
+    watch: Watch,
+    saved: bytes | None,
+    save: Callable[[bytes], None],
+) -> Outcome:
+    """Train one run to its end, from where it stands.
+
+    Parameters
+    ----------
+    spec : RunSpec
+    dataset : Dataset
+    watch : Watch
+    saved : bytes or None
+        The run's last checkpoint.
+    save : callable
+        Stores a checkpoint; it must replace the last one atomically.
+
+    Raises
+    ------
+    Interrupted
+        If ``watch`` asked to stop; a checkpoint was saved before.
+    """
+    device = torch.device(spec.device)
+    torch.manual_seed(spec.seed)
+    model = models.build(
+        spec.model,
+        channels=dataset.train.images.shape[1],
+        classes=len(dataset.classes),
+        image_size=min(dataset.train.images.shape[2:]),
+    ).to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    method = METHODS[spec.method]
+    optimizer = make_optimizer(spec.optimizer, method, model, spec.learning_rate)
+    pipeline = Pipeline(dataset, spec.data.augment, spec.seed, device)
+    if saved is None:
+        position = Position(initial_weights=checkpoint.hash_weights(model))
+    else:
+        position = checkpoint.load(saved, model, optimizer)
+        for entry in position.history:
+            watch.epoch(entry)
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(spec.deterministic)
+    try:
+        return _Loop(spec, pipeline, model, optimizer, position, watch, save).run()
+    finally:
+        torch.use_deterministic_algorithms(deterministic)
+
+
+class _Loop:
+    """One run at work."""
+
+    def __init__(
+        self,
+        spec: RunSpec,
+        pipeline: Pipeline,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        position: Position,
+        watch: Watch,
+        save: Callable[[bytes], None],
+    ) -> None:
+        self.spec = spec
+        self.pipeline = pipeline
+        self.model = model
+        self.optimizer = optimizer
+        self.position = position
+        self.watch = watch
+        self.save = save
+        # Losses stay on the device until they are needed, so that a step never waits for it.
+        self.unread: list[Tensor] = []
+        self.clock = time.perf_counter()
+        self.saved_at = self.clock
+
+    def run(self) -> Outcome:
+        position = self.position
+        while position.epoch < self.spec.epochs:
+            steps = self._train_epoch()
+            self._read_losses()
+            if (step := self._diverged_step(steps)) is not None:
+                return self._outcome("diverged", {}, step)
+            entry = {
+                "epoch": position.epoch + 1,
+                "train_loss": math.fsum(position.losses) / len(position.losses),
+                **self._evaluate("validation", self.pipeline.dataset.validation),
+                **self._evaluate("test", self.pipeline.dataset.test),
+                "seconds": self._seconds(),
+            }
+            position.history.append(entry)
+            position.epoch, position.step, position.losses = position.epoch + 1, 0, []
+            self._checkpoint()
+            self.watch.epoch(entry)
+        return self._outcome("done", self._metrics(), None)
+
+    def _train_epoch(self) -> int:
+        """Train what remains of the epoch; the number of its steps."""
+        position, spec = self.position, self.spec
+        plan = batches(spec.seed, position.epoch, len(self.pipeline.dataset.train), spec.batch_size)
+        self.model.train()
+        for index in plan[position.step :]:
+            batch = self.pipeline.training_batch(position.epoch, index)
+            with self._autocast():
+                loss = F.cross_entropy(self.model(batch.images), batch.labels)
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+            self.unread.append(loss.detach())
+            position.saw(batch.digest)
+            position.step += 1
+            self.watch.step(position.epoch, position.step, len(plan))
+            if self.watch.stop_requested():
+                self._checkpoint()
+                raise Interrupted
+            if time.perf_counter() - self.saved_at > CHECKPOINT_SECONDS:
+                self._checkpoint()
+        return len(plan)
+
+    def _autocast(self) -> Any:
+        if self.spec.precision == "float32":
+            return nullcontext()
+        return torch.autocast(self.spec.device, torch.bfloat16)
+
+    def _read_losses(self) -> None:
+        if self.unread:
+            self.position.losses += torch.stack(self.unread).tolist()
+            self.unread = []
+
+    def _diverged_step(self, steps: int) -> int | None:
+        first = self.position.epoch * steps + 1
+        for number, loss in enumerate(self.position.losses):
+            if not math.isfinite(loss):
+                return first + number
+        finite = torch.stack([p.isfinite().all() for p in self.model.parameters()]).all()
+        return None if finite else first + steps - 1
+
+    @torch.no_grad()
+    def _evaluate(self, name: str, part: Part) -> dict[str, float]:
+        """Loss and accuracy of a part; nothing for an empty one."""
+        if not len(part):
+            return {}
+        self.model.eval()
+        loss = torch.zeros((), device=self.pipeline.device)
+        hits = torch.zeros((), dtype=torch.int64, device=self.pipeline.device)
+        for images, labels in self.pipeline.evaluation_batches(part):
+            with self._autocast():
+                logits = self.model(images)
+            loss += F.cross_entropy(logits.float(), labels, reduction="sum")
+            hits += correct(logits, labels)
+        return {
+            f"{name}_loss": float(loss) / len(part),
+            f"{name}_accuracy": int(hits) / len(part),
+        }
+
+    def _metrics(self) -> dict[str, float]:
+        """The last epoch's scores, and those of the epoch that was best on validation."""
+        history = self.position.history
+        metrics = {
+            key: value for key, value in history[-1].items() if key not in ("epoch", "seconds")
+        }
+        if "validation_accuracy" in history[-1]:
+            best = max(history, key=lambda entry: entry["validation_accuracy"])
+            metrics["best_validation_epoch"] = best["epoch"]
+            metrics["best_validation_accuracy"] = best["validation_accuracy"]
+            metrics["best_validation_test_accuracy"] = best["test_accuracy"]
+        return metrics
+
+    def _seconds(self) -> float:
+        now = time.perf_counter()
+        self.position.seconds += now - self.clock
+        self.clock = now
+        return self.position.seconds
+
+    def _checkpoint(self) -> None:
+        self._read_losses()
+        self._seconds()
+        self.save(checkpoint.dump(self.model, self.optimizer, self.position))
+        self.saved_at = time.perf_counter()
+
+    def _outcome(self, status: str, metrics: dict[str, float], step: int | None) -> Outcome:
+        hashes = {
+            "initial_weights": self.position.initial_weights,
+            "batches": self.position.batches,
+            "final_weights": checkpoint.hash_weights(self.model),
+        }
+        return Outcome(status, metrics, hashes, self._seconds(), step)

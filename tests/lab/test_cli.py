@@ -1,0 +1,244 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from znorm.lab.cli import run
+from znorm.lab.store import find
+
+SMALL = ["--epochs", "1", "--batch-size", "8", "--limit", "24"]
+SMALL += ["--device", "cpu", "--precision", "float32"]
+
+
+def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    code = run(arguments)
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def start(*arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "znorm.lab", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_compare_ends_with_the_table_and_the_path_of_the_report(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    out = tmp_path / "runs"
+    arguments = ["compare", "--methods", "baseline,znorm", "--seeds", "0,2", "--out", str(out)]
+    code, text, progress = call(capsys, *arguments, *SMALL)
+    assert code == 0
+    assert text.splitlines()[-1] == f"report: {out}/report.html"
+    assert (out / "report.html").exists()
+    for word in ("Baseline", "ZNorm", "Colour statistics", "±"):
+        assert word in text
+    assert len(progress.splitlines()) == 5  # the grid, and a line a run
+    assert {r.spec.seed for r in find(out)} == {0, 2}
+
+    code, text, _ = call(capsys, "status", str(out), "--json")
+    assert [row["status"] for row in json.loads(text)] == ["done"] * 4
+    code, text, _ = call(capsys, "status", str(out))
+    assert (code, text.splitlines()[-1]) == (0, "4 done")
+    code, text, _ = call(capsys, "report", str(out))
+    assert (code, text.strip()) == (0, f"{out}/report.html")
+
+    spec = find(out)[0].folder / "spec.json"
+    code, text, _ = call(capsys, "run", str(spec), "--out", str(tmp_path / "again"))
+    assert code == 0
+    assert Path(text.strip()) == tmp_path / "again" / find(out)[0].folder.relative_to(out)
+
+
+def test_options_come_from_a_file_too_and_the_command_line_wins(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    config = tmp_path / "config.yaml"
+    content = {
+        "methods": ["znorm"],
+        "seeds": 1,
+        "epochs": 2,
+        "batch-size": 8,
+        "limit": 24,
+        "precision": "float32",
+        "device": "cpu",
+        "out": str(tmp_path / "runs"),
+        "set": {"data.augment": "none"},
+    }
+    config.write_text(yaml.safe_dump(content))
+    assert call(capsys, "compare", "--config", str(config), "--epochs", "1")[0] == 0
+    (one,) = find(tmp_path / "runs")
+    assert (one.spec.epochs, one.spec.data.augment, one.spec.data.limit) == (1, "none", 24)
+
+
+@pytest.mark.parametrize("kind", ["tasks", "models", "methods"])
+def test_list(capsys: pytest.CaptureFixture[str], kind: str) -> None:
+    code, text, _ = call(capsys, "list", kind, "--json")
+    names = json.loads(text)
+    assert code == 0
+    assert set(names) & {"pcam_mini", "resnet56", "znorm"}
+    assert [line.split()[0] for line in call(capsys, "list", kind)[1].splitlines()] == list(names)
+
+
+def test_the_methods_are_named_as_in_the_published_tables(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert list(json.loads(call(capsys, "list", "methods", "--json")[1])) == [
+        "baseline",
+        "gradient_centralization",
+        "gradient_clipping",
+        "weight_decay_1e-3",
+        "weight_decay_1e-4",
+        "znorm",
+    ]
+
+
+WRONG: list[tuple[list[str], int, str]] = [
+    (["compar"], 2, "unknown command 'compar'; did you mean compare"),
+    (["compare", "--modle", "x"], 2, "--modle"),
+    (["compare", "--model", "resnet5"], 2, "unknown model 'resnet5'; did you mean resnet56"),
+    (["compare", "--methods", "znrom"], 2, "unknown method 'znrom'; did you mean znorm"),
+    (["compare", "--task", "pcam"], 2, "unknown task 'pcam'; did you mean pcam_mini"),
+    (["compare", "--epochs", "x"], 2, "'x' is not a valid integer"),
+    (["compare", "--epochs", "0"], 2, "epochs: input should be greater"),
+    (["compare", "--seeds", "a"], 2, "--seeds a: expected a number"),
+    (["compare", "--set", "lr=1"], 2, "unknown key 'lr'"),
+    (["compare", "--set", "lr"], 2, "--set lr: expected KEY=VALUE"),
+    (["compare", "--set", "data.limitt=1"], 2, "did you mean data.limit"),
+    (["compare", "--config", "nowhere.yaml"], 2, "nowhere.yaml: cannot be read"),
+    (["list", "tsks"], 2, "unknown kind 'tsks'; did you mean tasks"),
+    (["list"], 2, "Missing argument"),
+    (["run", "nowhere.json"], 2, "nowhere.json: cannot be read"),
+    (["status", "nowhere"], 3, "nowhere: no such folder of runs"),
+    (["report", "nowhere"], 3, "nowhere: no such folder of runs"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "code", "message"), WRONG, ids=lambda v: str(v)[:40])
+def test_an_error_is_one_line_that_names_what_is_wrong(
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    code: int,
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    found, out, err = call(capsys, *arguments)
+    assert found == code
+    assert out == ""
+    assert len(err.splitlines()) == 1
+    assert err.startswith("znorm: ")
+    assert message in err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("methds: [znorm]", "unknown key 'methds'; did you mean methods"),
+        ("- a", "expected keys and values, found list"),
+        ("a: [", "not YAML or JSON"),
+        ("set: 3", "set: expected keys and values"),
+    ],
+)
+def test_a_wrong_file_is_named(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, content: str, message: str
+) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(content)
+    code, _, err = call(capsys, "compare", "--config", str(path), "--out", str(tmp_path / "r"))
+    assert code == 2
+    assert len(err.splitlines()) == 1
+    assert message in err
+
+
+@pytest.mark.parametrize("verb", ["compare", "run", "report", "status", "list"])
+def test_every_verb_has_help(capsys: pytest.CaptureFixture[str], verb: str) -> None:
+    code, text, _ = call(capsys, verb, "--help")
+    assert code == 0
+    assert text.startswith("Usage: znorm")
+
+
+def test_a_run_that_diverged_makes_the_exit_code_1(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    out = str(tmp_path / "runs")
+    arguments = ["compare", "--methods", "baseline", "--seeds", "1", "--lr", "1e30", "--out", out]
+    code, text, _ = call(capsys, *arguments, *SMALL)
+    assert code == 1
+    assert "diverged at step 2" in text
+
+
+def test_a_full_disk_makes_the_exit_code_1_and_keeps_the_checkpoint(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    if not os.path.exists("/dev/full"):
+        pytest.skip("needs /dev/full")
+    arguments = ["compare", "--methods", "znorm", "--seeds", "1", "--out", str(tmp_path / "runs")]
+    code, _, _ = call(capsys, *arguments, *SMALL)
+    (one,) = find(tmp_path / "runs")
+    whole = dict(one.result or {})
+    (one.folder / "result.json").unlink()
+    (one.folder / "result.json.tmp").symlink_to("/dev/full")
+    kept = one.checkpoint()
+    code, _, err = call(capsys, *arguments, *SMALL)
+    assert code == 1
+    assert len([line for line in err.splitlines() if line.startswith("znorm: ")]) == 1
+    assert "no space left on the disk" in err
+    assert one.checkpoint() == kept
+    assert call(capsys, *arguments, *SMALL)[0] == 0
+    assert (one.result or {})["metrics"] == whole["metrics"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_comparison_exits_130_with_its_state_saved(
+    tmp_path: Path, number: int
+) -> None:
+    out = tmp_path / "runs"
+    arguments = ["compare", "--methods", "znorm", "--seeds", "1", "--out", str(out)]
+    arguments += ["--epochs", "500", "--limit", "400", "--device", "cpu"]
+    process = start(*arguments)
+    deadline = time.monotonic() + 90
+    while not list(out.glob("*/*/*/*/checkpoint.pt")):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    assert err.splitlines()[-1] == (
+        "znorm: interrupted; the same command goes on where this stopped"
+    )
+    (one,) = find(out)
+    assert one.status == "interrupted"
+
+
+def test_output_into_a_closed_pipe_is_no_error() -> None:
+    command = f"{sys.executable} -m znorm.lab list methods | true"
+    result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert "Traceback" not in result.stderr
+    assert "BrokenPipe" not in result.stderr
+
+
+def test_without_the_packages_of_the_lab_it_says_how_to_get_them() -> None:
+    code = (
+        "import sys; sys.modules['click'] = None\n"
+        "from znorm.lab.__main__ import main; sys.argv = ['znorm']; main()"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 2
+    assert result.stderr.splitlines() == [
+        "znorm: the command line needs click; pip install 'znorm[lab]'"
+    ]

@@ -1,0 +1,218 @@
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from znorm import lab
+from znorm.lab import comparison
+from znorm.lab.store import Run, find
+
+SMALL: dict[str, Any] = {
+    "epochs": 1,
+    "batch_size": 8,
+    "limit": 24,
+    "device": "cpu",
+    "precision": "float32",
+}
+
+
+def snapshot(root: Path) -> dict[str, Any]:
+    """Every result below a folder, times aside."""
+    results = {}
+    for run in find(root):
+        result = dict(run.result or {})
+        result.pop("seconds", None)
+        results[str(run.folder.relative_to(root))] = result
+    return results
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs")
+    runs = lab.compare(methods=["znorm", "baseline"], seeds=2, out=out, **SMALL)
+    assert [(r.spec.seed, r.spec.method, r.status) for r in runs] == [
+        (0, "znorm", "done"),
+        (0, "baseline", "done"),
+        (1, "znorm", "done"),
+        (1, "baseline", "done"),
+    ]
+    return out
+
+
+def test_the_result_holds_what_the_contract_says(compared: Path) -> None:
+    for run in find(compared):
+        result = json.loads((run.folder / "result.json").read_text())
+        assert set(result) == {"status", "metrics", "hashes", "seconds"}
+        assert set(result["hashes"]) == {"initial_weights", "batches", "final_weights"}
+        assert {"test_accuracy", "train_loss", "best_validation_accuracy"} <= set(run.metrics)
+        assert run.history[-1]["test_accuracy"] == run.metrics["test_accuracy"]
+
+
+def test_for_one_seed_all_else_is_equal(compared: Path) -> None:
+    for key in ("initial_weights", "batches"):
+        by_seed = {
+            seed: {r.result["hashes"][key] for r in find(compared) if r.spec.seed == seed}  # type: ignore[index]
+            for seed in (0, 1)
+        }
+        assert len(by_seed[0]) == len(by_seed[1]) == 1
+        assert by_seed[0] != by_seed[1]
+
+
+def test_the_same_call_again_trains_nothing(
+    compared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = snapshot(compared)
+    monkeypatch.setattr(comparison, "train", None)
+    lab.compare(methods=["znorm", "baseline"], seeds=2, out=compared, **SMALL)
+    assert snapshot(compared) == before
+
+
+def test_one_run_of_a_grid_is_what_run_makes_of_its_specification(
+    compared: Path, tmp_path: Path
+) -> None:
+    first = find(compared)[0]
+    content = json.loads((first.folder / "spec.json").read_text())
+    again = lab.run(content, out=tmp_path)
+    assert again.folder.relative_to(tmp_path) == first.folder.relative_to(compared)
+    assert snapshot(tmp_path) == {
+        str(first.folder.relative_to(compared)): snapshot(compared)[
+            str(first.folder.relative_to(compared))
+        ]
+    }
+
+
+class Page(HTMLParser):
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.links: list[tuple[str, str]] = []
+        self.sources: list[str] = []
+        self.current: str | None = None
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        held = dict(attrs)
+        if tag == "a" and held.get("href"):
+            self.current = held["href"]
+        self.sources += [held[key] or "" for key in ("src",) if key in held]
+
+    def handle_data(self, data: str) -> None:
+        if self.current is not None:
+            self.links.append((self.current, data))
+            self.current = None
+
+
+def test_every_number_of_the_page_stands_in_the_file_it_links_to(compared: Path) -> None:
+    page = Page((compared / "report.html").read_text())
+    numbers = 0
+    for link, text in page.links:
+        if link.startswith("#"):
+            continue
+        result = json.loads((compared / link).read_text())
+        shown = float(text)
+        digits = len(text.partition(".")[2])
+        candidates = [result.get("seconds", 0.0), *result["metrics"].values()]
+        candidates += [100 * value for value in candidates]
+        assert any(round(value, digits) == shown for value in candidates), (link, text)
+        numbers += 1
+    # Two methods, two seeds, four columns; and the floor.
+    assert numbers == 2 * 2 * 4 + 1
+
+
+def test_the_page_is_one_file_that_says_what_it_shows(compared: Path) -> None:
+    text = (compared / "report.html").read_text()
+    page = Page(text)
+    assert page.sources
+    assert all(source.startswith("data:image/png;base64,") for source in page.sources)
+    assert not re.search(r'(?:href|src)="https?:', text.replace("http://www.w3.org", ""))
+    assert "Limited to 24 images of each part" in text
+    assert "scores are optimistic" in text
+    assert "<svg" in text
+    assert "currentColor" in text
+    assert "width=device-width" in text
+
+
+def test_mean_and_interval_are_those_of_the_results(compared: Path) -> None:
+    text = (compared / "report.html").read_text()
+    scores = [100 * r.metrics["test_accuracy"] for r in find(compared) if r.spec.method == "znorm"]
+    mean = sum(scores) / 2
+    # Two values: s / sqrt(2) = |a - b| / 2, and t = 12.7062.
+    half = 12.7062047 * abs(scores[0] - scores[1]) / 2
+    assert f"{mean:.2f} ± {half:.2f}" in text
+
+
+def test_a_failed_and_a_diverged_run_are_recorded_and_the_grid_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = comparison.train
+
+    def failing(spec: Any, *rest: Any) -> Any:
+        if spec.method == "baseline":
+            raise RuntimeError("out of\nmemory")
+        return original(spec, *rest)
+
+    monkeypatch.setattr(comparison, "train", failing)
+    runs = lab.compare(
+        methods=["baseline", "gradient_centralization"], seeds=1, lr=1e30, out=tmp_path, **SMALL
+    )
+    assert [run.status for run in runs] == ["failed", "diverged"]
+    rows = lab.status(tmp_path)
+    assert rows[0]["error"] == "RuntimeError: out of memory"
+    assert rows[1]["diverged_step"] == 2
+    text = (tmp_path / "report.html").read_text()
+    assert "diverged at step 2" in text
+    assert "failed: RuntimeError: out of memory" in text
+
+
+def test_a_partial_grid_can_be_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original: Callable[..., Any] = comparison.train
+
+    def stopping(spec: Any, *rest: Any) -> Any:
+        if spec.method == "znorm":
+            raise lab.Interrupted
+        return original(spec, *rest)
+
+    monkeypatch.setattr(comparison, "train", stopping)
+    with pytest.raises(lab.Interrupted):
+        lab.compare(methods=["baseline", "znorm"], seeds=2, out=tmp_path, **SMALL)
+    states = [(row["method"], row["seed"], row["status"]) for row in lab.status(tmp_path)]
+    assert states == [
+        ("baseline", 0, "done"),
+        ("baseline", 1, "waiting"),
+        ("znorm", 0, "waiting"),
+        ("znorm", 1, "waiting"),
+    ]
+    assert "waiting" in lab.report(tmp_path).read_text()
+
+
+def test_a_run_that_another_process_holds_is_left_to_it(tmp_path: Path) -> None:
+    held = Run.at(tmp_path, comparison.grid(["znorm"], 1, _choices())[0])
+    with held.claim():
+        runs = lab.compare(methods=["znorm"], seeds=1, out=tmp_path, **SMALL)
+        assert runs[0].result is None
+
+
+def _choices() -> dict[str, Any]:
+    choices = dict(SMALL)
+    choices["data.limit"] = choices.pop("limit")
+    return choices
+
+
+def test_wrong_arguments_are_named_before_anything_is_trained(tmp_path: Path) -> None:
+    out = tmp_path / "runs"
+    for wrong, message in [
+        ({"methods": []}, "methods: give at least one"),
+        ({"methods": ["adm"]}, "unknown method 'adm'"),
+        ({"seeds": 0}, "seeds: give at least one, found 0"),
+        ({"seeds": [-1]}, "expected whole numbers from 0, found -1"),
+        ({"set": {"seed": 3}}, "use seeds"),
+        ({"set": {"data.limt": 3}}, "did you mean data.limit"),
+    ]:
+        with pytest.raises(lab.ConfigurationError, match=re.escape(message)):
+            lab.compare(out=out, **{**SMALL, **wrong})
+    assert not out.exists()
