@@ -6,6 +6,8 @@ import base64
 import io
 import re
 import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from PIL import Image
@@ -14,7 +16,7 @@ from znorm.lab.datasets import Dataset
 from znorm.lab.methods import METHODS
 from znorm.lab.reporting.tables import REFERENCE, Table
 
-__all__ = ["curves", "patches"]
+__all__ = ["Curves", "curves", "patches"]
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart, at a lightness that shows on
 # white and on black.
@@ -24,8 +26,28 @@ COLOURS = ("#808080", "#0f83c9", "#e08a00", "#009e73", "#c46fa3", "#d9480f")
 _INK = "#010203"
 
 
-def curves(table: Table) -> str:
-    """Test accuracy and train loss by epoch, as SVG: the mean over seeds, and their range."""
+@dataclass(frozen=True)
+class Curves:
+    """Panels as SVG, and what their colours stand for."""
+
+    panels: tuple[str, ...]
+    legend: tuple[tuple[str, str], ...]
+
+
+def curves(table: Table) -> Curves:
+    """Test accuracy and train loss by epoch: the mean over seeds, and their range."""
+    panels = (("test_accuracy", "Test accuracy, %", 100.0), ("train_loss", "Train loss", 1.0))
+    present = {run.spec.method for run in table.runs if run.history}
+    coloured = [pair for pair in zip(METHODS, COLOURS, strict=True) if pair[0] in present]
+    return Curves(
+        tuple(_panel(table, key, title, scale, coloured) for key, title, scale in panels),
+        tuple((METHODS[method].label, colour) for method, colour in coloured),
+    )
+
+
+def _panel(
+    table: Table, key: str, title: str, scale: float, coloured: Sequence[tuple[str, str]]
+) -> str:
     # Imported here: matplotlib takes half a second, and only the page needs it.
     import matplotlib as mpl
     from matplotlib.figure import Figure
@@ -44,37 +66,33 @@ def curves(table: Table) -> str:
         "axes.spines.top": False,
         "axes.spines.right": False,
     }
-    panels = (("test_accuracy", "Test accuracy, %", 100.0), ("train_loss", "Train loss", 1.0))
     with mpl.rc_context(settings):
-        figure = Figure(figsize=(9.2, 3.7), layout="constrained")
-        for axes, (key, title, scale) in zip(figure.subplots(1, len(panels)), panels, strict=True):
-            axes.set_title(title, loc="left", fontsize=11)
-            axes.set_xlabel("epoch")
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-            axes.grid(axis="y", color="#808080", alpha=0.25, linewidth=0.6)
-            for colour, method in zip(COLOURS, METHODS, strict=False):
-                _draw(axes, table, method, key, scale, colour)
-            score = (table.floor or {}).get("metrics", {}).get(key)
-            if score is not None:
-                axes.axhline(scale * score, color="#808080", linewidth=1, linestyle=":")
-                axes.annotate(
-                    "floor: colour statistics",
-                    (1, scale * score),
-                    xycoords=("axes fraction", "data"),
-                    ha="right",
-                    va="bottom",
-                    fontsize=9,
-                )
-        handles, labels = figure.axes[0].get_legend_handles_labels()
-        if handles:
-            figure.legend(
-                handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=10
+        figure = Figure(figsize=(4.7, 3.3), layout="constrained")
+        axes = figure.subplots()
+        axes.set_title(title, loc="left", fontsize=11)
+        axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(axis="y", color="#808080", alpha=0.25, linewidth=0.6)
+        for method, colour in coloured:
+            _draw(axes, table, method, key, scale, colour)
+        score = (table.floor or {}).get("metrics", {}).get(key)
+        if score is not None:
+            axes.axhline(scale * score, color="#808080", linewidth=1, linestyle=":")
+            axes.annotate(
+                "floor: colour statistics",
+                (1, scale * score),
+                xycoords=("axes fraction", "data"),
+                ha="right",
+                va="bottom",
+                fontsize=9,
             )
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :].replace(_INK, "currentColor")
-    return re.sub(r' width="[^"]*pt" height="[^"]*pt"| height="[^"]*pt"', "", svg, count=1)
+    # Without a size of its own the picture takes that of its place in the page.
+    head, bracket, rest = svg.partition(">")
+    return re.sub(r' (?:width|height)="[^"]*"', "", head) + bracket + rest
 
 
 def _draw(axes: Any, table: Table, method: str, key: str, scale: float, colour: str) -> None:
@@ -90,11 +108,10 @@ def _draw(axes: Any, table: Table, method: str, key: str, scale: float, colour: 
     means = [statistics.fmean(by_epoch[epoch]) for epoch in epochs]
     mark = "." if len(epochs) <= 20 else ""
     style = "--" if method == REFERENCE else "-"
-    label = METHODS[method].label
-    axes.plot(epochs, means, style, color=colour, linewidth=1.8, marker=mark, label=label)
+    axes.plot(epochs, means, style, color=colour, linewidth=1.8, marker=mark)
     low = [min(by_epoch[epoch]) for epoch in epochs]
     high = [max(by_epoch[epoch]) for epoch in epochs]
-    axes.fill_between(epochs, low, high, color=colour, alpha=0.10, linewidth=0)
+    axes.fill_between(epochs, low, high, color=colour, alpha=0.08, linewidth=0)
 
 
 def patches(dataset: Dataset, each: int = 8) -> list[tuple[str, list[str]]]:
