@@ -18,7 +18,7 @@ setup: .venv/.ready
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "znorm needs Python 3.11 or newer, found " + sys.version.split()[0] + "; say make PYTHON=python3.11")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@echo "installing into .venv (about 2 GB with the CPU build of torch; minutes)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[lab,cpu,dev]'
+	@PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[lab,cpu,dev]'
 	@touch $@
 
 demo: setup
@@ -44,8 +44,9 @@ bench: setup
 
 floor:
 	@test -x .venv-floor/bin/python || $(PYTHON) -m venv .venv-floor
-	.venv-floor/bin/python -m pip install --quiet --disable-pip-version-check torch==2.6.0 numpy hypothesis pytest
-	PYTHONPATH=src .venv-floor/bin/python -m pytest tests/core src/znorm --ignore src/znorm/lab
+	.venv-floor/bin/python -m pip install --quiet --disable-pip-version-check torch==2.6.0 numpy hypothesis pytest pytorch_optimizer
+	PYTHONPATH=src .venv-floor/bin/python -m pytest tests src/znorm --ignore src/znorm/lab \
+	  --ignore tests/lab --ignore tests/test_examples.py
 
 clean:
 	rm -rf .venv .venv-floor dist build runs .pytest_cache .mypy_cache .ruff_cache .hypothesis

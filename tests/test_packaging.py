@@ -75,5 +75,7 @@ def test_the_wheel_works_in_a_clean_environment(
         [tmp_path / "env" / "bin" / "znorm"], capture_output=True, text=True, cwd=tmp_path
     )
     assert result.returncode == 2
-    assert len(result.stderr.splitlines()) == 1
-    assert "pip install 'znorm[lab]'" in result.stderr
+    # torch itself warns on stderr where numpy is missing.
+    assert result.stderr.splitlines()[-1] == (
+        "znorm: the command line needs click; pip install 'znorm[lab]'"
+    )

@@ -234,11 +234,22 @@ def test_output_into_a_closed_pipe_is_no_error() -> None:
 
 def test_without_the_packages_of_the_lab_it_says_how_to_get_them() -> None:
     code = (
-        "import sys; sys.modules['click'] = None\n"
+        "import sys; sys.modules['numpy'] = sys.modules['click'] = None\n"
         "from znorm.lab.__main__ import main; sys.argv = ['znorm']; main()"
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True
+    )
     assert result.returncode == 2
     assert result.stderr.splitlines() == [
         "znorm: the command line needs click; pip install 'znorm[lab]'"
     ]
+
+
+def test_every_public_name_of_the_lab_is_there_and_documented() -> None:
+    from znorm import lab
+
+    for name in lab.__all__:
+        assert getattr(lab, name).__doc__, name
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        _ = lab.nothing

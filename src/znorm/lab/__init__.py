@@ -8,12 +8,16 @@
 
 from __future__ import annotations
 
-from znorm.lab import metrics, models
-from znorm.lab.catalogue import names
-from znorm.lab.comparison import compare, report, run, status
-from znorm.lab.errors import ConfigurationError, DataError, DiskFullError, Interrupted
-from znorm.lab.spec import RunSpec, resolve
-from znorm.lab.store import Run
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from znorm.lab import metrics, models
+    from znorm.lab.catalogue import names
+    from znorm.lab.comparison import compare, report, run, status
+    from znorm.lab.errors import ConfigurationError, DataError, DiskFullError, Interrupted
+    from znorm.lab.spec import RunSpec, resolve
+    from znorm.lab.store import Run
 
 __all__ = [
     "ConfigurationError",
@@ -31,3 +35,26 @@ __all__ = [
     "run",
     "status",
 ]
+
+_HOMES = {
+    "catalogue": ("names",),
+    "comparison": ("compare", "report", "run", "status"),
+    "errors": ("ConfigurationError", "DataError", "DiskFullError", "Interrupted"),
+    "metrics": ("metrics",),
+    "models": ("models",),
+    "spec": ("RunSpec", "resolve"),
+    "store": ("Run",),
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Imported on first use, so that the command line can say which package is missing.
+    for home, held in _HOMES.items():
+        if name in held:
+            module = import_module(f"znorm.lab.{home}")
+            return module if name == home else getattr(module, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__
