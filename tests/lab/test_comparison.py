@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,10 @@ from typing import Any
 import pytest
 
 from znorm import lab
-from znorm.lab import comparison
+from znorm.lab import comparison, tasks
+from znorm.lab.datasets import Part
+from znorm.lab.floor import floor
+from znorm.lab.reporting.tables import gather
 from znorm.lab.store import Run, find
 
 SMALL: dict[str, Any] = {
@@ -144,6 +148,29 @@ def test_mean_and_interval_are_those_of_the_results(compared: Path) -> None:
     # Two values: s / sqrt(2) = |a - b| / 2, and t = 12.7062.
     half = 12.7062047 * abs(scores[0] - scores[1]) / 2
     assert f"{mean:.2f} ± {half:.2f}" in text
+
+
+def test_the_difference_pairs_runs_of_one_seed_and_has_the_sign_of_the_gain(
+    compared: Path,
+) -> None:
+    scores = {(r.spec.method, r.spec.seed): r.metrics["test_accuracy"] for r in find(compared)}
+    gains = [100 * (scores["znorm", seed] - scores["baseline", seed]) for seed in (0, 1)]
+    (table,) = gather(compared, find(compared))
+    row = next(row for row in table.rows if row.method == "znorm")
+    assert row.difference is not None
+    assert row.difference.interval is not None
+    assert 100 * row.difference.interval.mean == pytest.approx(sum(gains) / 2)
+    assert row.difference.mean[0] == ("−" if sum(gains) < 0 else "+")
+
+
+def test_the_floor_is_fitted_on_the_training_part_alone(tmp_path: Path) -> None:
+    data = tasks.load("pcam_mini", validation=0.15, limit=60)
+    shuffled = Part(data.test.images, 1 - data.test.labels)
+    spec = comparison.grid(["baseline"], 1, {})[0]
+    one = floor(tmp_path / "one", spec, data)["metrics"]
+    other = floor(tmp_path / "two", spec, replace(data, test=shuffled))["metrics"]
+    assert one["train_accuracy"] == other["train_accuracy"] > 0.7
+    assert one["test_accuracy"] == pytest.approx(1 - other["test_accuracy"])
 
 
 def test_a_failed_and_a_diverged_run_are_recorded_and_the_grid_goes_on(

@@ -54,6 +54,15 @@ def test_a_constant_channel_becomes_exactly_zero_and_the_others_do_not() -> None
     assert gradient[1].any()
 
 
+def test_a_constant_channel_stays_exactly_zero_behind_other_links() -> None:
+    # Its mean then is a rounded product of several coefficients, no longer an element itself.
+    gradient = torch.randn(50, 7, dtype=torch.float64)
+    gradient[::2] = torch.rand(25, 1, dtype=torch.float64)
+    run(znorm.chain(znorm.ZNorm(), znorm.ClipNorm(0.7), znorm.Centralize()), gradient)
+    assert not gradient[::2].any()
+    assert gradient[1::2].all()
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("position", [(0, 0), (3, 2)])
 @pytest.mark.parametrize("name", MEASURED)
