@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+import oracle
 import znorm
 
 
@@ -287,3 +288,97 @@ def test_complex_parameters_are_refused_by_name() -> None:
     parameter = nn.Parameter(torch.zeros(3, 3, dtype=torch.complex64))
     with pytest.raises(TypeError, match=r"group 0, parameter 0 \(3, 3\): torch\.complex64"):
         znorm.attach(torch.optim.SGD([parameter]), znorm.ZNorm())
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_a_subclass_that_calls_its_parents_step_is_transformed_once(closed: bool) -> None:
+    torch.optim.SGD(net().parameters(), lr=0.1)  # torch patches the step of what it instantiates
+
+    class Mine(torch.optim.SGD):
+        def step(self, closure: Any = None) -> Any:
+            return super().step(closure)
+
+    # The z-score is cut off: done twice, it would be another one.
+    transform = znorm.chain(znorm.ZNorm(), znorm.ClipValue(1.0))
+    model, plain = net(), net()
+    mine, reference = Mine(model.parameters(), lr=0.1), torch.optim.SGD(plain.parameters(), lr=0.1)
+    znorm.attach(mine, transform)
+    znorm.attach(reference, transform)
+    for _ in range(2):
+        backward(plain)
+        reference.step()
+        if closed:
+            mine.step(lambda: backward(model))
+        else:
+            backward(model)
+            mine.step()
+    assert same(weights(model), weights(plain))
+
+
+def test_a_step_left_by_an_exception_does_not_keep_the_next_one_from_being_transformed() -> None:
+    model, plain = net(), net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    reference = torch.optim.SGD(plain.parameters(), lr=0.1)
+    znorm.attach(optimizer, znorm.ZNorm())
+    znorm.attach(reference, znorm.ZNorm())
+
+    def failing() -> Tensor:
+        raise KeyError("data")
+
+    with pytest.raises(KeyError):
+        optimizer.step(failing)
+    for m, o in ((model, optimizer), (plain, reference)):
+        backward(m)
+        o.step()
+    assert same(weights(model), weights(plain))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_the_loss_scale_of_half_precision_gradients_is_not_rounded_apart(
+    dtype: torch.dtype,
+) -> None:
+    scaled = (1e-6 * torch.randn(40, 30, dtype=torch.float64) * 65536).to(dtype)
+    bias = torch.tensor([2.0, -4.0], dtype=dtype)
+    parameters = [nn.Parameter(torch.zeros_like(g)) for g in (scaled, bias)]
+    optimizer = torch.optim.SGD(parameters, lr=1.0, fused=True)
+    znorm.attach(optimizer, znorm.ZNorm())
+    # What GradScaler does before a fused step.
+    optimizer.grad_scale = torch.tensor(65536.0)  # type: ignore[attr-defined]
+    optimizer.found_inf = torch.tensor(0.0)  # type: ignore[attr-defined]
+    for parameter, gradient in zip(parameters, (scaled.clone(), bias), strict=True):
+        parameter.grad = gradient
+    optimizer.step()
+    expected = oracle.whole(oracle.z_score, scaled.double() / 65536).to(dtype)
+    assert parameters[0].grad is not None
+    assert (parameters[0].grad == expected).double().mean() >= 0.999
+    assert bias.tolist() == [2.0**-15, -(2.0**-14)]
+
+
+def test_an_attachment_that_does_nothing_makes_way() -> None:
+    optimizer = znorm.optim.Adam(net().parameters())
+    znorm.attach(optimizer, znorm.ZNorm())
+    assert repr(optimizer.attachment) == repr(znorm.ZNorm()).join(["Attachment(", ")"])
+
+
+def test_a_parameter_of_a_class_made_inside_a_function_can_be_pickled() -> None:
+    class Norm(nn.LayerNorm):
+        pass
+
+    model = nn.Sequential(nn.Linear(3, 4), Norm((2, 4)))
+    optimizer = torch.optim.Adam(model.parameters())
+    znorm.attach(optimizer, znorm.ZNorm(), model=model)
+    twin = pickle.loads(pickle.dumps(optimizer))
+    from znorm.attachment import attachment_of
+
+    rows = attachment_of(twin).describe().rows  # type: ignore[union-attr]
+    assert [row["why"] for row in rows][2] == "normalization (LayerNorm)"
+
+
+def test_parameters_that_move_to_another_dtype_or_shape_are_laid_out_anew() -> None:
+    parameter = nn.Parameter(torch.zeros(3, 4))
+    optimizer = torch.optim.SGD([parameter], lr=0.1)
+    attachment = znorm.attach(optimizer, znorm.ZNorm())
+    parameter.data = torch.zeros(5, 6)
+    parameter.grad = torch.randn(5, 6)
+    optimizer.step()
+    assert attachment.describe().rows[0]["shape"] == (5, 6)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -119,6 +120,9 @@ def test_what_does_not_fit_is_named() -> None:
         znorm.measure([gradient.to("meta")], layout)
     with pytest.raises(ValueError, match="is not the ZNorm"):
         znorm.decide(znorm.UnitNorm(), moments)
+    bare = Moments(torch.ones(2), torch.ones(2), torch.ones(2))
+    with pytest.raises(ValueError, match="parameters: found 2 units for the 1 of the moments"):
+        znorm.decide(znorm.ZNorm(), moments, parameters=bare)
     with pytest.raises(ValueError, match="no layout"):
         znorm.decide(znorm.ZNorm(), Moments(moments.count, moments.mean, moments.m2))
     with pytest.raises(ValueError, match="no layout"):
@@ -141,3 +145,26 @@ def test_a_chain_with_clip_value_cannot_be_decided_at_once(position: int) -> Non
     moments = znorm.measure([gradient], znorm.Layout([gradient], transform))
     with pytest.raises(ValueError, match="second reading"):
         znorm.decide(transform, moments)
+
+
+def test_a_wrong_type_is_named() -> None:
+    gradient = torch.randn(4, 3)
+    transform = znorm.ZNorm()
+    layout = znorm.Layout([("w", gradient)], transform)
+    moments = znorm.measure([gradient], layout)
+    wrong: list[Any] = [
+        (lambda: znorm.measure([gradient], transform), "layout: expected .*, found ZNorm"),
+        (lambda: znorm.measure([[1, 2]], layout), "w: its gradient must be a tensor, found list"),
+        (lambda: znorm.measure([gradient.int()], layout), r"w: its gradient is torch\.int32"),
+        (lambda: znorm.decide(transform, "x"), "moments: expected .*, found str"),
+        (lambda: znorm.decide(123, moments), "expected a transform such as .*, found 123"),
+        (lambda: znorm.decide(znorm.ZNorm, moments), "found the class ZNorm"),
+        (lambda: znorm.apply_([gradient], moments), "affine: expected .*, found Moments"),
+        (lambda: moments.merge("a"), "moments: expected others to merge, found str"),
+        (lambda: znorm.z_score_([("a", gradient)]), "entry 0 must be a tensor, found tuple"),
+    ]
+    for call, message in wrong:
+        with pytest.raises(TypeError, match=message):
+            call()
+    with pytest.raises(ValueError, match=r"chain\(\) is not the ZNorm"):
+        znorm.decide(None, moments)

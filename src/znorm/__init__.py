@@ -8,20 +8,24 @@
 
 from __future__ import annotations
 
-from znorm import optim
-from znorm.attachment import Attachment, attach
-from znorm.layout import Layout
-from znorm.moments import Affine, Moments
-from znorm.step import apply_, decide, measure, z_score_
-from znorm.transforms import (
-    Centralize,
-    ClipGlobalNorm,
-    ClipNorm,
-    ClipValue,
-    UnitNorm,
-    ZNorm,
-    chain,
-)
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from znorm import optim, transforms
+    from znorm.attachment import Attachment, attach
+    from znorm.layout import Layout
+    from znorm.moments import Affine, Moments
+    from znorm.step import apply_, decide, measure, z_score_
+    from znorm.transforms import (
+        Centralize,
+        ClipGlobalNorm,
+        ClipNorm,
+        ClipValue,
+        UnitNorm,
+        ZNorm,
+        chain,
+    )
 
 __version__ = "0.1.0"
 
@@ -43,5 +47,40 @@ __all__ = [
     "decide",
     "measure",
     "optim",
+    "transforms",
     "z_score_",
 ]
+
+_HOMES = {
+    "attachment": ("Attachment", "attach"),
+    "layout": ("Layout",),
+    "moments": ("Affine", "Moments"),
+    "optim": ("optim",),
+    "step": ("apply_", "decide", "measure", "z_score_"),
+    "transforms": (
+        "Centralize",
+        "ClipGlobalNorm",
+        "ClipNorm",
+        "ClipValue",
+        "UnitNorm",
+        "ZNorm",
+        "chain",
+        "transforms",
+    ),
+}
+
+
+def __getattr__(name: str) -> Any:
+    # On first use: torch takes seconds to import, in which the command line must be able to answer
+    # Ctrl-C, and it can only do so once this package is imported.
+    for home, held in _HOMES.items():
+        if name in held:
+            module = import_module(f"znorm.{home}")
+            found = module if name == home else getattr(module, name)
+            globals()[name] = found
+            return found
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import functools
+import sys
 import weakref
 from collections.abc import Callable
+from types import FrameType
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from znorm.kernels.reference import statistics_dtype
 from znorm.layout import Description, Layout
 from znorm.selection import Origin, origins
 from znorm.step import transform_
@@ -66,7 +69,10 @@ def attach(
         raise TypeError(
             f"optimizer: expected a torch.optim.Optimizer, found {type(optimizer).__name__}{hint}"
         )
-    if (present := attachment_of(optimizer)) is not None:
+    present = attachment_of(optimizer)
+    if present is not None and present.transform is None:
+        present.detach()  # it did nothing
+    elif present is not None:
         raise ValueError(
             f"optimizer: {type(optimizer).__name__} has {present.transform!r} attached already; "
             "detach that first, or attach znorm.chain(first, second)"
@@ -91,10 +97,13 @@ class Attachment:
         # Weak: the optimizer holds the attachment, and a cycle would keep gradients alive.
         self._optimizer = weakref.ref(optimizer)
         self._layout: Layout | None = None
-        self._layout_of: list[int] = []
+        self._layout_of: list[Any] = []
         self.layout()
-        hook = cast(Callable[..., Any], _before_step)
-        self._handle = optimizer.register_step_pre_hook(hook)
+        self.stepping = False
+        self._handles = (
+            optimizer.register_step_pre_hook(cast(Callable[..., Any], _before_step)),
+            optimizer.register_step_post_hook(_after_step),
+        )
         optimizer.__dict__[_MARK] = self
         # deepcopy and pickle ask the instance first. torch drops hooks from copies without a
         # word, so a copy is attached anew.
@@ -104,7 +113,7 @@ class Attachment:
         """The layout of the optimizer's parameters as they are now."""
         optimizer = self._live()
         parameters = _parameters(optimizer)
-        identity = [id(parameter) for parameter in parameters]
+        identity = [(id(p), p.device, p.shape) for p in parameters]
         if self._layout is None or identity != self._layout_of:
             labels, found = _labels(optimizer, self._known)
             named = list(zip(labels, parameters, strict=True))
@@ -129,7 +138,8 @@ class Attachment:
 
     def detach(self) -> None:
         """Take the transform out of the optimizer; a second call does nothing."""
-        self._handle.remove()
+        for handle in self._handles:
+            handle.remove()
         optimizer = self._optimizer()
         if optimizer is not None and attachment_of(optimizer) is self:
             del optimizer.__dict__[_MARK]
@@ -143,8 +153,7 @@ class Attachment:
             return
         optimizer = self._live()
         gradients = [parameter.grad for parameter in _parameters(optimizer)]
-        _take_over_unscaling(optimizer, gradients)
-        transform_(gradients, layout)
+        transform_(gradients, layout, _take_over_unscaling(optimizer))
 
     def _live(self) -> Optimizer:
         optimizer = self._optimizer()
@@ -165,8 +174,9 @@ def _before_step(
     optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
     attachment = attachment_of(optimizer)
-    if attachment is None:
+    if attachment is None or (attachment.stepping and _inside_another_step(optimizer)):
         return None
+    attachment.stepping = True
     # This hook runs before the closure, when there is no gradient yet, or the last step's.
     closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
     if closure is None:
@@ -184,19 +194,39 @@ def _before_step(
     return (args[0], transformed, *args[2:]), kwargs
 
 
-def _take_over_unscaling(optimizer: Optimizer, gradients: list[Tensor | None]) -> None:
-    """Unscale here what GradScaler leaves to a fused step.
+def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    attachment = attachment_of(optimizer)
+    if attachment is not None:
+        attachment.stepping = False
+
+
+def _inside_another_step(optimizer: Optimizer) -> bool:
+    """Whether this is the ``super().step()`` of a subclass, whose own hooks have run already.
+
+    ``stepping`` alone does not tell: it stays set where a step was left by an exception.
+    """
+    steps = 0
+    frame = sys._getframe()
+    while frame is not None and steps < 2:
+        # torch runs the hooks of a step in a function of this name around it.
+        if frame.f_code.co_name == "wrapper" and frame.f_locals.get("self") is optimizer:
+            steps += 1
+        frame = cast(FrameType, frame.f_back)
+    return steps == 2
+
+
+def _take_over_unscaling(optimizer: Optimizer) -> Tensor | None:
+    """What gradients are to be multiplied by that GradScaler leaves scaled for a fused step.
 
     The fused kernel divides by the loss scale after this hook: of a z-score that would leave
     1/65536. ``found_inf`` stays in force, so that a step which overflowed is still skipped.
     """
     scale = getattr(optimizer, "grad_scale", None)
     if scale is None:
-        return
-    for gradient in gradients:
-        if gradient is not None:
-            gradient.mul_(scale.double().reciprocal().to(gradient.device))
+        return None
     cast(Any, optimizer).grad_scale = None
+    factor: Tensor = scale.to(statistics_dtype(scale.device)).reciprocal()
+    return factor
 
 
 def _parameters(optimizer: Optimizer) -> list[Tensor]:

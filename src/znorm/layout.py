@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from znorm import kernels
 from znorm.moments import Affine, Moments
-from znorm.selection import TRANSPOSED, Origin, Selector, origins
+from znorm.selection import Origin, Selector, origins
 from znorm.transforms.clip import ClipValue
 from znorm.transforms.composition import Chain, Link, Transform, links, stages
 
@@ -161,6 +161,7 @@ class Layout:
         measured = [tensor for (_, tensor), row in zip(named, self.rows, strict=True) if row.units]
         self.device = measured[0].device if measured else torch.device("cpu")
         self._scopes: dict[tuple[int, torch.device], _Scope | None] = {}
+        self._owners: dict[torch.device, Tensor] = {}
         runs = stages(self.transform)
         self.stages: tuple[Layout, ...] = (self,)
         if len(runs) > 1:
@@ -183,11 +184,14 @@ class Layout:
         """The table of parameters: name, shape, units, kernel, transformed or why not."""
         return Description(tuple(row.as_dict() for row in self.rows))
 
-    def decide(self, moments: Moments) -> Affine:
-        """The one map that the links' maps compose to."""
+    def decide(self, moments: Moments, factor: Tensor | None = None) -> Affine:
+        """The one map that the links' maps compose to, ``factor`` times the gradient first."""
         device = moments.mean.device
         moments = self._spread_nonfinite(moments)
         total = Affine(torch.zeros_like(moments.mean), torch.ones_like(moments.mean), self)
+        if factor is not None:
+            total.scale *= factor.to(device, total.scale.dtype)
+            moments = moments.after(total)
         for position, link in enumerate(self.links):
             scope = self._scope(position, device)
             if scope is None:
@@ -213,8 +217,11 @@ class Layout:
         )
 
     def _owner(self, device: torch.device) -> Tensor:
-        rows = [number for number, row in enumerate(self.rows) for _ in range(row.units)]
-        return torch.tensor(rows, dtype=torch.int64, device=device)
+        """For each unit the number of its row."""
+        if device not in self._owners:
+            rows = [number for number, row in enumerate(self.rows) for _ in range(row.units)]
+            self._owners[device] = torch.tensor(rows, dtype=torch.int64, device=device)
+        return self._owners[device]
 
     def _scope(self, position: int, device: torch.device) -> _Scope | None:
         key = (position, device)
@@ -335,9 +342,9 @@ def _units(
     # A vector has no dim to average over but the output one: it stays one unit.
     if not by_channel or tensor.dim() < 2 or tensor.numel() == 0:
         return shape, ()
-    if origin.module is not None and issubclass(origin.module, TRANSPOSED):
+    if origin.transposed:
         # The weight is (in, out / groups, ...), its first dim running over groups.
-        view = (origin.groups, shape[0] // origin.groups, *shape[1:])
+        view = (origin.transposed, shape[0] // origin.transposed, *shape[1:])
         return view, (0, 2)
     return shape, (0,)
 

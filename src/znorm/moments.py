@@ -81,6 +81,8 @@ class Moments:
         ValueError
             If the two do not have the same number of units.
         """
+        if not isinstance(other, Moments):
+            raise TypeError(f"moments: expected others to merge, found {type(other).__name__}")
         if self.count.shape != other.count.shape:
             raise ValueError(
                 f"moments: cannot merge {self.count.numel()} units with {other.count.numel()}; "

@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -20,6 +21,7 @@ from typing import Any, TypeAlias, cast
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.utils.parametrize import ParametrizationList
 
 __all__ = ["Origin", "Rule", "Select", "Selector", "freeze", "origins"]
 
@@ -45,13 +47,27 @@ class Origin:
         Its name, if it has one.
     module : type, optional
         The type of the module that owns it, if the model is known.
-    groups : int, default 1
-        The groups of a transposed convolution.
+    transposed : int, default 0
+        The groups of a transposed convolution whose weight it is; 0 for all other parameters.
     """
 
     name: str | None = None
     module: type[nn.Module] | None = None
-    groups: int = 1
+    transposed: int = 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A class that was made inside a function cannot be pickled: its nearest base that can
+        # tells as much about its parameters.
+        kinds = [] if self.module is None else self.module.__mro__
+        importable = (kind for kind in kinds if _is_importable(kind))
+        return {**self.__dict__, "module": next(importable, None)}
+
+
+def _is_importable(kind: type) -> bool:
+    found: Any = sys.modules.get(kind.__module__)
+    for name in kind.__qualname__.split("."):
+        found = getattr(found, name, None)
+    return found is kind
 
 
 def origins(model: nn.Module) -> dict[int, Origin]:
@@ -66,11 +82,25 @@ def origins(model: nn.Module) -> dict[int, Origin]:
         raise TypeError(f"model: expected a torch.nn.Module, found {type(model).__name__}")
     found: dict[int, Origin] = {}
     for path, module in model.named_modules():
-        groups = cast(int, module.groups) if isinstance(module, TRANSPOSED) else 1
+        owner = module
+        if isinstance(module, ParametrizationList):
+            owner = model.get_submodule(path.rpartition("parametrizations")[0].rstrip("."))
         for name, parameter in module.named_parameters(recurse=False):
             full = f"{path}.{name}" if path else name
-            found.setdefault(id(parameter), Origin(full, type(module), groups))
+            groups = _transposed(owner, parameter)
+            found.setdefault(id(parameter), Origin(full, type(owner), groups))
     return found
+
+
+def _transposed(owner: nn.Module, parameter: Tensor) -> int:
+    """The groups, if the parameter is a transposed convolution's weight, else 0."""
+    if not isinstance(owner, TRANSPOSED):
+        return 0
+    inputs, outputs, groups = (
+        cast(int, value) for value in (owner.in_channels, owner.out_channels, owner.groups)
+    )
+    kernel = cast(tuple[int, ...], owner.kernel_size)
+    return groups if tuple(parameter.shape) == (inputs, outputs // groups, *kernel) else 0
 
 
 def freeze(owner: str, select: Any) -> Select:

@@ -11,7 +11,7 @@ from znorm import kernels
 from znorm.layout import Layout, Row
 from znorm.moments import Affine, Moments
 from znorm.transforms.clip import ClipValue
-from znorm.transforms.composition import Transform
+from znorm.transforms.composition import Transform, chain, links
 from znorm.transforms.zscore import ZNorm
 
 __all__ = ["apply_", "decide", "measure", "transform_", "z_score_"]
@@ -47,6 +47,7 @@ def measure(gradients: Iterable[Tensor | None], layout: Layout) -> Moments:
     >>> moments.mean
     tensor([2.], dtype=torch.float64)
     """
+    _check("layout", layout, Layout, "znorm.Layout(parameters, transform)")
     given = _aligned(gradients, layout.rows)
     dtype = layout.count.dtype
     means: list[Tensor] = []
@@ -74,7 +75,9 @@ def measure(gradients: Iterable[Tensor | None], layout: Layout) -> Moments:
 
 
 @torch.no_grad()
-def decide(transform: Transform | None, moments: Moments) -> Affine:
+def decide(
+    transform: Transform | None, moments: Moments, parameters: Moments | None = None
+) -> Affine:
     """The one affine map that a transform makes of these moments.
 
     A pure function: no gradient is read. Moments may have been merged or reduced before.
@@ -85,6 +88,9 @@ def decide(transform: Transform | None, moments: Moments) -> Affine:
         The one that the moments' layout was made for.
     moments : Moments
         Of :func:`measure`.
+    parameters : Moments, optional
+        Of the parameters themselves, measured with the same layout, for transforms whose threshold
+        is relative to the weights. None of today's transforms looks at them.
 
     Raises
     ------
@@ -92,12 +98,22 @@ def decide(transform: Transform | None, moments: Moments) -> Affine:
         If the transform is not the layout's, or holds a :class:`~znorm.ClipValue`, after which
         gradients must be read again.
     """
+    _check("moments", moments, Moments, "those that znorm.measure returns")
+    links(transform)  # raises for what is no transform
     layout = moments.layout
+    if parameters is not None:
+        _check("parameters", parameters, Moments, "those that znorm.measure returns")
+    if parameters is not None and parameters.count.shape != moments.count.shape:
+        raise ValueError(
+            f"parameters: found {parameters.count.numel()} units for the {moments.count.numel()} "
+            "of the moments; measure both with the same layout"
+        )
     if layout is None:
         raise ValueError("moments: they have no layout; use those that znorm.measure returns")
-    if transform is not None and transform != layout.transform:
+    wanted = chain() if transform is None else transform
+    if wanted != layout.transform:
         raise ValueError(
-            f"transform: {transform!r} is not the {layout.transform!r} that the layout of these "
+            f"transform: {wanted!r} is not the {layout.transform!r} that the layout of these "
             "moments was made for; make a layout for it"
         )
     if any(isinstance(link, ClipValue) for link in layout.links):
@@ -127,6 +143,7 @@ def apply_(gradients: Iterable[Tensor | None], affine: Affine) -> None:
     ValueError
         If the gradients do not fit the affine map's layout.
     """
+    _check("affine", affine, Affine, "that of znorm.decide")
     layout = affine.layout
     if layout is None:
         raise ValueError("affine: it has no layout; use the one that znorm.decide returns")
@@ -156,17 +173,35 @@ def _broadcast(values: Tensor, row: Row) -> Tensor:
 
 
 @torch.no_grad()
-def transform_(gradients: Sequence[Tensor | None], layout: Layout) -> None:
-    """Transform gradients in place as the layout's transform says: all stages of it."""
+def transform_(
+    gradients: Sequence[Tensor | None], layout: Layout, factor: Tensor | None = None
+) -> None:
+    """Transform gradients in place as the layout's transform says: all stages of it.
+
+    Parameters
+    ----------
+    gradients : sequence of Tensor or None
+    layout : Layout
+    factor : Tensor of one element, optional
+        What gradients are multiplied by before all else, the inverse of a loss scale: the first
+        link of the first stage, so that epsilons and thresholds need no rule of their own and
+        half-precision gradients are rounded once.
+    """
     for stage in layout.stages:
+        measured = not stage.elementwise and stage.units > 0
+        if factor is not None:
+            for row, gradient in zip(stage.rows, gradients, strict=True):
+                if gradient is not None and not (measured and row.units):
+                    gradient.mul_(factor.to(gradient.device))
         if stage.elementwise:
             link = stage.links[0]
             assert isinstance(link, ClipValue)
             for row, gradient in zip(stage.rows, _aligned(gradients, stage.rows), strict=True):
                 if gradient is not None and row.transformed:
                     link.clamp_(gradient)
-        elif stage.units:
-            apply_(gradients, stage.decide(measure(gradients, stage)))
+        elif measured:
+            apply_(gradients, stage.decide(measure(gradients, stage), factor))
+        factor = None
 
 
 def z_score_(gradients: Iterable[Tensor | None], eps: float = 1e-10) -> None:
@@ -196,7 +231,17 @@ def z_score_(gradients: Iterable[Tensor | None], eps: float = 1e-10) -> None:
     if isinstance(gradients, Tensor):
         raise TypeError("z_score_: expected a list of tensors, found one; put it in a list")
     present = [gradient for gradient in gradients if gradient is not None]
+    for position, gradient in enumerate(present):
+        if not isinstance(gradient, Tensor):
+            raise TypeError(
+                f"gradients: entry {position} must be a tensor, found {type(gradient).__name__}"
+            )
     transform_(present, Layout(present, ZNorm(eps=eps, select="all")))
+
+
+def _check(name: str, value: object, kind: type, wanted: str) -> None:
+    if not isinstance(value, kind):
+        raise TypeError(f"{name}: expected {wanted}, found {type(value).__name__}")
 
 
 def _aligned(gradients: Iterable[Tensor | None], rows: Sequence[Row]) -> list[Tensor | None]:
@@ -210,6 +255,15 @@ def _aligned(gradients: Iterable[Tensor | None], rows: Sequence[Row]) -> list[Te
     for row, gradient in zip(rows, given, strict=True):
         if gradient is None or not row.transformed:
             continue
+        if not isinstance(gradient, Tensor):
+            raise TypeError(
+                f"{row.name}: its gradient must be a tensor, found {type(gradient).__name__}"
+            )
+        if not gradient.is_floating_point():
+            raise TypeError(
+                f"{row.name}: its gradient is {gradient.dtype}; only real floating point is "
+                "transformed"
+            )
         if gradient.layout != torch.strided:
             raise ValueError(
                 f"{row.name}: its gradient is sparse ({gradient.layout}), where each absent entry "

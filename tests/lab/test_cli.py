@@ -12,7 +12,8 @@ import pytest
 import yaml
 
 from znorm.lab.cli import run
-from znorm.lab.store import find
+from znorm.lab.spec import resolve
+from znorm.lab.store import Run, find
 
 SMALL = ["--epochs", "1", "--batch-size", "8", "--limit", "24"]
 SMALL += ["--device", "cpu", "--precision", "float32"]
@@ -114,6 +115,11 @@ WRONG: list[tuple[list[str], int, str]] = [
     (["compare", "--seeds", "a"], 2, "--seeds a: expected a number"),
     (["compare", "--set", "lr=1"], 2, "unknown key 'lr'"),
     (["compare", "--set", "lr"], 2, "--set lr: expected KEY=VALUE"),
+    (["compare", "--set", "epochs=2020-99-99"], 2, "'2020-99-99' is not a value"),
+    (["compare", "--set", "epochs=true"], 2, "epochs: expected a number, found True"),
+    (["compare", "--set", "data.validation=0.9999"], 2, "0 training and 380 test images are too"),
+    (["compare", "--seeds", "99999999999999999999,"], 2, "seed: input should be less than"),
+    (["compare", "--out", "/proc/znorm"], 3, "/proc/znorm"),
     (["compare", "--set", "data.limitt=1"], 2, "did you mean data.limit"),
     (["compare", "--config", "nowhere.yaml"], 2, "nowhere.yaml: cannot be read"),
     (["list", "tsks"], 2, "unknown kind 'tsks'; did you mean tasks"),
@@ -150,6 +156,8 @@ def test_an_error_is_one_line_that_names_what_is_wrong(
         ("- a", "expected keys and values, found list"),
         ("a: [", "not YAML or JSON"),
         ("set: 3", "set: expected keys and values"),
+        ("epochs: 2020-99-99", "not YAML or JSON"),
+        ("seeds: true", "--seeds True: expected a number"),
     ],
 )
 def test_a_wrong_file_is_named(
@@ -190,7 +198,7 @@ def test_a_full_disk_makes_the_exit_code_1_and_keeps_the_checkpoint(
     (one,) = find(tmp_path / "runs")
     whole = dict(one.result or {})
     (one.folder / "result.json").unlink()
-    (one.folder / "result.json.tmp").symlink_to("/dev/full")
+    (one.folder / f"result.json.{os.getpid()}.tmp").symlink_to("/dev/full")
     kept = one.checkpoint()
     code, _, err = call(capsys, *arguments, *SMALL)
     assert code == 1
@@ -225,11 +233,51 @@ def test_an_interrupted_comparison_exits_130_with_its_state_saved(
     assert one.status == "interrupted"
 
 
-def test_output_into_a_closed_pipe_is_no_error() -> None:
-    command = f"{sys.executable} -m znorm.lab list methods | true"
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("module", ["torch", "numpy", "znorm.lab.cli"])
+def test_a_signal_while_modules_are_imported_exits_130_with_one_line(
+    number: int, module: str
+) -> None:
+    code = (
+        "import os, runpy, sys\n"
+        "class Stop:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name == {module!r}: os.kill(os.getpid(), {int(number)})\n"
+        "sys.meta_path.insert(0, Stop())\n"
+        "sys.argv = ['znorm', 'list', 'tasks']\n"
+        "runpy.run_module('znorm.lab', run_name='__main__')"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 130
+    assert result.stderr.splitlines() == [
+        "znorm: interrupted; the same command goes on where this stopped"
+    ]
+
+
+@pytest.mark.parametrize("verb", ["list methods", "status"])
+def test_output_into_a_closed_pipe_is_no_error(verb: str, tmp_path: Path) -> None:
+    Run.at(tmp_path, resolve({})).announce()
+    folder = str(tmp_path) if verb == "status" else ""
+    command = f"{sys.executable} -m znorm.lab {verb} {folder} | true; exit ${{PIPESTATUS[0]}}"
     result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
-    assert "Traceback" not in result.stderr
-    assert "BrokenPipe" not in result.stderr
+    assert result.returncode == 0
+    assert result.stderr == ""
+
+
+def test_an_encoding_without_the_signs_costs_no_result(tmp_path: Path) -> None:
+    Run.at(tmp_path, resolve({})).announce()
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    command = [sys.executable, "-m", "znorm.lab", "status", str(tmp_path)]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "1 waiting" in result.stdout
+
+
+def test_without_arguments_it_shows_its_help(capsys: pytest.CaptureFixture[str]) -> None:
+    code, text, err = call(capsys)
+    assert (code, err) == (0, "")
+    assert text.startswith("Usage: znorm")
+    assert "compare" in text
 
 
 def test_without_the_packages_of_the_lab_it_says_how_to_get_them() -> None:
@@ -253,3 +301,38 @@ def test_every_public_name_of_the_lab_is_there_and_documented() -> None:
         assert getattr(lab, name).__doc__, name
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
         _ = lab.nothing
+
+
+@pytest.mark.parametrize("place", ["file", "file/below"])
+def test_a_folder_that_cannot_be_made_is_named(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, place: str
+) -> None:
+    (tmp_path / "file").write_text("")
+    out = tmp_path / place
+    code, _, err = call(capsys, "compare", "--methods", "znorm", "--out", str(out), *SMALL)
+    assert code == 3
+    assert len(err.splitlines()) == 1
+    assert str(out) in err
+
+
+def test_null_in_a_file_means_the_default_and_another_type_is_named(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "c.yaml"
+    path.write_text("out: null\nseeds: null\nmodel: nothing")
+    assert "unknown model 'nothing'" in call(capsys, "compare", "--config", str(path))[2]
+    path.write_text("out: [1]")
+    code, _, err = call(capsys, "compare", "--config", str(path))
+    assert (code, err) == (2, "znorm: out: expected a folder, found [1]\n")
+
+
+def test_a_run_that_another_process_is_at_is_not_done(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    arguments = ["compare", "--methods", "baseline", "--seeds", "1", "--out", str(tmp_path)]
+    assert call(capsys, *arguments, *SMALL)[0] == 0
+    (one,) = find(tmp_path)
+    (one.folder / "result.json").unlink()
+    with one.claim():
+        assert call(capsys, *arguments, *SMALL)[0] == 1

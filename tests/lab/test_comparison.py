@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 import re
 from collections.abc import Callable
@@ -9,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from znorm import lab
 from znorm.lab import comparison, tasks
 from znorm.lab.datasets import Part
 from znorm.lab.floor import floor
+from znorm.lab.progress import Silent, Terminal
 from znorm.lab.reporting.tables import gather
 from znorm.lab.store import Run, find
 
@@ -243,3 +246,83 @@ def test_wrong_arguments_are_named_before_anything_is_trained(tmp_path: Path) ->
         with pytest.raises(lab.ConfigurationError, match=re.escape(message)):
             lab.compare(out=out, **{**SMALL, **wrong})
     assert not out.exists()
+
+
+def test_a_run_whose_evaluation_is_not_finite_is_recorded_and_the_grid_goes_on(
+    tmp_path: Path,
+) -> None:
+    # Weights stay finite at this learning rate; the running statistics do not.
+    small = {**SMALL, "limit": 32, "batch_size": 64}
+    runs = lab.compare(methods=["baseline", "znorm"], seeds=1, lr=3.0, out=tmp_path, **small)
+    assert [run.status for run in runs] == ["diverged", "diverged"]
+    assert runs[0].result["diverged_step"] == 1  # type: ignore[index]
+
+
+def test_a_checkpoint_that_is_none_is_named_and_costs_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = Run.at(tmp_path, comparison.grid(["znorm"], 1, _choices())[0])
+    held.announce()
+    held.save_checkpoint(b"garbage")
+    with pytest.raises(lab.DataError, match=r"checkpoint\.pt: not the state of this run") as caught:
+        lab.compare(methods=["znorm"], seeds=1, out=tmp_path, **SMALL)
+    assert str(held.folder) in str(caught.value)
+    assert held.result is None
+
+    def failing(content: bytes) -> None:
+        raise OSError(5, "Input/output error")
+
+    (held.folder / "checkpoint.pt").unlink()
+    with monkeypatch.context() as patched:
+        patched.setattr(Run, "save_checkpoint", lambda self, content: failing(content))
+        with pytest.raises(lab.DataError, match="Input/output error"):
+            lab.compare(methods=["znorm"], seeds=1, out=tmp_path, **SMALL)
+    assert lab.compare(methods=["znorm"], seeds=1, out=tmp_path, **SMALL)[0].status == "done"
+
+
+def test_a_run_that_ended_between_the_look_and_the_claim_is_left_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (one,) = lab.compare(methods=["znorm"], seeds=1, out=tmp_path, **SMALL)
+    before = (one.folder / "result.json").read_bytes()
+    looks = iter([None])
+    real = Run.result.fget  # type: ignore[attr-defined]
+    monkeypatch.setattr(Run, "result", property(lambda self: next(looks, real(self))))
+    comparison.execute([one], Silent())
+    assert (one.folder / "result.json").read_bytes() == before
+
+
+def test_a_folder_that_is_no_run_is_named_before_anything_is_trained(tmp_path: Path) -> None:
+    folder = tmp_path / "pcam_mini" / "resnet20" / "znorm__deadbeef" / "seed-7"
+    folder.mkdir(parents=True)
+    (folder / "spec.json").write_text("{}")
+    with pytest.raises(lab.DataError, match="not the specification of a run"):
+        lab.compare(methods=["znorm"], seeds=1, out=tmp_path, **SMALL)
+    assert [path.parent.name for path in tmp_path.rglob("spec.json")] == ["seed-7"]
+
+
+def test_a_limit_that_cuts_nothing_is_not_said() -> None:
+    whole = tasks.load("pcam_mini", validation=0.15, limit=5000)
+    assert not [note for note in whole.notes if note.startswith("Limited")]
+
+
+@pytest.mark.parametrize("width", [80, 100, 120])
+def test_a_terminal_of_any_width_shows_the_counts_and_the_time_left(
+    width: int, tmp_path: Path
+) -> None:
+    console = Console(width=width, force_terminal=True, file=io.StringIO(), color_system=None)
+    display = Terminal(console)
+    runs = [Run.at(tmp_path, spec) for spec in comparison.grid(None, 1, _choices())]
+    display.begin(runs)
+    display.run_begins(1, runs[1])
+    display.remaining.start -= 100
+    display.step(runs[1].spec, 0, 1, 2)
+    display.epoch(runs[1].spec, {"epoch": 1, "train_loss": 0.5, "validation_accuracy": 0.75})
+    with console.capture() as capture:
+        console.print(display.progress)
+    display.end()
+    text = capture.get()
+    assert "0/6" in text
+    assert "1/1" in text
+    assert "left" in text
+    assert "loss 0.5" in text

@@ -81,3 +81,10 @@ def test_what_is_wrong_is_named(choices: dict[str, Any], message: str) -> None:
 def test_keys_are_those_of_the_specification() -> None:
     assert "data.limit" in keys()
     assert "data" not in keys()
+
+
+def test_a_specification_holds_names_that_are_known() -> None:
+    content = resolve({}).model_dump()
+    for key in ("task", "model", "method", "optimizer"):
+        with pytest.raises(ValueError, match=f"unknown {key} 'nothing'"):
+            RunSpec.model_validate({**content, key: "nothing"})

@@ -84,7 +84,7 @@ def test_a_full_disk_is_said_and_leaves_what_was_there(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.pt"
     write_atomically(path, b"old")
     # The temporary file is a link to a device on which every write fails for want of space.
-    (tmp_path / "checkpoint.pt.tmp").symlink_to("/dev/full")
+    (tmp_path / f"checkpoint.pt.{os.getpid()}.tmp").symlink_to("/dev/full")
     with pytest.raises(DiskFullError, match=r"checkpoint\.pt: no space left on the disk"):
         write_atomically(path, b"new" * 10_000)
     assert path.read_bytes() == b"old"
@@ -110,3 +110,20 @@ def test_what_is_not_a_run_is_named(tmp_path: Path) -> None:
     (run.folder / "result.json").write_text("{")
     with pytest.raises(DataError, match=r"result\.json: cannot be read"):
         _ = run.result
+    for content in ("{}", "[]", "3"):
+        (run.folder / "result.json").write_text(content)
+        with pytest.raises(DataError, match=r"result\.json: not the result of a run"):
+            _ = run.result
+
+
+def test_lines_that_are_not_events_are_passed_over(run: Run) -> None:
+    run.announce()
+    lines = b'5\n{"event": "epoch"}\n\xff\xfe\n{"event": "epoch", "epoch": 1}\n'
+    (run.folder / "events.jsonl").write_bytes(lines)
+    assert [entry["epoch"] for entry in run.history] == [1]
+
+
+def test_what_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match=r"file/below: cannot be written \(File exists\)"):
+        write_atomically(tmp_path / "file" / "below", b"")

@@ -187,3 +187,26 @@ def test_the_output_axis_of_other_layers_is_the_first(module: torch.nn.Module) -
     moments = znorm.measure([gradient], layout)
     znorm.apply_([gradient], znorm.decide(znorm.Centralize(), moments))
     assert (gradient.double() - expected).abs().max() <= 3e-7 * expected.abs().max()
+
+
+@pytest.mark.parametrize("wrap", ["spectral_norm", "weight_norm"])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_the_axis_of_a_parametrized_transposed_convolution_is_that_of_its_weight(
+    wrap: str, groups: int
+) -> None:
+    net = torch.nn.ConvTranspose2d(4, 6, 3, groups=groups, bias=False)
+    net = getattr(torch.nn.utils.parametrizations, wrap)(net)
+    rows = znorm.Layout(net.named_parameters(), znorm.Centralize(), model=net).describe().rows
+    weight = next(row for row in rows if row["shape"] == (4, 6 // groups, 3, 3))
+    assert (weight["units"], weight["why"]) == (6, "Centralize by axis 1")
+
+
+def test_another_parameter_of_a_transposed_convolution_has_its_own_axis() -> None:
+    class Gated(torch.nn.ConvTranspose2d):
+        def __init__(self) -> None:
+            super().__init__(4, 6, 3, groups=2)
+            self.gate = torch.nn.Parameter(torch.zeros(3, 4))
+
+    net = Gated()
+    rows = znorm.Layout(net.named_parameters(), znorm.Centralize(), model=net).describe().rows
+    assert {row["name"]: row["units"] for row in rows} == {"weight": 6, "bias": 0, "gate": 3}

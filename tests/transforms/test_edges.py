@@ -198,11 +198,30 @@ def test_a_void_link_warns(first: Any) -> None:
         znorm.chain(first, znorm.ZNorm(scale=False))
 
 
+def test_a_link_ahead_of_clipping_by_value_is_not_void() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        znorm.chain(znorm.ClipNorm(1.0), znorm.ClipValue(0.1), znorm.ZNorm())
+
+
+def test_unit_norm_leaves_zeros_alone_without_an_epsilon_too() -> None:
+    gradient = torch.zeros(3, 4)
+    run(znorm.UnitNorm(eps=0), gradient)
+    assert not gradient.any()
+
+
+def test_a_bound_beyond_the_dtype_cuts_nothing_off() -> None:
+    gradient = torch.tensor([6e4, -1.0], dtype=torch.float16)
+    run(znorm.ClipValue(1e6), gradient)
+    assert gradient.tolist() == [torch.tensor(6e4, dtype=torch.float16).item(), -1.0]
+
+
 WRONG: list[tuple[Any, type[Exception], str]] = [
     (lambda: znorm.ZNorm(eps=-1), ValueError, "ZNorm: eps must be 0 or more, found -1"),
     (lambda: znorm.ZNorm(eps="x"), TypeError, "ZNorm: eps must be a number, found str 'x'"),
     (lambda: znorm.ZNorm(eps=True), TypeError, "eps must be a number"),
     (lambda: znorm.ZNorm(eps=math.nan), ValueError, "eps must be finite"),
+    (lambda: znorm.ZNorm(eps=10**400), ValueError, "eps must be finite"),
     (lambda: znorm.ZNorm(center=1), TypeError, "center must be True or False, found int 1"),
     (lambda: znorm.ZNorm(correction=2), ValueError, "correction must be 0 or 1, found 2"),
     (lambda: znorm.ZNorm(correction=True), TypeError, "correction must be 0 or 1"),

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
+from types import FrameType
 
-__all__ = ["main"]
+__all__ = ["INTERRUPTED", "main"]
+
+INTERRUPTED = "znorm: interrupted; the same command goes on where this stopped"
 
 
 def main() -> None:
     """Run the command line; without the lab's packages say how to get them."""
+    # Importing torch and the lab takes seconds, in which nothing is there to be saved yet and
+    # some modules swallow a KeyboardInterrupt: the process ends at once.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _leave)
     try:
         from znorm.lab.cli import run
     except ModuleNotFoundError as error:
@@ -19,7 +28,18 @@ def main() -> None:
             file=sys.stderr,
         )
         sys.exit(2)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, _interrupt)
     sys.exit(run(sys.argv[1:]))
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    os.write(2, f"{INTERRUPTED}\n".encode())
+    os._exit(130)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -16,6 +17,7 @@ from rich.table import Table as RichTable
 
 import znorm
 from znorm.lab import comparison
+from znorm.lab.__main__ import INTERRUPTED
 from znorm.lab.catalogue import KINDS, names
 from znorm.lab.errors import ConfigurationError, Interrupted, LabError
 from znorm.lab.progress import choose
@@ -37,10 +39,17 @@ class _Verbs(click.Group):
         return super().resolve_command(ctx, args)
 
 
-@click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=_Verbs,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 @click.version_option(znorm.__version__, prog_name="znorm")
-def cli() -> None:
+@click.pass_context
+def cli(context: click.Context) -> None:
     """Compare gradient methods, honestly: same weights, same batches, intervals over seeds."""
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
 
 
 @cli.command()
@@ -65,11 +74,15 @@ def compare(settings: tuple[str, ...], config: Path | None, **options: Any) -> i
     The same command again goes on where it was stopped.
     """
     choices = _from_file(config, {**options, "set": None}) if config else {}
+    choices = {key: value for key, value in choices.items() if value is not None}
     choices.update({key: value for key, value in options.items() if value is not None})
     choices["set"] = {**(choices.get("set") or {}), **_assignments(settings)}
     choices["methods"] = _listed(choices.get("methods"))
     choices["seeds"] = _numbers(choices.get("seeds", 3))
-    out = Path(choices.pop("out", "runs"))
+    out = choices.pop("out", "runs")
+    if not isinstance(out, str | Path):
+        raise ConfigurationError(f"out: expected a folder, found {out!r}")
+    out = Path(out)
     console = _console()
     runs = comparison.compare(
         **{key: value for key, value in choices.items() if value is not None},
@@ -153,19 +166,37 @@ def run(arguments: Sequence[str]) -> int:
         The exit code: 0 all done, 1 some runs failed or diverged, 2 bad configuration or usage,
         3 data missing or unreadable, 130 interrupted.
     """
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that cannot show a sign such as ± must not cost the result.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
-        code = cli.main(list(arguments), prog_name="znorm", standalone_mode=False)
+        with cli.make_context("znorm", list(arguments)) as context:
+            code = cli.invoke(context)
+        sys.stdout.flush()
+    except click.exceptions.Exit as finished:
+        return finished.exit_code
     except click.ClickException as error:
         return _fail(error.format_message(), 2)
     except LabError as error:
         return _fail(str(error), error.exit_code)
     except (Interrupted, KeyboardInterrupt, click.Abort):
-        return _fail("interrupted; the same command goes on where this stopped", 130)
+        print(INTERRUPTED, file=sys.stderr)
+        return 130
     except BrokenPipeError:
-        # Whoever read our output has gone; Python must not try to flush it again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return _reader_gone()
+    except SystemExit as error:
+        # rich turns a broken pipe into one.
+        if isinstance(error.__context__, BrokenPipeError):
+            return _reader_gone()
+        raise
     return code if isinstance(code, int) else 0
+
+
+def _reader_gone() -> int:
+    # Python must not try to flush the output again at exit.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
 
 
 def _fail(message: str, code: int) -> int:
@@ -174,7 +205,7 @@ def _fail(message: str, code: int) -> int:
 
 
 def _exit_code(runs: Sequence[Run]) -> int:
-    return int(any(one.status in ("diverged", "failed") for one in runs))
+    return int(any(one.status != "done" for one in runs))
 
 
 def _console(file: Any = None) -> Console:
@@ -190,7 +221,7 @@ def _read_mapping(path: Path) -> dict[str, Any]:
         content = yaml.safe_load(path.read_text())
     except OSError as error:
         raise ConfigurationError(f"{path}: cannot be read ({error.strerror})") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigurationError(f"{path}: not YAML or JSON ({error})") from None
     if not isinstance(content, dict):
         raise ConfigurationError(
@@ -220,7 +251,7 @@ def _assignments(settings: Sequence[str]) -> dict[str, Any]:
             raise ConfigurationError(f"--set {setting}: expected KEY=VALUE")
         try:
             values[key] = yaml.safe_load(text)
-        except yaml.YAMLError:
+        except (yaml.YAMLError, ValueError, RecursionError):
             raise ConfigurationError(f"--set {setting}: {text!r} is not a value") from None
     return values
 
@@ -232,7 +263,7 @@ def _listed(value: Any) -> list[str] | None:
 
 
 def _numbers(value: Any) -> int | list[int]:
-    if isinstance(value, int | list):
+    if isinstance(value, int | list) and not isinstance(value, bool):
         return value
     text = str(value)
     try:

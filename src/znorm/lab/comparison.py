@@ -35,8 +35,8 @@ def grid(
 
     Parameters
     ----------
-    methods : sequence of str or None
-        None for the six of the paper's tables.
+    methods : sequence of str, str or None
+        None for the six of the paper's tables; a string separated by commas is a list too.
     seeds : int or sequence of int
         N means 0 to N-1.
     choices : mapping
@@ -47,6 +47,8 @@ def grid(
     ConfigurationError
         Naming the argument that is not valid.
     """
+    if isinstance(methods, str):
+        methods = [name.strip() for name in methods.split(",") if name.strip()]
     chosen = list(METHODS) if methods is None else list(methods)
     if not chosen:
         raise ConfigurationError("methods: give at least one")
@@ -60,6 +62,8 @@ def grid(
 
 
 def _seeds(seeds: int | Sequence[int]) -> list[int]:
+    if isinstance(seeds, bool) or not isinstance(seeds, int | Sequence):
+        raise ConfigurationError(f"seeds: expected a number or a list of numbers, found {seeds!r}")
     numbers = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
     if not numbers:
         raise ConfigurationError(f"seeds: give at least one, found {seeds!r}")
@@ -148,6 +152,8 @@ def compare(
         **(set or {}),
     }
     specs = grid(methods, seeds, choices)
+    if Path(out).is_dir():
+        find(out)  # a folder that the report could not read is said before anything is trained
     runs = [Run.at(out, spec) for spec in specs]
     execute(runs, display or Silent())
     report(out)
@@ -252,6 +258,11 @@ def execute(runs: Sequence[Run], display: Display) -> None:
     datasets: dict[tuple[str, DataSpec], Dataset] = {}
     for one in runs:
         data = _dataset(one.spec, datasets)
+        if len(data.train) < 2 or not len(data.test):
+            raise ConfigurationError(
+                f"task {one.spec.task}: {len(data.train)} training and {len(data.test)} test "
+                "images are too few; lower data.validation or raise data.limit"
+            )
         # A model that cannot take these images is said before anything is trained.
         build(
             one.spec.model,
@@ -274,6 +285,10 @@ def execute(runs: Sequence[Run], display: Display) -> None:
                     if not mine:
                         display.run_ends(number, one, "another process is at it")
                         continue
+                    if one.result is not None:
+                        # It was, until a moment ago.
+                        display.run_ends(number, one, "finished by another process")
+                        continue
                     display.run_begins(number, one)
                     _work(one, datasets[one.spec.task, one.spec.data], display, stop)
                     display.run_ends(number, one)
@@ -288,8 +303,13 @@ def _work(one: Run, dataset: Dataset, display: Display, stop: Interruption) -> N
     try:
         watch = _Watch(one, display, stop)
         outcome = train(one.spec, dataset, watch, saved, one.save_checkpoint)
+    except DataError as error:
+        raise DataError(f"{one.folder}: {error}") from None
     except LabError:
         raise
+    except OSError as error:
+        # Of the disk or the terminal, not of the run, which can go on from its checkpoint.
+        raise DataError(f"{one.folder}: {error}") from error
     except Exception as error:
         # The grid goes on: one model that runs out of memory must not cost the others.
         text = " ".join(str(error).split()) or type(error).__name__

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+from rich.table import Column
 
 from znorm.lab.spec import RunSpec
 from znorm.lab.store import Run
@@ -114,10 +115,13 @@ class Terminal(Silent):
     def __init__(self, console: Console) -> None:
         self.console = console
         self.progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[note]}"),
+            # What counts first, so that a narrow terminal cuts off what counts least.
+            TextColumn("{task.description}", table_column=Column(no_wrap=True)),
+            MofNCompleteColumn(table_column=Column(no_wrap=True, min_width=5)),
+            BarColumn(bar_width=12),
+            TextColumn(
+                "{task.fields[note]}", table_column=Column(no_wrap=True, overflow="ellipsis")
+            ),
             console=console,
         )
         self.grid: TaskID | None = None
@@ -131,7 +135,7 @@ class Terminal(Silent):
 
     def run_begins(self, number: int, run: Run) -> None:
         steps = run.spec.epochs
-        self.current = self.progress.add_task(f"  {name(run)}, epoch", total=steps, note="")
+        self.current = self.progress.add_task(name(run), total=steps, note="")
 
     def step(self, spec: RunSpec, epoch: int, step: int, steps: int) -> None:
         assert self.grid is not None
@@ -144,9 +148,9 @@ class Terminal(Silent):
 
     def epoch(self, spec: RunSpec, entry: dict[str, Any]) -> None:
         assert self.current is not None
-        note = f"train loss {entry['train_loss']:.4f}"
+        note = f"loss {entry['train_loss']:.3f}"
         if "validation_accuracy" in entry:
-            note += f", validation accuracy {entry['validation_accuracy']:.3f}"
+            note += f", accuracy {entry['validation_accuracy']:.3f}"
         self.progress.update(self.current, completed=entry["epoch"], note=note)
 
     def run_ends(self, number: int, run: Run, note: str = "") -> None:

@@ -7,7 +7,14 @@ import json
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 from znorm.lab.errors import ConfigurationError
 from znorm.lab.methods import METHODS, OPTIMIZERS
@@ -18,6 +25,14 @@ from znorm.lab.training.device import resolve_device, resolve_precision
 from znorm.lab.training.sampler import AUGMENTATIONS
 
 __all__ = ["DataSpec", "RunSpec", "keys", "resolve"]
+
+
+_REGISTRIES: Mapping[str, Mapping[str, Any]] = {
+    "task": TASKS,
+    "model": MODELS,
+    "method": METHODS,
+    "optimizer": OPTIMIZERS,
+}
 
 
 class DataSpec(BaseModel):
@@ -75,11 +90,25 @@ class RunSpec(BaseModel):
     learning_rate: float = Field(gt=0, allow_inf_nan=False)
     epochs: int = Field(ge=1)
     batch_size: int = Field(ge=2)
-    seed: int = Field(ge=0)
+    seed: int = Field(ge=0, lt=2**63)
     precision: Literal["float32", "bfloat16"]
     device: Literal["cpu", "cuda", "mps"]
     deterministic: bool
     data: DataSpec
+
+    @field_validator("learning_rate", "epochs", "batch_size", "seed", mode="before")
+    @classmethod
+    def _number(cls, value: Any) -> Any:
+        if isinstance(value, bool):
+            raise ValueError("expected a number")
+        return value
+
+    @field_validator("task", "model", "method", "optimizer")
+    @classmethod
+    def _known(cls, value: str, info: ValidationInfo) -> str:
+        assert info.field_name is not None
+        lookup(info.field_name, value, _REGISTRIES[info.field_name])
+        return value
 
     def canonical(self, *, seed: bool = True) -> str:
         """JSON with sorted keys and no white space, with or without the seed."""
@@ -129,9 +158,8 @@ def resolve(choices: Mapping[str, Any]) -> RunSpec:
         "deterministic": False,
     }
     values.update({key: value for key, value in given.items() if value is not None})
-    lookup("model", values["model"], MODELS)
-    lookup("method", values["method"], METHODS)
-    lookup("optimizer", values["optimizer"], OPTIMIZERS)
+    for key, registry in _REGISTRIES.items():
+        lookup(key, values[key], registry)
     values["device"] = resolve_device(values["device"])
     values["precision"] = resolve_precision(values["precision"], values["device"])
     values["data"] = {"augment": task.augment, "validation": task.validation}

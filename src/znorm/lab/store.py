@@ -7,7 +7,7 @@ import os
 import platform
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 import znorm
-from znorm.lab.errors import DataError, DiskFullError, is_disk_full
+from znorm.lab.errors import DataError, DiskFullError, LabError, is_disk_full
 from znorm.lab.spec import RunSpec
 
 __all__ = ["Run", "find", "write_atomically"]
@@ -30,8 +30,11 @@ def write_atomically(path: Path, content: bytes) -> None:
     ------
     DiskFullError
         If no space is left; what stood at ``path`` still stands.
+    DataError
+        If it cannot be written for another reason.
     """
-    temporary = path.with_name(path.name + ".tmp")
+    # Of this process alone: two that write the same file must not share a half-written one.
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:
@@ -40,12 +43,17 @@ def write_atomically(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
-        if is_disk_full(error):
-            raise DiskFullError(
-                f"{path}: no space left on the disk; free some and give the same command again"
-            ) from error
-        raise
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise _cannot_write(path, error) from error
+
+
+def _cannot_write(path: Path, error: OSError) -> LabError:
+    if is_disk_full(error):
+        return DiskFullError(
+            f"{path}: no space left on the disk; free some and give the same command again"
+        )
+    return DataError(f"{path}: cannot be written ({error.strerror or error})")
 
 
 class Run:
@@ -98,6 +106,8 @@ class Run:
             return None
         except (OSError, ValueError) as error:
             raise DataError(f"{path}: cannot be read ({error}); move its folder away") from None
+        if not isinstance(content, dict) or not {"status", "metrics"} <= content.keys():
+            raise DataError(f"{path}: not the result of a run; move its folder away")
         return content
 
     @property
@@ -129,7 +139,7 @@ class Run:
         """One entry a finished epoch, from events.jsonl."""
         entries: dict[int, dict[str, Any]] = {}
         try:
-            lines = (self.folder / "events.jsonl").read_text().splitlines()
+            lines = (self.folder / "events.jsonl").read_text(errors="replace").splitlines()
         except FileNotFoundError:
             return []
         for line in lines:
@@ -137,7 +147,7 @@ class Run:
                 event = json.loads(line)
             except ValueError:
                 continue  # cut off by a kill; the run writes it again when it goes on
-            if event.get("event") == "epoch":
+            if isinstance(event, dict) and event.get("event") == "epoch" and "epoch" in event:
                 entries[event["epoch"]] = event
         return [entries[epoch] for epoch in sorted(entries)]
 
@@ -153,14 +163,13 @@ class Run:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             lock = self._lock()
-            lock.acquire(timeout=0)
+            # Not at once: another process that asks for the status holds it for a moment.
+            lock.acquire(timeout=1)
         except Timeout:
             yield False
             return
         except OSError as error:
-            if is_disk_full(error):
-                raise DiskFullError(f"{self.folder}: no space left on the disk") from error
-            raise DataError(f"{self.folder}: cannot be written ({error.strerror})") from None
+            raise _cannot_write(self.folder, error) from None
         try:
             yield True
         finally:
@@ -183,11 +192,20 @@ class Run:
         write_atomically(self.folder / "events.jsonl", b"")
 
     def checkpoint(self) -> bytes | None:
-        """The last checkpoint."""
+        """The last checkpoint.
+
+        Raises
+        ------
+        DataError
+            If it is there and cannot be read.
+        """
+        path = self.folder / "checkpoint.pt"
         try:
-            return (self.folder / "checkpoint.pt").read_bytes()
+            return path.read_bytes()
         except FileNotFoundError:
             return None
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read ({error.strerror})") from None
 
     def save_checkpoint(self, content: bytes) -> None:
         """Replace the last checkpoint."""
@@ -200,9 +218,7 @@ class Run:
             with open(path, "a") as file:
                 file.write(json.dumps(event) + "\n")
         except OSError as error:
-            if is_disk_full(error):
-                raise DiskFullError(f"{path}: no space left on the disk") from error
-            raise
+            raise _cannot_write(path, error) from error
 
     def finish(self, result: dict[str, Any]) -> None:
         """Write result.json, last of all: its being there means that the run has ended."""

@@ -12,7 +12,11 @@ def check_number(owner: str, name: str, value: object, *, above: float | None = 
     """Raise unless ``value`` is a finite number that is at least 0, or greater than ``above``."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{owner}: {name} must be a number, found {type(value).__name__} {value!r}")
-    if not math.isfinite(value):
+    try:
+        finite = math.isfinite(value)
+    except OverflowError:
+        finite = False
+    if not finite:
         raise ValueError(f"{owner}: {name} must be finite, found {value!r}")
     if above is None and value < 0:
         raise ValueError(f"{owner}: {name} must be 0 or more, found {value!r}")

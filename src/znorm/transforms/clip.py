@@ -59,7 +59,9 @@ class ClipValue:
         object.__setattr__(self, "select", freeze("ClipValue", self.select))
 
     def clamp_(self, gradient: Tensor) -> None:
-        gradient.clamp_(-self.threshold, self.threshold)
+        # A bound that the dtype cannot hold is no bound; torch refuses to convert it.
+        bound = min(float(self.threshold), torch.finfo(gradient.dtype).max)
+        gradient.clamp_(-bound, bound)
 
 
 @dataclass(frozen=True)

@@ -103,6 +103,8 @@ def chain(*transforms: Transform) -> Chain:
             raise TypeError(f"chain: argument {position}: {error}") from None
     for earlier, link in enumerate(flat):
         for later in flat[earlier + 1 :]:
+            if isinstance(later, ClipValue):
+                break  # what it cuts off depends on the scale
             if isinstance(link, ClipNorm | UnitNorm) and _sets_scale(later):
                 warnings.warn(
                     f"chain: {link!r} has no effect on the tensors that {later!r} acts on: "

@@ -123,4 +123,5 @@ class UnitNorm:
 
     def decide(self, moments: Moments) -> Affine:
         norm = moments.norm()
-        return Affine(torch.zeros_like(norm), 1 / (norm + self.eps))
+        scale = torch.where(norm == 0, 0.0, 1 / (norm + self.eps))
+        return Affine(torch.zeros_like(norm), scale)

@@ -70,7 +70,7 @@ class Dataset:
 
     def limited(self, limit: int | None) -> Dataset:
         """At most ``limit`` images in each part, and a note that says so."""
-        if limit is None:
+        if limit is None or limit >= max(map(len, (self.train, self.validation, self.test))):
             return self
         return Dataset(
             self.train.limited(limit),

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from znorm.lab.errors import DataError
+
 __all__ = ["Position", "dump", "hash_weights", "load"]
 
 
@@ -63,11 +65,24 @@ def dump(model: nn.Module, optimizer: torch.optim.Optimizer, position: Position)
 
 
 def load(content: bytes, model: nn.Module, optimizer: torch.optim.Optimizer) -> Position:
-    """Put a state back into the model, the optimizer and torch, and say where the run stands."""
-    state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    torch.set_rng_state(state["random"]["cpu"])
+    """Put a state back into the model, the optimizer and torch, and say where the run stands.
+
+    Raises
+    ------
+    DataError
+        If ``content`` is not the state of such a run.
+    """
+    try:
+        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        torch.set_rng_state(state["random"]["cpu"])
+    except Exception as error:
+        # A file that was cut off or replaced fails in many ways; all of them mean the same.
+        raise DataError(
+            "checkpoint.pt: not the state of this run "
+            f"({type(error).__name__}); move it away, and the run starts anew"
+        ) from None
     if torch.cuda.is_available() and state["random"]["cuda"]:
         torch.cuda.set_rng_state_all(state["random"]["cuda"])
     return Position(**state["position"])

@@ -57,7 +57,8 @@ class Outcome:
         Of the initial weights, the batches and the final weights.
     seconds : float
     diverged_step : int or None
-        The first step, from 1, whose loss or weights were not finite.
+        The first step, from 1, whose loss was not finite; the last of its epoch where only weights
+        or the evaluation at its end were not.
     """
 
     status: str
@@ -155,6 +156,9 @@ class _Loop:
                 **self._evaluate("test", self.pipeline.dataset.test),
                 "seconds": self._seconds(),
             }
+            if not all(map(math.isfinite, entry.values())):
+                # Running statistics overflowed: training goes on finite, evaluation does not.
+                return self._outcome("diverged", {}, (position.epoch + 1) * steps)
             position.history.append(entry)
             position.epoch, position.step, position.losses = position.epoch + 1, 0, []
             self._checkpoint()
