@@ -22,7 +22,7 @@ setup: .venv/.ready
 	@touch $@
 
 demo: setup
-	$(BIN)/znorm compare --out runs/demo
+	$(BIN)/znorm compare --seeds 2 --out runs/demo
 
 test: setup
 	$(BIN)/python -m pytest

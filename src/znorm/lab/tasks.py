@@ -41,8 +41,9 @@ TASKS: Mapping[str, Task] = {
         about="built in: 1,914 real pathology patches of 32x32 pixels, tumour or not",
         load=pcam_mini.load,
         model="resnet20",
-        epochs=8,
-        batch_size=64,
+        # Small batches: as many steps in 4 epochs as batches of 64 take in 8, and as accurate.
+        epochs=4,
+        batch_size=32,
         learning_rate=1e-3,
         # Without it a net hardly beats colour statistics on so few patches.
         augment="dihedral",
