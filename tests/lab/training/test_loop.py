@@ -78,9 +78,9 @@ def test_weights_equal_those_of_a_plain_loop_to_the_bit(method: str) -> None:
     decay = METHODS[method].weight_decay
     optimizer: torch.optim.Optimizer
     if decay:
-        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=decay)
+        optimizer = torch.optim.AdamW(model.parameters(), 1e-3, weight_decay=decay, fused=True)
     else:
-        optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+        optimizer = torch.optim.Adam(model.parameters(), 1e-3, fused=True)
     transform = METHODS[method].transform
     if transform is not None:
         import znorm
