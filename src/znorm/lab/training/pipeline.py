@@ -72,5 +72,6 @@ class Pipeline:
         ]
 
     def _normalized(self, images: Tensor) -> Tensor:
-        wide = images.to(self.device, torch.float32, copy=True, memory_format=torch.channels_last)
-        return wide.sub_(self._shift).mul_(self._factor)
+        # Channels last at the end: broadcasting over channels is three times slower there.
+        wide = images.to(self.device, torch.float32, copy=True).sub_(self._shift).mul_(self._factor)
+        return wide.contiguous(memory_format=torch.channels_last)

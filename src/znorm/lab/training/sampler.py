@@ -17,6 +17,21 @@ __all__ = ["AUGMENTATIONS", "augment_", "batches", "order"]
 
 AUGMENTATIONS = ("none", "dihedral")
 
+# Each turn as three steps that are taken or not: transpose, mirror left to right, upend. Number
+# k + 4 f is k quarter turns counter-clockwise, then a mirror if f.
+_STEPS = torch.tensor(
+    [
+        [False, False, False],
+        [True, False, True],
+        [False, True, True],
+        [True, True, False],
+        [False, True, False],
+        [True, True, True],
+        [False, False, True],
+        [True, False, False],
+    ]
+)
+
 Words = npt.NDArray[np.uint64]
 
 
@@ -70,8 +85,8 @@ def augment_(images: Tensor, kind: str, seed: int, epoch: int, index: Tensor) ->
     if kind == "none":
         return
     choice = torch.from_numpy((draws(seed, epoch, index) & np.uint64(7)).astype(np.int64))
-    for number in range(1, 8):
-        where = (choice == number).nonzero().flatten()
-        if len(where):
-            turned = torch.rot90(images[where], number & 3, (2, 3))
-            images[where] = turned.flip(3) if number & 4 else turned
+    # On the whole batch, since eight small groups take three times as long.
+    transposed, mirrored, upended = _STEPS[choice].T[:, :, None, None, None]
+    turned = torch.where(transposed, images.transpose(2, 3), images)
+    turned = torch.where(mirrored, turned.flip(3), turned)
+    torch.where(upended, turned.flip(2), turned, out=images)
