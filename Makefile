@@ -41,6 +41,7 @@ format: setup
 
 bench: setup
 	$(BIN)/python benchmarks/loop.py
+	$(BIN)/python benchmarks/data.py
 
 floor:
 	@test -x .venv-floor/bin/python || $(PYTHON) -m venv .venv-floor

@@ -21,7 +21,8 @@ import torch
 from torch.nn import functional as F
 
 from znorm.lab import models, tasks
-from znorm.lab.methods import METHODS, make_optimizer
+from znorm.lab.methods import make_transform
+from znorm.lab.optimizers import make_optimizer
 from znorm.lab.spec import resolve
 from znorm.lab.training.checkpoint import Position
 from znorm.lab.training.loop import _Loop
@@ -46,15 +47,19 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
 
-    spec = resolve({"model": options.model, "method": options.method, "device": "cpu"})
-    dataset = tasks.load(spec.task, validation=spec.data.validation, limit=640)
+    choices = {"model": options.model, "method": options.method, "device": "cpu"}
+    spec = resolve({**choices, "data.limit": 640})
+    dataset = tasks.load(spec.task, spec.data)
     device = torch.device("cpu")
 
     def fresh() -> tuple[torch.nn.Module, torch.optim.Optimizer]:
         torch.manual_seed(0)
         model = models.build(spec.model, channels=3, classes=2, image_size=32)
         model = model.to(memory_format=torch.channels_last)
-        optimizer = make_optimizer(spec.optimizer, METHODS[spec.method], model, 1e-3)
+        transform = make_transform(spec.transform)
+        optimizer = make_optimizer(
+            spec.optimizer, spec.optimizer_options, 0.0, transform, model, spec.learning_rate
+        )
         return model.train(), optimizer
 
     pipeline = Pipeline(dataset, spec.data.augment, 0, device)
@@ -67,7 +72,7 @@ def main() -> None:
         begun = time.perf_counter()
         for batch in ready:
             with torch.autocast("cpu", torch.bfloat16, enabled=spec.precision == "bfloat16"):
-                loss = F.cross_entropy(bare_model(batch.images), batch.labels)
+                loss = F.cross_entropy(bare_model(batch.images), batch.targets)
             bare_optimizer.zero_grad()
             loss.backward()
             bare_optimizer.step()
@@ -94,8 +99,8 @@ def main() -> None:
     ratios = sorted(mine / theirs for mine, theirs in pairs)
 
     begun = time.perf_counter()
-    loop._evaluate("validation", dataset.validation)
-    loop._evaluate("test", dataset.test)
+    loop._evaluate("validation")
+    loop._evaluate("test")
     evaluation = time.perf_counter() - begun
     quartiles = statistics.quantiles(ratios, n=4)
     result = {

@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -18,6 +19,7 @@ from znorm.lab.datasets import Part
 from znorm.lab.floor import floor
 from znorm.lab.progress import Silent, Terminal
 from znorm.lab.reporting.tables import gather
+from znorm.lab.spec import resolve
 from znorm.lab.store import Run, find
 
 SMALL: dict[str, Any] = {
@@ -167,7 +169,7 @@ def test_the_difference_pairs_runs_of_one_seed_and_has_the_sign_of_the_gain(
 
 
 def test_the_floor_is_fitted_on_the_training_part_alone(tmp_path: Path) -> None:
-    data = tasks.load("pcam_mini", validation=0.15, limit=60)
+    data = tasks.load("pcam_mini", resolve({"data.limit": 60}).data)
     shuffled = Part(data.test.images, 1 - data.test.labels)
     spec = comparison.grid(["baseline"], 1, {})[0]
     one = floor(tmp_path / "one", spec, data)["metrics"]
@@ -302,7 +304,7 @@ def test_a_folder_that_is_no_run_is_named_before_anything_is_trained(tmp_path: P
 
 
 def test_a_limit_that_cuts_nothing_is_not_said() -> None:
-    whole = tasks.load("pcam_mini", validation=0.15, limit=5000)
+    whole = tasks.load("pcam_mini", resolve({"data.limit": 5000}).data)
     assert not [note for note in whole.notes if note.startswith("Limited")]
 
 
@@ -326,3 +328,68 @@ def test_a_terminal_of_any_width_shows_the_counts_and_the_time_left(
     assert "1/1" in text
     assert "left" in text
     assert "loss 0.5" in text
+
+
+def test_two_definitions_of_one_method_are_never_one_row(tmp_path: Path) -> None:
+    one = {"name": "mine", "transform": ["ZNorm"]}
+    two = {"name": "mine", "transform": [{"ClipNorm": {"threshold": 1e-3}}]}
+    with pytest.raises(lab.ConfigurationError, match="methods: mine is there twice and differs"):
+        lab.compare(methods=[one, two], seeds=1, out=tmp_path, **SMALL)
+    for method in (one, two):
+        lab.compare(methods=["baseline", method], seeds=1, out=tmp_path, **SMALL)
+    (table,) = gather(tmp_path, find(tmp_path))
+    assert [row.label[:6] for row in table.rows] == ["Baseli", "mine (", "mine ("]
+    assert all(len(row.cells[0].values) == 1 for row in table.rows)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
+def test_a_method_with_a_decay_stands_in_the_same_table(tmp_path: Path, optimizer: str) -> None:
+    lab.compare(
+        methods=["baseline", "weight_decay_1e-3"],
+        seeds=1,
+        optimizer=optimizer,
+        out=tmp_path,
+        **SMALL,
+    )
+    (table,) = gather(tmp_path, find(tmp_path))
+    assert table.rows[1].difference is not None
+
+
+def test_results_are_shown_though_their_images_are_gone(
+    compared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(name: str, data: Any) -> Any:
+        raise lab.DataError("pcam_mini: no data in /nowhere")
+
+    monkeypatch.setattr(tasks, "load", gone)
+    copy = tmp_path / "copy"
+    shutil.copytree(compared, copy)
+    text = lab.report(copy).read_text()
+    assert "The images are not here: pcam_mini: no data in /nowhere" in text
+    assert "Baseline" in text
+
+
+def test_a_model_of_the_users_own_that_does_not_fit_is_refused_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own_nets.py").write_text(
+        "from torch import nn\n"
+        "def mask(channels, classes, image_size): return nn.Conv2d(channels, classes, 1)\n"
+        "def pooled(channels, classes, image_size):\n"
+        "    return nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(),\n"
+        "                         nn.Linear(16 * channels, classes))\n"
+    )
+    out = tmp_path / "runs"
+    with pytest.raises(lab.ConfigurationError, match=r"needs outputs of shape \(2, 2\)"):
+        lab.compare(methods=["znorm"], seeds=1, model="own_nets:mask", out=out, **SMALL)
+    assert not out.exists()
+    (one,) = lab.compare(methods=["znorm"], seeds=1, model="own_nets:pooled", out=out, **SMALL)
+    assert one.status == "done"
+
+
+def test_workers_are_checked_before_anything_is_written(tmp_path: Path) -> None:
+    for wrong in (-1, "abc", 1.5):
+        with pytest.raises(lab.ConfigurationError, match="workers: expected a whole number"):
+            lab.compare(methods=["znorm"], seeds=1, workers=wrong, out=tmp_path / "r", **SMALL)
+    assert not (tmp_path / "r").exists()

@@ -12,7 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from znorm.lab import metrics, models
+    from znorm.lab import data, metrics, models
     from znorm.lab.catalogue import names
     from znorm.lab.comparison import compare, report, run, status
     from znorm.lab.errors import ConfigurationError, DataError, DiskFullError, Interrupted
@@ -27,6 +27,7 @@ __all__ = [
     "Run",
     "RunSpec",
     "compare",
+    "data",
     "metrics",
     "models",
     "names",
@@ -39,6 +40,7 @@ __all__ = [
 _HOMES = {
     "catalogue": ("names",),
     "comparison": ("compare", "report", "run", "status"),
+    "data": ("data",),
     "errors": ("ConfigurationError", "DataError", "DiskFullError", "Interrupted"),
     "metrics": ("metrics",),
     "models": ("models",),

@@ -11,7 +11,13 @@ __all__ = ["KINDS", "names"]
 
 KINDS = {
     "tasks": {name: task.about for name, task in TASKS.items()},
-    "models": {name: family.about for name, family in MODELS.items()},
+    "models": {
+        **{name: family.about for name, family in MODELS.items()},
+        "timm:NAME": "any classifier of timm",
+        "torchvision:NAME": "any classifier of torchvision",
+        "smp:ARCH/ENCODER": "any segmenter of segmentation_models_pytorch",
+        "PACKAGE.MODULE:FUNCTION": "your own, called with channels, classes and image_size",
+    },
     "methods": {name: method.about for name, method in METHODS.items()},
 }
 
@@ -31,7 +37,7 @@ def names(kind: str) -> dict[str, str]:
     Examples
     --------
     >>> from znorm import lab
-    >>> list(lab.names("models"))
-    ['resnet20', 'resnet56']
+    >>> list(lab.names("tasks"))
+    ['pcam_mini', 'phantom', 'cifar10', 'patchcamelyon', 'lgg_mri']
     """
     return dict(lookup("kind", kind, KINDS))

@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 import znorm
-from znorm.lab import comparison
+from znorm.lab import comparison, data
 from znorm.lab.__main__ import INTERRUPTED
 from znorm.lab.catalogue import KINDS, names
 from znorm.lab.errors import ConfigurationError, Interrupted, LabError
@@ -26,6 +28,17 @@ from znorm.lab.reporting.tables import gather, on_terminal
 from znorm.lab.store import Run
 
 __all__ = ["cli", "run"]
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML whose numbers are those of version 1.2: 1e-3 is one, with PyYAML a text."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$"),
+    list("-+.0123456789"),
+)
 
 
 class _Verbs(click.Group):
@@ -58,9 +71,12 @@ def cli(context: click.Context) -> None:
 @click.option("--methods", help="Separated by commas.  [default: the six of the paper's tables]")
 @click.option("--seeds", help="N for seeds 0 to N-1, or a list such as 0,3,7.  [default: 3]")
 @click.option("--epochs", type=int, help="[default: the task's]")
-@click.option("--optimizer", help="adam or adamw.  [default: adam]")
+@click.option("--optimizer", help="adam, adamw, sgd, rmsprop or a class.  [default: adam]")
 @click.option("--lr", type=float, help="Learning rate.  [default: the task's]")
+@click.option("--schedule", help="constant, cosine or multistep:30,35.  [default: the task's]")
 @click.option("--batch-size", type=int, help="[default: the task's]")
+@click.option("--micro-batch", type=int, help="Images that are in memory at once.")
+@click.option("--workers", type=int, help="Threads that read ahead.  [default: as the set needs]")
 @click.option("--device", help="auto, cpu, cuda or mps.  [default: auto]")
 @click.option("--precision", help="auto, float32 or bfloat16.  [default: auto, the faster]")
 @click.option("--deterministic", is_flag=True, default=None, help="Deterministic algorithms only.")
@@ -98,9 +114,11 @@ def compare(settings: tuple[str, ...], config: Path | None, **options: Any) -> i
 @cli.command("run")
 @click.argument("spec", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), default=Path("runs"), show_default=True)
-def run_one(spec: Path, out: Path) -> int:
+@click.option("--workers", type=int, help="Threads that read ahead.  [default: as the set needs]")
+def run_one(spec: Path, out: Path, workers: int | None) -> int:
     """Train the one run that SPEC (JSON or YAML) describes, or go on with it."""
-    one = comparison.run(_read_mapping(spec), out=out, display=choose(_console(sys.stderr)))
+    display = choose(_console(sys.stderr))
+    one = comparison.run(_read_mapping(spec), out=out, workers=workers, display=display)
     click.echo(one.folder)
     return _exit_code([one])
 
@@ -155,6 +173,72 @@ def list_names(kind: str, as_json: bool) -> int:
     for name, about in found.items():
         click.echo(f"{name.ljust(width)}  {about}")
     return 0
+
+
+@cli.group("data", cls=_Verbs)
+def data_sets() -> None:
+    """Public data sets: what is there, fetch them, check them."""
+
+
+@data_sets.command("list")
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def data_list(as_json: bool) -> int:
+    """Say what is there of each set, where, and how large it is."""
+    rows = data.listing()
+    if as_json:
+        click.echo(json.dumps(rows, indent=2))
+        return 0
+    table = RichTable()
+    for title in ("set", "there", "size", "folder", "about"):
+        table.add_column(title, overflow="fold")
+    for row in rows:
+        there = row["state"] + (f": {row['found']}" if row["found"] else "")
+        size = f"{row['bytes'] / 1e6:,.0f} MB" if row["bytes"] else ""
+        table.add_row(row["name"], there, size, row["folder"] or "", row["about"])
+    _console().print(table)
+    return 0
+
+
+@data_sets.command("get")
+@click.argument("name")
+def data_get(name: str) -> int:
+    """Download a set, verify it, and put it where tasks look for it."""
+    said = 0.0
+
+    def progress(file: str, done: int, total: int | None) -> None:
+        nonlocal said
+        if time.monotonic() - said > 1 or done == total:
+            said = time.monotonic()
+            of = f" of {total / 1e6:,.0f}" if total else ""
+            click.echo(f"{file}: {done / 1e6:,.0f}{of} MB", err=True)
+
+    return _verified(data.get(name, progress), as_json=False)
+
+
+@data_sets.command("verify")
+@click.argument("names", nargs=-1)
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def data_verify(names: tuple[str, ...], as_json: bool) -> int:
+    """Check sets in depth: known hashes, then every image and label.
+
+    Without NAMES, every set of which something is there. Exit code 3 if one is wrong, or missing
+    though it was named.
+    """
+    return _verified(data.verify(names or None), as_json=as_json)
+
+
+def _verified(rows: list[dict[str, Any]], *, as_json: bool) -> int:
+    if as_json:
+        click.echo(json.dumps(rows, indent=2))
+    for row in rows:
+        if not as_json:
+            parts = ", ".join(f"{name} {count:,}" for name, count in row["images"].items())
+            found = "; ".join(text for text in (row["found"], parts) if text)
+            hashes = f"; {len(row['verified'])} files by hash" if row["verified"] else ""
+            click.echo(f"{row['name']}: {row['state']}" + (f" ({found}{hashes})" if found else ""))
+        for problem in row["problems"]:
+            print("znorm: " + " ".join(problem.split()), file=sys.stderr)
+    return 3 if any(row["problems"] for row in rows) else 0
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -218,7 +302,7 @@ def _console(file: Any = None) -> Console:
 def _read_mapping(path: Path) -> dict[str, Any]:
     """A YAML or JSON file that holds keys and values."""
     try:
-        content = yaml.safe_load(path.read_text())
+        content = yaml.load(path.read_text(), _Loader)
     except OSError as error:
         raise ConfigurationError(f"{path}: cannot be read ({error.strerror})") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
@@ -250,13 +334,13 @@ def _assignments(settings: Sequence[str]) -> dict[str, Any]:
         if not equals or not key:
             raise ConfigurationError(f"--set {setting}: expected KEY=VALUE")
         try:
-            values[key] = yaml.safe_load(text)
+            values[key] = yaml.load(text, _Loader)
         except (yaml.YAMLError, ValueError, RecursionError):
             raise ConfigurationError(f"--set {setting}: {text!r} is not a value") from None
     return values
 
 
-def _listed(value: Any) -> list[str] | None:
+def _listed(value: Any) -> list[Any] | None:
     if value is None or isinstance(value, list):
         return value
     return [part.strip() for part in str(value).split(",") if part.strip()]

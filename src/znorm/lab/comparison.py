@@ -7,16 +7,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from znorm.lab import tasks
+import torch
+
+from znorm.lab import models, tasks
 from znorm.lab.datasets import Dataset
 from znorm.lab.errors import ConfigurationError, DataError, Interrupted, LabError
 from znorm.lab.floor import floor
-from znorm.lab.methods import METHODS
-from znorm.lab.models import build
+from znorm.lab.methods import PUBLISHED
 from znorm.lab.progress import Display, Silent
-from znorm.lab.registry import lookup
+from znorm.lab.registry import unknown
 from znorm.lab.reporting.page import write_page
-from znorm.lab.spec import DataSpec, RunSpec, resolve
+from znorm.lab.spec import RunSpec, resolve
 from znorm.lab.store import Run, find
 from znorm.lab.training.interruption import Interruption
 from znorm.lab.training.loop import train
@@ -27,7 +28,9 @@ PathLike: TypeAlias = str | os.PathLike[str]
 
 
 def grid(
-    methods: Sequence[str] | None, seeds: int | Sequence[int], choices: Mapping[str, Any]
+    methods: Sequence[str | Mapping[str, Any]] | str | None,
+    seeds: int | Sequence[int],
+    choices: Mapping[str, Any],
 ) -> list[RunSpec]:
     """The specifications of a comparison.
 
@@ -35,8 +38,9 @@ def grid(
 
     Parameters
     ----------
-    methods : sequence of str, str or None
-        None for the six of the paper's tables; a string separated by commas is a list too.
+    methods : sequence of str or mapping, str or None
+        None for the six of the paper's tables; a string separated by commas is a list too. A
+        mapping is a method of the user's own: ``name``, ``transform`` and ``weight_decay``.
     seeds : int or sequence of int
         N means 0 to N-1.
     choices : mapping
@@ -49,24 +53,56 @@ def grid(
     """
     if isinstance(methods, str):
         methods = [name.strip() for name in methods.split(",") if name.strip()]
-    chosen = list(METHODS) if methods is None else list(methods)
+    chosen = [_method(method) for method in (PUBLISHED if methods is None else methods)]
+    for number, method in enumerate(chosen):
+        for other in chosen[:number]:
+            if method["method"] == other["method"] and method != other:
+                raise ConfigurationError(
+                    f"methods: {method['method']} is there twice and differs; give one another name"
+                )
     if not chosen:
         raise ConfigurationError("methods: give at least one")
-    for method in chosen:
-        lookup("method", method, METHODS)
-    for key in ("method", "seed"):
-        if key in choices:
-            raise ConfigurationError(f"set: {key} is what a comparison varies; use {key}s")
-    unique = dict.fromkeys((seed, method) for seed in _seeds(seeds) for method in chosen)
-    return [resolve({**choices, "method": method, "seed": seed}) for seed, method in unique]
+    for key in ("method", "seed", "transform", "weight_decay"):
+        if choices.get(key) is not None:
+            use = "seeds" if key == "seed" else "methods"
+            raise ConfigurationError(f"set: {key} is what a comparison varies; use {use}")
+    specs: dict[str, RunSpec] = {}
+    for seed in _seeds(seeds):
+        for method in chosen:
+            spec = resolve({**choices, **method, "seed": seed})
+            if not specs:
+                # What follows from the files that are there is worked out once.
+                content = spec.data.model_dump(mode="json")
+                choices = {k: v for k, v in choices.items() if not k.startswith("data")}
+                choices["data"] = content
+            specs.setdefault(spec.canonical(), spec)
+    return list(specs.values())
+
+
+def _method(given: str | Mapping[str, Any]) -> dict[str, Any]:
+    if not isinstance(given, Mapping):
+        return {"method": given}
+    for key in given:
+        if key not in ("name", "transform", "weight_decay"):
+            raise unknown("key of a method", key, ("name", "transform", "weight_decay"))
+    if not isinstance(given.get("name"), str):
+        raise ConfigurationError(f"methods: a method of your own needs a name, found {given!r}")
+    transform = given.get("transform")
+    return {
+        "method": given["name"],
+        "transform": () if transform is None else transform,
+        "weight_decay": given.get("weight_decay"),
+    }
 
 
 def _seeds(seeds: int | Sequence[int]) -> list[int]:
     if isinstance(seeds, bool) or not isinstance(seeds, int | Sequence):
         raise ConfigurationError(f"seeds: expected a number or a list of numbers, found {seeds!r}")
-    numbers = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
+    numbers = list(range(min(seeds, 10_001))) if isinstance(seeds, int) else list(seeds)
     if not numbers:
         raise ConfigurationError(f"seeds: give at least one, found {seeds!r}")
+    if len(numbers) > 10_000:
+        raise ConfigurationError(f"seeds: {len(numbers):,} are too many")
     for seed in numbers:
         if not isinstance(seed, int) or seed < 0:
             raise ConfigurationError(f"seeds: expected whole numbers from 0, found {seed!r}")
@@ -77,17 +113,20 @@ def compare(
     *,
     task: str = "pcam_mini",
     model: str | None = None,
-    methods: Sequence[str] | None = None,
+    methods: Sequence[str | Mapping[str, Any]] | str | None = None,
     seeds: int | Sequence[int] = 3,
     epochs: int | None = None,
-    optimizer: str = "adam",
+    optimizer: str | Mapping[str, Any] = "adam",
     lr: float | None = None,
+    schedule: str | None = None,
     batch_size: int | None = None,
+    micro_batch: int | None = None,
     device: str = "auto",
     precision: str = "auto",
     deterministic: bool = False,
     limit: int | None = None,
     set: Mapping[str, Any] | None = None,
+    workers: int | None = None,
     out: PathLike = "runs",
     display: Display | None = None,
 ) -> list[Run]:
@@ -100,20 +139,29 @@ def compare(
     ----------
     task, model : str
         Names that :func:`znorm.lab.names` lists; by default the built-in data and its model.
-    methods : sequence of str, optional
-        By default the six of the paper's tables.
+    methods : sequence of str or mapping, optional
+        By default the six of the paper's tables. A mapping is a method of your own: ``name``,
+        ``transform`` (such as ``[{"ClipValue": {"threshold": 0.1}}, "ZNorm"]``), ``weight_decay``.
     seeds : int or sequence of int
         N means 0 to N-1.
-    epochs, lr, batch_size : optional
+    epochs, lr, schedule, batch_size : optional
         By default the task's.
-    optimizer, device, precision : str
+    micro_batch : int, optional
+        Images that are in memory at once; gradients of a batch's pieces add up.
+    optimizer : str or mapping
+        "adam", "adamw", "sgd", "rmsprop", or any class as "torch.optim.NAdam"; a mapping has
+        ``name`` and the class's arguments.
+    device, precision : str
         ``auto`` takes what is fastest on this machine.
     deterministic : bool
         Ask torch for deterministic algorithms.
     limit : int, optional
         At most so many images of each part; the page then says so.
     set : mapping, optional
-        Further keys of the specification, such as ``{"data.augment": "none"}``.
+        Further keys of the specification, such as ``{"data.augment": "none"}`` or
+        ``{"model_options.stem": "cifar"}``.
+    workers : int, optional
+        Threads that read ahead, of a set that does not fit in memory.
     out : path
         Where run folders and the report go.
     display : Display, optional
@@ -144,7 +192,9 @@ def compare(
         "epochs": epochs,
         "optimizer": optimizer,
         "learning_rate": lr,
+        "schedule": schedule,
         "batch_size": batch_size,
+        "micro_batch": micro_batch,
         "device": device,
         "precision": precision,
         "deterministic": deterministic,
@@ -155,13 +205,17 @@ def compare(
     if Path(out).is_dir():
         find(out)  # a folder that the report could not read is said before anything is trained
     runs = [Run.at(out, spec) for spec in specs]
-    execute(runs, display or Silent())
+    execute(runs, display or Silent(), workers)
     report(out)
     return runs
 
 
 def run(
-    spec: RunSpec | Mapping[str, Any], *, out: PathLike = "runs", display: Display | None = None
+    spec: RunSpec | Mapping[str, Any],
+    *,
+    out: PathLike = "runs",
+    workers: int | None = None,
+    display: Display | None = None,
 ) -> Run:
     """Train the one run that a specification describes, or go on with it.
 
@@ -170,6 +224,7 @@ def run(
     spec : RunSpec or mapping
         Keys as in spec.json; what is missing takes the task's defaults.
     out : path
+    workers : int, optional
     display : Display, optional
 
     Raises
@@ -179,7 +234,7 @@ def run(
     """
     resolved = spec if isinstance(spec, RunSpec) else resolve(spec)
     one = Run.at(out, resolved)
-    execute([one], display or Silent())
+    execute([one], display or Silent(), workers)
     return one
 
 
@@ -199,11 +254,18 @@ def report(out: PathLike = "runs") -> Path:
     runs = find(out)
     if not runs:
         raise DataError(f"{out}: no runs in it; znorm compare makes some")
-    datasets: dict[tuple[str, DataSpec], Dataset] = {}
+    datasets: dict[str, Dataset | DataError] = {}
     for one in runs:
-        _dataset(one.spec, datasets)
-    for one in runs:
-        floor(out, one.spec, datasets[one.spec.task, one.spec.data])
+        key = _key(one.spec)
+        if key not in datasets:
+            # Results that are there are shown, whether or not their images are.
+            try:
+                datasets[key] = tasks.load(one.spec.task, one.spec.data)
+            except DataError as error:
+                datasets[key] = error
+        held = datasets[key]
+        if isinstance(held, Dataset):
+            floor(out, one.spec, held)
     return write_page(Path(out), runs, datasets)
 
 
@@ -253,9 +315,11 @@ class _Watch:
         return self.stop.requested
 
 
-def execute(runs: Sequence[Run], display: Display) -> None:
+def execute(runs: Sequence[Run], display: Display, workers: int | None = None) -> None:
     """Train what is not finished yet, in order."""
-    datasets: dict[tuple[str, DataSpec], Dataset] = {}
+    if workers is not None and (not isinstance(workers, int) or workers < 0):
+        raise ConfigurationError(f"workers: expected a whole number from 0, found {workers!r}")
+    datasets: dict[str, Dataset] = {}
     for one in runs:
         data = _dataset(one.spec, datasets)
         if len(data.train) < 2 or not len(data.test):
@@ -264,12 +328,16 @@ def execute(runs: Sequence[Run], display: Display) -> None:
                 "images are too few; lower data.validation or raise data.limit"
             )
         # A model that cannot take these images is said before anything is trained.
-        build(
+        models.check(
             one.spec.model,
-            channels=data.train.images.shape[1],
-            classes=len(data.classes),
-            image_size=min(data.train.images.shape[2:]),
+            channels=data.channels,
+            classes=data.outputs,
+            image_size=data.image_size,
+            **one.spec.model_options,
         )
+    for content, one in {_model(one.spec): one for one in runs}.items():
+        if models.is_external(content[0]):
+            _try_model(one.spec, _dataset(one.spec, datasets))
     for one in runs:
         one.announce()
     with Interruption() as stop:
@@ -290,19 +358,44 @@ def execute(runs: Sequence[Run], display: Display) -> None:
                         display.run_ends(number, one, "finished by another process")
                         continue
                     display.run_begins(number, one)
-                    _work(one, datasets[one.spec.task, one.spec.data], display, stop)
+                    _work(one, _dataset(one.spec, datasets), display, stop, workers)
                     display.run_ends(number, one)
         finally:
             display.end()
 
 
-def _work(one: Run, dataset: Dataset, display: Display, stop: Interruption) -> None:
+def _model(spec: RunSpec) -> tuple[str, str, str]:
+    return spec.model, repr(sorted(spec.model_options.items())), _key(spec)
+
+
+def _try_model(spec: RunSpec, data: Dataset) -> None:
+    """Build a model of another library, and see that what it gives fits the task."""
+    model = models.build(
+        spec.model,
+        channels=data.channels,
+        classes=data.outputs,
+        image_size=data.image_size,
+        **spec.model_options,
+    ).eval()
+    with torch.no_grad():
+        shape = tuple(model(torch.zeros(2, data.channels, *data.image_size)).shape)
+    wanted = (2, data.outputs, *data.image_size) if data.train.has_masks else (2, data.outputs)
+    if shape != wanted:
+        raise ConfigurationError(
+            f"model {spec.model}: task {spec.task} needs outputs of shape {wanted} for two images, "
+            f"found {shape}"
+        )
+
+
+def _work(
+    one: Run, dataset: Dataset, display: Display, stop: Interruption, workers: int | None
+) -> None:
     saved = one.checkpoint()
     one.begin()
     stop.deferring = True
     try:
         watch = _Watch(one, display, stop)
-        outcome = train(one.spec, dataset, watch, saved, one.save_checkpoint)
+        outcome = train(one.spec, dataset, watch, saved, one.save_checkpoint, workers)
     except DataError as error:
         raise DataError(f"{one.folder}: {error}") from None
     except LabError:
@@ -327,11 +420,17 @@ def _work(one: Run, dataset: Dataset, display: Display, stop: Interruption) -> N
     }
     if outcome.diverged_step is not None:
         result["diverged_step"] = outcome.diverged_step
+    if outcome.cases is not None:
+        one.save_cases(outcome.cases)
     one.finish(result)
 
 
-def _dataset(spec: RunSpec, known: dict[tuple[str, DataSpec], Dataset]) -> Dataset:
-    key = (spec.task, spec.data)
+def _dataset(spec: RunSpec, known: dict[str, Dataset]) -> Dataset:
+    key = _key(spec)
     if key not in known:
-        known[key] = tasks.load(spec.task, validation=spec.data.validation, limit=spec.data.limit)
+        known[key] = tasks.load(spec.task, spec.data)
     return known[key]
+
+
+def _key(spec: RunSpec) -> str:
+    return f"{spec.task} {spec.data.key}"

@@ -1,35 +1,65 @@
-"""A trivial floor: colour statistics and logistic regression. A net that does not beat it has
-learned nothing of what is in the picture."""
+"""A trivial floor for each kind of task: a net that does not beat it has learned little.
+
+For classes, colour statistics and logistic regression; for masks, the best threshold of one
+channel.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
 from znorm.lab.datasets import Dataset, Part
+from znorm.lab.metrics import Counts, count
 from znorm.lab.spec import RunSpec
 from znorm.lab.store import write_atomically
+from znorm.lab.tasks import TASKS
 
-__all__ = ["ABOUT", "floor", "folder"]
+__all__ = ["FLOORS", "Floor", "floor", "folder"]
 
-ABOUT = (
-    "logistic regression, classes weighted equally, on the mean, standard deviation and quantiles "
-    "(5, 25, 50, 75 and 95 %) of each image's colour channels"
-)
+# Training images that the logistic regression is fitted on: more hardly change it.
+LARGEST = 10_000
+
+
+class Floor:
+    """What a floor is called, and what it is in a sentence."""
+
+    def __init__(self, name: str, label: str, about: str) -> None:
+        self.name, self.label, self.about = name, label, about
+
+
+FLOORS: Mapping[str, Floor] = {
+    "classes": Floor(
+        "colour_statistics",
+        "colour statistics",
+        "logistic regression, classes weighted equally, on the mean, standard deviation and "
+        "quantiles (5, 25, 50, 75 and 95 %) of each image's colour channels, fitted on at most "
+        f"{LARGEST:,} training images",
+    ),
+    "mask": Floor(
+        "threshold",
+        "one threshold",
+        "every pixel marked in which one channel is at least a threshold, channel and threshold "
+        "being those with the highest F1 over all training pixels",
+    ),
+}
 
 
 def folder(root: str | os.PathLike[str], spec: RunSpec) -> Path:
     """Where the floor of a run's task and data parts is kept."""
-    data = spec.data.model_dump(mode="json", exclude={"augment"})
-    content = json.dumps([ABOUT, data], sort_keys=True)
+    kind = FLOORS[TASKS[spec.task].output]
+    content = json.dumps([kind.about, spec.data.key])
     key = hashlib.sha256(content.encode()).hexdigest()[:8]
-    return Path(root) / spec.task / f"colour_statistics__{key}"
+    return Path(root) / spec.task / f"{kind.name}__{key}"
 
 
 def floor(root: str | os.PathLike[str], spec: RunSpec, dataset: Dataset) -> dict[str, Any]:
@@ -45,35 +75,76 @@ def floor(root: str | os.PathLike[str], spec: RunSpec, dataset: Dataset) -> dict
         pass
     result = {
         "status": "done",
-        "about": ABOUT,
-        "data": spec.data.model_dump(mode="json", exclude={"augment"}),
-        "metrics": _scores(dataset),
+        "about": FLOORS[TASKS[spec.task].output].about,
+        "data": spec.data.model_dump(mode="json", exclude={"augment"}, exclude_none=True),
+        "metrics": _threshold(dataset) if dataset.train.has_masks else _colours(dataset),
     }
     text = json.dumps(result, indent=2, sort_keys=True)
     write_atomically(path, (text + "\n").encode())
     return result
 
 
-def _scores(dataset: Dataset) -> dict[str, float]:
+def _colours(dataset: Dataset) -> dict[str, float]:
     # Imported here: scikit-learn takes a second to import, and most verbs do not need it.
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    if len(dataset.train.labels.unique()) < 2:
+    train = dataset.train.limited(LARGEST)
+    if len(train.labels.unique()) < 2:
         return {}
     classifier = make_pipeline(
         StandardScaler(), LogisticRegression(max_iter=5000, class_weight="balanced")
     )
-    classifier.fit(_features(dataset.train), dataset.train.labels.numpy())
+    classifier.fit(_features(train), train.labels.numpy())
     return {
         f"{name}_accuracy": float(classifier.score(_features(part), part.labels.numpy()))
-        for name, part in (("train", dataset.train), ("test", dataset.test))
+        for name, part in (("train", train), ("test", dataset.test))
         if len(part)
     }
 
 
 def _features(part: Part) -> npt.NDArray[np.float64]:
-    pixels = part.images.numpy().astype(np.float64)
-    quantiles = np.quantile(pixels, [0.05, 0.25, 0.5, 0.75, 0.95], axis=(2, 3))
-    return np.concatenate([pixels.mean((2, 3)), pixels.std((2, 3)), *quantiles], axis=1)
+    rows = []
+    for block in part.blocks():
+        pixels = block.images.numpy().astype(np.float64)
+        quantiles = np.quantile(pixels, [0.05, 0.25, 0.5, 0.75, 0.95], axis=(2, 3))
+        rows.append(np.concatenate([pixels.mean((2, 3)), pixels.std((2, 3)), *quantiles], axis=1))
+    return np.concatenate(rows)
+
+
+def _threshold(dataset: Dataset) -> dict[str, float]:
+    # Pixels of each value in each channel, outside and inside the masks.
+    channels = dataset.train.images.shape[1]
+    counts = torch.zeros(2, channels, 256, dtype=torch.int64)
+    for block in dataset.train.blocks():
+        inside = block.targets.flatten().to(torch.int64)
+        for channel in range(channels):
+            values = block.images[:, channel].flatten().to(torch.int64)
+            both = (inside * 256 + values).bincount(minlength=512)
+            counts[:, channel] += both.view(2, 256)
+    # From the top: how many pixels are at least the value.
+    marked = counts.flip(2).cumsum(2).flip(2)
+    fp, tp = marked[0], marked[1]
+    fn = counts[1].sum(1, keepdim=True) - tp
+    f1 = 2 * tp / (2 * tp + fp + fn).clamp(min=1)
+    channel, threshold = divmod(int(f1.argmax()), 256)
+    metrics = {"channel": float(channel), "threshold": float(threshold)}
+    for name, part in (("train", dataset.train), ("test", dataset.test)):
+        pooled = _pooled(part, channel, threshold)
+        metrics[f"{name}_f1"] = float(pooled.dice())
+        metrics[f"{name}_tversky"] = float(pooled.tversky())
+    return metrics
+
+
+def _pooled(part: Part, channel: int, threshold: int) -> Counts:
+    total = torch.zeros(4, 1, dtype=torch.int64)
+    for block in part.blocks():
+        counts = count(block.images[:, channel] >= threshold, block.targets).pooled()
+        total += torch.stack([counts.tp, counts.fp, counts.fn, counts.tn])
+    tp, fp, fn, tn = _split(total)
+    return Counts(tp=tp, fp=fp, fn=fn, tn=tn)
+
+
+def _split(total: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return total[0], total[1], total[2], total[3]

@@ -12,6 +12,7 @@ from rich.table import Column
 
 from znorm.lab.spec import RunSpec
 from znorm.lab.store import Run
+from znorm.lab.tasks import TASKS
 
 __all__ = ["Display", "Plain", "Silent", "Terminal", "choose"]
 
@@ -149,8 +150,9 @@ class Terminal(Silent):
     def epoch(self, spec: RunSpec, entry: dict[str, Any]) -> None:
         assert self.current is not None
         note = f"loss {entry['train_loss']:.3f}"
-        if "validation_accuracy" in entry:
-            note += f", accuracy {entry['validation_accuracy']:.3f}"
+        score = TASKS[spec.task].score
+        if f"validation_{score}" in entry:
+            note += f", {score} {entry[f'validation_{score}']:.3f}"
         self.progress.update(self.current, completed=entry["epoch"], note=note)
 
     def run_ends(self, number: int, run: Run, note: str = "") -> None:
@@ -178,8 +180,9 @@ def ending(run: Run) -> str:
     if result["status"] == "failed":
         return f"failed: {result['error']}"
     metrics = result["metrics"]
+    score = TASKS[run.spec.task].score
     return (
-        f"test accuracy {metrics['test_accuracy']:.4f}, train loss {metrics['train_loss']:.4f}, "
+        f"test {score} {metrics[f'test_{score}']:.4f}, train loss {metrics['train_loss']:.4f}, "
         f"{_duration(result['seconds'])}"
     )
 

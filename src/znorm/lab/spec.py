@@ -14,11 +14,12 @@ from pydantic import (
     ValidationError,
     ValidationInfo,
     field_validator,
+    model_validator,
 )
 
+from znorm.lab import methods, models, optimizers
 from znorm.lab.errors import ConfigurationError
-from znorm.lab.methods import METHODS, OPTIMIZERS
-from znorm.lab.models import MODELS
+from znorm.lab.losses import LOSSES
 from znorm.lab.registry import lookup, unknown
 from znorm.lab.tasks import TASKS
 from znorm.lab.training.device import resolve_device, resolve_precision
@@ -27,32 +28,34 @@ from znorm.lab.training.sampler import AUGMENTATIONS
 __all__ = ["DataSpec", "RunSpec", "keys", "resolve"]
 
 
-_REGISTRIES: Mapping[str, Mapping[str, Any]] = {
-    "task": TASKS,
-    "model": MODELS,
-    "method": METHODS,
-    "optimizer": OPTIMIZERS,
-}
-
-
 class DataSpec(BaseModel):
     """Which images are used, and how they are changed.
 
     Parameters
     ----------
     augment : str
-        "none", or "dihedral" for flips and quarter turns.
-    validation : float
-        The share of the training images that is set apart.
+        "none", "flip", "crop_flip" or "dihedral"; see :func:`znorm.lab.training.sampler.augment_`.
+    validation : float or None
+        The share of the training images that is set apart; None where the set has its own part.
     limit : int or None
         At most so many images of each part.
+    train, test : tuple of str or None
+        Parts of a set that comes in parts, such as ("1", "2") and ("test",).
+    layout : str or None
+        Which edition of a set is read, where there are two.
+    split : mapping or None
+        The patients for "train", "validation" and "test".
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     augment: str
-    validation: float = Field(ge=0, lt=1)
+    validation: float | None = Field(default=None, ge=0, lt=1)
     limit: int | None = Field(default=None, ge=1)
+    train: tuple[str, ...] | None = None
+    test: tuple[str, ...] | None = None
+    layout: str | None = None
+    split: dict[str, tuple[str, ...]] | None = None
 
     @field_validator("augment")
     @classmethod
@@ -60,16 +63,35 @@ class DataSpec(BaseModel):
         lookup("augmentation", value, dict.fromkeys(AUGMENTATIONS, 0))
         return value
 
+    @property
+    def key(self) -> str:
+        """The same for the same images, whatever is done to them."""
+        return json.dumps(self.model_dump(mode="json", exclude={"augment"}), sort_keys=True)
+
 
 class RunSpec(BaseModel):
     """One run, fully resolved: no field is ``auto``.
 
     Parameters
     ----------
-    task, model, method, optimizer : str
-        Names that ``znorm list`` prints.
+    task, model, method, loss : str
+        Names that ``znorm list`` prints; a method may be the user's own.
+    model_options : mapping
+        The model's own, such as {"stem": "cifar"}.
+    transform : tuple of mapping
+        The method's links, each a transform's name and its arguments.
+    weight_decay : float
+        The method's.
+    optimizer : str
+        A name, or a class such as "torch.optim.NAdam".
+    optimizer_options : mapping
+        Arguments that differ from the class's defaults.
     learning_rate : float
+    schedule : str
+        "constant", "cosine" or "multistep:EPOCH,...".
     epochs, batch_size : int
+    micro_batch : int or None
+        Images that are in memory at once; gradients of a batch's pieces add up.
     seed : int
         Of the initial weights, the order of batches and the augmentation.
     precision : "float32" or "bfloat16"
@@ -81,15 +103,22 @@ class RunSpec(BaseModel):
     data : DataSpec
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
     task: str
     model: str
-    method: str
+    model_options: dict[str, Any] = Field(default_factory=dict)
+    method: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$")
+    transform: tuple[dict[str, dict[str, Any]], ...] = ()
+    weight_decay: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     optimizer: str
+    optimizer_options: dict[str, Any] = Field(default_factory=dict)
     learning_rate: float = Field(gt=0, allow_inf_nan=False)
+    schedule: str
+    loss: str
     epochs: int = Field(ge=1)
     batch_size: int = Field(ge=2)
+    micro_batch: int | None = Field(default=None, ge=2)
     seed: int = Field(ge=0, lt=2**63)
     precision: Literal["float32", "bfloat16"]
     device: Literal["cpu", "cuda", "mps"]
@@ -103,16 +132,36 @@ class RunSpec(BaseModel):
             raise ValueError("expected a number")
         return value
 
-    @field_validator("task", "model", "method", "optimizer")
+    @field_validator("task", "loss")
     @classmethod
     def _known(cls, value: str, info: ValidationInfo) -> str:
-        assert info.field_name is not None
-        lookup(info.field_name, value, _REGISTRIES[info.field_name])
+        registry: Mapping[str, Any] = TASKS if info.field_name == "task" else LOSSES
+        lookup(str(info.field_name), value, registry)
         return value
 
+    @field_validator("schedule")
+    @classmethod
+    def _known_schedule(cls, value: str) -> str:
+        return optimizers.check_schedule(value)
+
+    @model_validator(mode="after")
+    def _fits(self) -> RunSpec:
+        models.options_of(self.model, self.model_options)
+        methods.resolve(self.method, self.transform, self.weight_decay)
+        if "." not in self.optimizer:
+            # A class elsewhere is looked for when it is needed, not when its runs are listed.
+            optimizers.check(self.optimizer, self.optimizer_options, self.weight_decay)
+        TASKS[self.task].check(self.model, self.loss)
+        return self
+
     def canonical(self, *, seed: bool = True) -> str:
-        """JSON with sorted keys and no white space, with or without the seed."""
-        content = self.model_dump(mode="json", exclude=None if seed else {"seed"})
+        """JSON with sorted keys and no white space, with or without the seed.
+
+        What is None is left out, so that a later key that nobody sets changes no hash.
+        """
+        content = self.model_dump(
+            mode="json", exclude=None if seed else {"seed"}, exclude_none=True
+        )
         return json.dumps(content, sort_keys=True, separators=(",", ":"))
 
     @property
@@ -121,35 +170,43 @@ class RunSpec(BaseModel):
         return hashlib.sha256(self.canonical(seed=False).encode()).hexdigest()[:8]
 
 
+_FREE = ("model_options", "optimizer_options")
+
+
 def keys() -> list[str]:
-    """Every key that ``--set`` takes."""
+    """Every key that ``--set`` takes, but for the options of models and optimizers."""
     nested = [f"data.{name}" for name in DataSpec.model_fields]
     return [name for name in RunSpec.model_fields if name != "data"] + nested
 
 
 def resolve(choices: Mapping[str, Any]) -> RunSpec:
-    """Fill in the task's defaults, and what ``auto`` means on this machine.
+    """Fill in the task's defaults, and what ``auto`` means on this machine and for its data.
 
     Parameters
     ----------
     choices : mapping
         By the keys of :func:`keys`, dotted or nested. What is missing or None takes its default;
-        ``method`` and ``seed`` too, as ``baseline`` and 0.
+        ``method`` and ``seed`` too, as ``baseline`` and 0. ``model`` and ``optimizer`` may be
+        mappings of ``name`` and their options.
 
     Raises
     ------
     ConfigurationError
         Naming the key or value that is not valid.
+    DataError
+        If the parts of the data cannot be told, since it is missing or unreadable.
     """
     given = _nested(choices)
-    task = lookup("task", given.get("task") or "pcam_mini", TASKS)
     data = given.pop("data")
+    name = given.pop("task") or "pcam_mini" if "task" in given else "pcam_mini"
+    task = lookup("task", name, TASKS)
     values: dict[str, Any] = {
-        "task": "pcam_mini",
         "model": task.model,
         "method": "baseline",
         "optimizer": "adam",
         "learning_rate": task.learning_rate,
+        "schedule": task.schedule,
+        "loss": task.loss,
         "epochs": task.epochs,
         "batch_size": task.batch_size,
         "seed": 0,
@@ -158,12 +215,27 @@ def resolve(choices: Mapping[str, Any]) -> RunSpec:
         "deterministic": False,
     }
     values.update({key: value for key, value in given.items() if value is not None})
-    for key, registry in _REGISTRIES.items():
-        lookup(key, values[key], registry)
+    values["task"] = name
+    lookup("loss", values["loss"], LOSSES)
+    values["model_options"] = models.options_of(values["model"], values.get("model_options") or {})
+    task.check(values["model"], values["loss"])
+    values["transform"], values["weight_decay"] = methods.resolve(
+        values["method"], values.get("transform"), values.get("weight_decay")
+    )
+    values["optimizer_options"] = optimizers.options_of(
+        values["optimizer"], values.get("optimizer_options"), values["weight_decay"]
+    )
     values["device"] = resolve_device(values["device"])
     values["precision"] = resolve_precision(values["precision"], values["device"])
-    values["data"] = {"augment": task.augment, "validation": task.validation}
-    values["data"].update({key: value for key, value in data.items() if value is not None})
+    values["data"] = {
+        "augment": data.pop("augment", None) or task.augment,
+        "limit": data.pop("limit", None),
+    }
+    for key, value in data.items():
+        if value is not None and key not in task.data_keys:
+            valid = ", ".join(f"data.{known}" for known in ("augment", "limit", *task.data_keys))
+            raise ConfigurationError(f"task {name} takes no data.{key}; it takes {valid}")
+    values["data"].update(task.resolve({k: v for k, v in data.items() if v is not None}))
     try:
         return RunSpec.model_validate(values)
     except ValidationError as error:
@@ -172,18 +244,38 @@ def resolve(choices: Mapping[str, Any]) -> RunSpec:
 
 def _nested(choices: Mapping[str, Any]) -> dict[str, Any]:
     """Dotted keys taken apart; unknown ones refused."""
-    flat: dict[str, Any] = {}
-    for key, value in choices.items():
-        if key == "data" and isinstance(value, Mapping):
-            flat.update({f"data.{name}": inner for name, inner in value.items()})
-        else:
-            flat[key] = value
     nested: dict[str, Any] = {"data": {}}
-    for key, value in flat.items():
-        if key not in keys():
+    for key in ("model", "optimizer"):
+        if isinstance(choices.get(key), Mapping):
+            options = dict(choices[key])
+            named = options.pop("name", None)
+            if not isinstance(named, str):
+                raise ConfigurationError(
+                    f"{key}: expected its name among its options, as name: ..."
+                )
+            choices = {**choices, key: named, f"{key}_options": options}
+    for key in ("task", "model", "method", "optimizer", "loss", "schedule"):
+        if not isinstance(choices.get(key), str | None):
+            raise ConfigurationError(f"{key}: expected a name, found {choices[key]!r}")
+    for key, value in choices.items():
+        if not isinstance(key, str):
             raise unknown("key", key, keys())
-        if key.startswith("data."):
-            nested["data"][key.removeprefix("data.")] = value
+        first, dot, rest = key.partition(".")
+        if first in _FREE and not dot and not isinstance(value, Mapping | None):
+            raise ConfigurationError(f"{key}: expected options by name, found {value!r}")
+        if first in _FREE and dot:
+            nested.setdefault(first, {})[rest] = value
+        elif first in _FREE:
+            nested.setdefault(first, {}).update(value or {})
+        elif key == "data" and isinstance(value, Mapping):
+            for name in value:
+                if f"data.{name}" not in keys():
+                    raise unknown("key", f"data.{name}", keys())
+            nested["data"].update(value)
+        elif key not in keys():
+            raise unknown("key", key, keys())
+        elif first == "data":
+            nested["data"][rest] = value
         else:
             nested[key] = value
     return nested
@@ -193,4 +285,6 @@ def _first_line(error: ValidationError) -> str:
     first = error.errors()[0]
     place = ".".join(str(part) for part in first["loc"])
     message = first["msg"].removeprefix("Value error, ")
+    if not place:
+        return message
     return f"{place}: {message[0].lower()}{message[1:]}, found {first['input']!r}"

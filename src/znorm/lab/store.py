@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import os
 import platform
@@ -18,6 +20,7 @@ from pydantic import ValidationError
 
 import znorm
 from znorm.lab.errors import DataError, DiskFullError, LabError, is_disk_full
+from znorm.lab.metrics import Cases
 from znorm.lab.spec import RunSpec
 
 __all__ = ["Run", "find", "write_atomically"]
@@ -179,7 +182,9 @@ class Run:
         """Write spec.json, so that the run is known before it starts."""
         path = self.folder / "spec.json"
         if not path.exists():
-            content = json.dumps(self.spec.model_dump(mode="json"), indent=2, sort_keys=True)
+            content = json.dumps(
+                self.spec.model_dump(mode="json", exclude_none=True), indent=2, sort_keys=True
+            )
             write_atomically(path, (content + "\n").encode())
 
     def begin(self) -> None:
@@ -219,6 +224,15 @@ class Run:
                 file.write(json.dumps(event) + "\n")
         except OSError as error:
             raise _cannot_write(path, error) from error
+
+    def save_cases(self, cases: Cases) -> None:
+        """Write cases.csv: counts and distances of each test image, for any score later."""
+        rows = cases.rows()
+        buffer = io.StringIO()
+        writer = csv.DictWriter(buffer, rows[0].keys(), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        write_atomically(self.folder / "cases.csv", buffer.getvalue().encode())
 
     def finish(self, result: dict[str, Any]) -> None:
         """Write result.json, last of all: its being there means that the run has ended."""

@@ -67,7 +67,7 @@ def test_a_limit_keeps_all_classes_and_is_noted(data: Dataset) -> None:
 
 
 def test_statistics_are_those_of_the_training_pixels(data: Dataset) -> None:
-    mean, std = data.statistics()
+    mean, std = data.statistics
     pixels = data.train.images.numpy().astype(np.float64)
     np.testing.assert_allclose(mean.numpy(), pixels.mean((0, 2, 3)), rtol=1e-6)
     np.testing.assert_allclose(std.numpy(), pixels.std((0, 2, 3)), rtol=1e-6)

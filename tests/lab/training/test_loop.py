@@ -10,9 +10,9 @@ import torch
 from torch.nn import functional as F
 
 from znorm.lab import models, tasks
-from znorm.lab.datasets import Dataset, Part
+from znorm.lab.datasets import Dataset
 from znorm.lab.errors import Interrupted
-from znorm.lab.methods import METHODS
+from znorm.lab.methods import METHODS, make_transform
 from znorm.lab.spec import RunSpec, resolve
 from znorm.lab.training import loop
 from znorm.lab.training.checkpoint import hash_weights
@@ -51,7 +51,7 @@ def spec(**choices: Any) -> RunSpec:
 
 
 def data(of: RunSpec) -> Dataset:
-    return tasks.load(of.task, validation=of.data.validation, limit=of.data.limit)
+    return tasks.load(of.task, of.data)
 
 
 def run(
@@ -81,7 +81,7 @@ def test_weights_equal_those_of_a_plain_loop_to_the_bit(method: str) -> None:
         optimizer = torch.optim.AdamW(model.parameters(), 1e-3, weight_decay=decay, fused=True)
     else:
         optimizer = torch.optim.Adam(model.parameters(), 1e-3, fused=True)
-    transform = METHODS[method].transform
+    transform = make_transform(METHODS[method].transform)
     if transform is not None:
         import znorm
 
@@ -97,7 +97,7 @@ def test_weights_equal_those_of_a_plain_loop_to_the_bit(method: str) -> None:
             x = (images.float() - mean) * (1 / std)
             x = x.contiguous(memory_format=torch.channels_last)
             model.train()
-            loss = F.cross_entropy(model(x), dataset.train.labels[index])
+            loss = F.cross_entropy(model(x), dataset.train.targets[index])
             model.zero_grad()
             loss.backward()
             optimizer.step()
@@ -109,7 +109,7 @@ def test_weights_equal_those_of_a_plain_loop_to_the_bit(method: str) -> None:
     with torch.no_grad():
         x = (dataset.test.images.float() - mean) * (1 / std)
         logits = model(x.contiguous(memory_format=torch.channels_last))
-    hits = (logits.argmax(1) == dataset.test.labels).double().mean()
+    hits = (logits.argmax(1) == dataset.test.targets).double().mean()
     assert outcome.metrics["test_accuracy"] == pytest.approx(float(hits))
 
 
@@ -176,6 +176,7 @@ def test_a_run_that_diverges_says_at_which_step(learning_rate: float) -> None:
 
 
 def test_weights_that_are_not_finite_count_as_diverged(monkeypatch: pytest.MonkeyPatch) -> None:
+    of = spec()
     original = torch.optim.Adam.step
     calls = 0
 
@@ -189,14 +190,14 @@ def test_weights_that_are_not_finite_count_as_diverged(monkeypatch: pytest.Monke
         return result
 
     monkeypatch.setattr("znorm.optim.Adam.step", poisoned, raising=False)
-    outcome, _ = run(spec())
+    outcome, _ = run(of)
     assert (outcome.status, outcome.diverged_step) == ("diverged", 4)
 
 
 def test_the_best_epoch_is_chosen_on_validation(monkeypatch: pytest.MonkeyPatch) -> None:
     scores = iter([(0.9, 0.2), (0.5, 0.8), (0.9, 0.7)])
 
-    def evaluate(self: Any, name: str, part: Part) -> dict[str, float]:
+    def evaluate(self: Any, name: str) -> dict[str, float]:
         if name == "validation":
             self.pair = next(scores)
         return {f"{name}_accuracy": self.pair[name == "test"], f"{name}_loss": 0.0}
@@ -218,3 +219,85 @@ def test_the_setting_of_deterministic_algorithms_is_put_back() -> None:
     assert not torch.are_deterministic_algorithms_enabled()
     run(spec(epochs=1, deterministic=True))
     assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_a_segmenter_is_trained_and_its_cases_are_kept() -> None:
+    of = resolve(
+        {
+            "task": "phantom",
+            "method": "znorm",
+            "epochs": 2,
+            "batch_size": 8,
+            "data.limit": 16,
+            "data.augment": "dihedral",
+            "device": "cpu",
+            "precision": "float32",
+        }
+    )
+    outcome, checkpoints = run(of)
+    assert outcome.cases is not None
+    assert len(outcome.cases) == 16
+    for key, value in outcome.cases.scores().items():
+        assert outcome.metrics[f"test_{key}"] == value
+    assert {"test_f1", "test_tversky", "test_f1_per_patient", "test_f1_per_slice"} <= set(
+        outcome.metrics
+    )
+    # Killed after the last checkpoint and before its result: the cases are worked out again.
+    again, _ = run(of, saved=checkpoints[-1])
+    assert again.metrics == outcome.metrics
+    assert again.hashes == outcome.hashes
+    assert again.cases is not None
+    assert again.cases.rows() == outcome.cases.rows()
+
+
+def test_micro_batches_add_up_to_the_gradient_of_the_whole_batch() -> None:
+    """Without batch normalization, and for a mean over images, there is no difference."""
+    choices = {"model": "plain56", "model_options.init": "he", "method": "baseline", "epochs": 1}
+    choices |= {"batch_size": 8, "data.limit": 16, "optimizer": "sgd"}
+    whole, _ = run(spec(**choices))
+    pieces, _ = run(spec(**choices, micro_batch=3))
+    assert whole.hashes["batches"] == pieces.hashes["batches"]
+    assert whole.metrics["train_loss"] == pytest.approx(pieces.metrics["train_loss"], rel=1e-5)
+    assert whole.metrics["test_loss"] == pytest.approx(pieces.metrics["test_loss"], rel=1e-4)
+
+
+def test_a_micro_batch_never_holds_a_single_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    original = torch.nn.BatchNorm2d.forward
+
+    def counting(self: Any, x: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            sizes.append(len(x))
+        return original(self, x)
+
+    monkeypatch.setattr(torch.nn.BatchNorm2d, "forward", counting)
+    run(spec(epochs=1, batch_size=9, micro_batch=2, **{"data.limit": 20}))
+    assert min(sizes) == 2
+    assert max(sizes) == 3  # 9 images in pieces of 2, 2, 2 and 3
+
+
+def test_the_learning_rate_follows_its_schedule_and_survives_a_stop(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rates: list[float] = []
+    original = loop._Loop._backward
+
+    def noting(self: Any, batch: Any) -> Any:
+        rates.append(self.optimizer.param_groups[0]["lr"])
+        return original(self, batch)
+
+    monkeypatch.setattr(loop._Loop, "_backward", noting)
+    of = spec(epochs=3, schedule="multistep:1,2", method="baseline")
+    whole, checkpoints = run(of)
+    assert rates == pytest.approx([1e-3] * 4 + [1e-4] * 4 + [1e-5] * 4)
+    rates.clear()
+    resumed, _ = run(of, saved=checkpoints[0])
+    assert rates == pytest.approx([1e-4] * 4 + [1e-5] * 4)
+    assert resumed.hashes == whole.hashes
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_loader_threads_change_no_bit(workers: int) -> None:
+    of = spec(epochs=1)
+    outcome = train(of, data(of), Watch(), None, lambda _: None, workers)
+    assert outcome.hashes == run(of)[0].hashes

@@ -62,6 +62,30 @@ def test_draws_are_uniform_over_the_eight_turns_and_differ_between_epochs() -> N
     assert abs(same.mean() - 1 / 8) < 0.01
 
 
+def test_masks_are_moved_as_their_images() -> None:
+    images = torch.randint(0, 256, (64, 1, 12, 12), dtype=torch.uint8)
+    for kind in ("flip", "crop_flip", "dihedral"):
+        pictures, masks = images.clone(), images[:, 0].clone()
+        augment_(pictures, kind, 0, 0, torch.arange(64), masks)
+        assert torch.equal(pictures[:, 0], masks), kind
+        assert not torch.equal(pictures, images), kind
+
+
+def test_half_are_flipped_and_shifts_reach_four_pixels_each_way() -> None:
+    images = torch.zeros(4000, 1, 11, 11, dtype=torch.uint8)
+    images[:, 0, 5, 4] = 1
+    flipped = images.clone()
+    augment_(flipped, "flip", 0, 0, torch.arange(4000))
+    assert 0.45 < flipped[:, 0, 5, 6].double().mean() < 0.55
+    assert (flipped.flatten(1).sum(1) == 1).all()
+    shifted = images.clone()
+    augment_(shifted, "crop_flip", 0, 0, torch.arange(4000))
+    rows, columns = shifted[:, 0].nonzero()[:, 1], shifted[:, 0].nonzero()[:, 2]
+    assert sorted(set(rows.tolist())) == list(range(1, 10))
+    assert sorted(set(columns.tolist())) == list(range(0, 11))
+    assert np.bincount(rows.numpy(), minlength=10)[1:].min() > 300
+
+
 def test_none_changes_nothing() -> None:
     images = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8)
     before = images.clone()

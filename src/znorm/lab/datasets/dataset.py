@@ -1,33 +1,76 @@
-"""What a task trains on: images in memory, in three parts."""
+"""What a task trains on: images in three parts, each with its labels or masks."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 __all__ = ["Dataset", "Part"]
 
+# Images looked at together where a whole part is read: a few MB, whatever the part's size.
+_BLOCK = 256
+
 
 @dataclass(frozen=True)
 class Part:
     """One part of a data set.
 
+    Tensors may lie in memory or be mapped from a file: indexing reads what is asked for.
+
     Parameters
     ----------
     images : Tensor of shape (N, C, H, W), uint8
-    labels : Tensor of shape (N,), int64
+    targets : Tensor
+        Labels (N,) int64, or masks (N, H, W) uint8 of 0 and 1.
+    names : tuple of str
+        Of each image; empty where they have none.
+    patients : tuple of str
+        Of each image; empty where they are not known.
+    mapped : bool
+        Whether the images are mapped from a file that does not fit in memory.
     """
 
     images: Tensor
-    labels: Tensor
+    targets: Tensor
+    names: tuple[str, ...] = ()
+    patients: tuple[str, ...] = ()
+    mapped: bool = False
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.targets)
+
+    @property
+    def has_masks(self) -> bool:
+        return self.targets.dim() == 3
+
+    @cached_property
+    def labels(self) -> Tensor:
+        """The label of each image; of a mask, whether it marks anything."""
+        if not self.has_masks:
+            return self.targets
+        return torch.cat([torch.zeros(0, dtype=torch.int64), *map(_any, self.blocks())])
+
+    def blocks(self) -> Iterator[Part]:
+        """The part in pieces that are small in memory, in order."""
+        for start in range(0, len(self), _BLOCK):
+            yield self.take(torch.arange(start, min(start + _BLOCK, len(self))))
+
+    def take(self, index: Tensor) -> Part:
+        """The images at ``index``, read into memory."""
+        chosen = index.tolist()
+        return Part(
+            self.images[index],
+            self.targets[index],
+            tuple(self.names[i] for i in chosen) if self.names else (),
+            tuple(self.patients[i] for i in chosen) if self.patients else (),
+        )
 
     def class_counts(self, classes: int) -> list[int]:
-        """How many images each class has."""
+        """How many images each class has; of masks, how many mark nothing and how many do."""
         counts: list[int] = self.labels.bincount(minlength=classes).tolist()
         return counts
 
@@ -39,8 +82,11 @@ class Part:
         for label in self.labels.unique():
             members = self.labels == label
             rank[members] = torch.arange(int(members.sum()))
-        chosen = torch.argsort(rank, stable=True)[:limit].sort().values
-        return Part(self.images[chosen], self.labels[chosen])
+        return self.take(torch.argsort(rank, stable=True)[:limit].sort().values)
+
+
+def _any(part: Part) -> Tensor:
+    return part.targets.flatten(1).any(1).to(torch.int64)
 
 
 @dataclass(frozen=True)
@@ -51,7 +97,7 @@ class Dataset:
     ----------
     train, validation, test : Part
     classes : tuple of str
-        The name of each label.
+        The name of each label; of masks, the names of what is not marked and what is.
     notes : tuple of str
         What a reader of its results must know, shown on every page.
     """
@@ -62,20 +108,46 @@ class Dataset:
     classes: tuple[str, ...]
     notes: tuple[str, ...] = field(default=())
 
+    @property
+    def channels(self) -> int:
+        """Of the images."""
+        return self.train.images.shape[1]
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width."""
+        return self.train.images.shape[2], self.train.images.shape[3]
+
+    @property
+    def outputs(self) -> int:
+        """Channels of a net's output: one a class, or one for a mask."""
+        return 1 if self.train.has_masks else len(self.classes)
+
+    @cached_property
     def statistics(self) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of each channel over the training images, from 0 to 255."""
-        images = self.train.images.to(torch.float64)
-        std, mean = torch.std_mean(images, dim=(0, 2, 3), correction=0)
-        return mean.to(torch.float32), std.clamp(min=1.0).to(torch.float32)
+        """Mean and standard deviation of each channel over the training images, from 0 to 255.
+
+        From counts of the 256 values: exact, and one pass over images of any number.
+        """
+        counts = torch.zeros(self.channels, 256, dtype=torch.float64)
+        for block in self.train.blocks():
+            for channel in range(self.channels):
+                values = block.images[:, channel].flatten().to(torch.int64)
+                counts[channel] += values.bincount(minlength=256)
+        values = torch.arange(256, dtype=torch.float64)
+        total = counts.sum(1).clamp(min=1)
+        mean = (counts @ values) / total
+        variance = ((values - mean[:, None]).square() * counts).sum(1) / total
+        return mean.to(torch.float32), variance.sqrt().clamp(min=1.0).to(torch.float32)
 
     def limited(self, limit: int | None) -> Dataset:
         """At most ``limit`` images in each part, and a note that says so."""
         if limit is None or limit >= max(map(len, (self.train, self.validation, self.test))):
             return self
-        return Dataset(
-            self.train.limited(limit),
-            self.validation.limited(limit),
-            self.test.limited(limit),
-            self.classes,
-            (*self.notes, f"Limited to {limit} images of each part: not the whole data set."),
+        return replace(
+            self,
+            train=self.train.limited(limit),
+            validation=self.validation.limited(limit),
+            test=self.test.limited(limit),
+            notes=(*self.notes, f"Limited to {limit} images of each part: not the whole data set."),
         )

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from znorm.lab.datasets.dataset import Dataset, Part
+from znorm.lab.datasets.split import held_out
 from znorm.lab.errors import DataError
 
 __all__ = ["SHA256", "load"]
@@ -51,19 +52,17 @@ def load(validation: float) -> Dataset:
         ids = [bytes(name) for name in archive["ids"]]
         is_test = archive["is_test"]
 
-    held_out = np.zeros(len(ids), dtype=bool)
-    for label in (0, 1):
-        members = [i for i in np.flatnonzero(~is_test) if int(labels[i]) == label]
-        members.sort(key=lambda i: hashlib.sha256(ids[i]).digest())
-        held_out[members[: round(validation * len(members))]] = True
+    others = np.flatnonzero(~is_test)
+    aside = np.zeros(len(ids), dtype=bool)
+    aside[others] = held_out([ids[i] for i in others], labels[others].tolist(), validation)
 
     def part(mask: np.ndarray[tuple[int, ...], np.dtype[np.bool_]]) -> Part:
         index = torch.from_numpy(np.flatnonzero(mask))
-        return Part(images[index], labels[index])
+        return Part(images[index], labels[index], tuple(ids[i].decode() for i in index))
 
     return Dataset(
-        train=part(~is_test & ~held_out),
-        validation=part(~is_test & held_out),
+        train=part(~is_test & ~aside),
+        validation=part(~is_test & aside),
         test=part(is_test),
         classes=("no tumour", "tumour"),
         notes=(

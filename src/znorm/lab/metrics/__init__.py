@@ -1,7 +1,44 @@
-"""Scores, by the names of the published tables."""
+"""Scores, by the names of the published tables.
+
+`DEFINITIONS` says in a sentence how each score is defined, with its unit and its rule for empty
+masks.
+"""
 
 from __future__ import annotations
 
-from znorm.lab.metrics.classification import accuracy, correct
+from znorm.lab.metrics.cases import Cases
+from znorm.lab.metrics.classification import (
+    accuracy,
+    auroc,
+    brier_score,
+    calibration_error,
+    classification_scores,
+    confusion_matrix,
+    correct,
+    sensitivity,
+    specificity,
+)
+from znorm.lab.metrics.definitions import DEFINITIONS
+from znorm.lab.metrics.distance import hausdorff, hausdorff_rows
+from znorm.lab.metrics.segmentation import Counts, count, dice, iou, tversky
 
-__all__ = ["accuracy", "correct"]
+__all__ = [
+    "DEFINITIONS",
+    "Cases",
+    "Counts",
+    "accuracy",
+    "auroc",
+    "brier_score",
+    "calibration_error",
+    "classification_scores",
+    "confusion_matrix",
+    "correct",
+    "count",
+    "dice",
+    "hausdorff",
+    "hausdorff_rows",
+    "iou",
+    "sensitivity",
+    "specificity",
+    "tversky",
+]

@@ -8,19 +8,27 @@ import re
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from typing import Any
 
 from PIL import Image
+from scipy.ndimage import binary_erosion
 
 from znorm.lab.datasets import Dataset
-from znorm.lab.methods import METHODS
-from znorm.lab.reporting.tables import REFERENCE, Table
+from znorm.lab.floor import FLOORS
+from znorm.lab.reporting.tables import REFERENCE, Row, Table
+from znorm.lab.tasks import TASKS
 
 __all__ = ["Curves", "curves", "patches"]
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart, at a lightness that shows on
 # white and on black.
-COLOURS = ("#808080", "#0f83c9", "#e08a00", "#009e73", "#c46fa3", "#d9480f")
+COLOURS = ("#808080", "#0f83c9", "#e08a00", "#009e73", "#c46fa3", "#d9480f", "#7a6ff0", "#a07b00")
+
+_PANELS = {
+    "classes": (("test_accuracy", "Test accuracy, %", 100.0), ("train_loss", "Train loss", 1.0)),
+    "mask": (("test_f1", "Test F1", 1.0), ("train_loss", "Train loss", 1.0)),
+}
 
 # What matplotlib draws text and axes in; the page replaces it by its own text colour.
 _INK = "#010203"
@@ -35,18 +43,18 @@ class Curves:
 
 
 def curves(table: Table) -> Curves:
-    """Test accuracy and train loss by epoch: the mean over seeds, and their range."""
-    panels = (("test_accuracy", "Test accuracy, %", 100.0), ("train_loss", "Train loss", 1.0))
-    present = {run.spec.method for run in table.runs if run.history}
-    coloured = [pair for pair in zip(METHODS, COLOURS, strict=True) if pair[0] in present]
+    """The headline and the train loss by epoch: the mean over seeds, and their range."""
+    panels = _PANELS[TASKS[table.spec.task].output]
+    present = [row for row in table.rows if any(run.history for run in row.runs)]
+    coloured = list(zip(present, cycle(COLOURS), strict=False))
     return Curves(
         tuple(_panel(table, key, title, scale, coloured) for key, title, scale in panels),
-        tuple((METHODS[method].label, colour) for method, colour in coloured),
+        tuple((row.label, colour) for row, colour in coloured),
     )
 
 
 def _panel(
-    table: Table, key: str, title: str, scale: float, coloured: Sequence[tuple[str, str]]
+    table: Table, key: str, title: str, scale: float, coloured: Sequence[tuple[Row, str]]
 ) -> str:
     # Imported here: matplotlib takes half a second, and only the page needs it.
     import matplotlib as mpl
@@ -73,13 +81,13 @@ def _panel(
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(axis="y", color="#808080", alpha=0.25, linewidth=0.6)
-        for method, colour in coloured:
-            _draw(axes, table, method, key, scale, colour)
+        for row, colour in coloured:
+            _draw(axes, row, key, scale, colour)
         score = (table.floor or {}).get("metrics", {}).get(key)
         if score is not None:
             axes.axhline(scale * score, color="#808080", linewidth=1, linestyle=":")
             axes.annotate(
-                "floor: colour statistics",
+                f"floor: {FLOORS[TASKS[table.spec.task].output].label}",
                 (1, scale * score),
                 xycoords=("axes fraction", "data"),
                 ha="right",
@@ -95,19 +103,18 @@ def _panel(
     return re.sub(r' (?:width|height)="[^"]*"', "", head) + bracket + rest
 
 
-def _draw(axes: Any, table: Table, method: str, key: str, scale: float, colour: str) -> None:
+def _draw(axes: Any, row: Row, key: str, scale: float, colour: str) -> None:
     by_epoch: dict[int, list[float]] = {}
-    for run in table.runs:
-        if run.spec.method == method:
-            for entry in run.history:
-                if key in entry:
-                    by_epoch.setdefault(entry["epoch"], []).append(scale * entry[key])
+    for run in row.runs:
+        for entry in run.history:
+            if key in entry:
+                by_epoch.setdefault(entry["epoch"], []).append(scale * entry[key])
     if not by_epoch:
         return
     epochs = sorted(by_epoch)
     means = [statistics.fmean(by_epoch[epoch]) for epoch in epochs]
     mark = "." if len(epochs) <= 20 else ""
-    style = "--" if method == REFERENCE else "-"
+    style = "--" if row.method == REFERENCE else "-"
     axes.plot(epochs, means, style, color=colour, linewidth=1.8, marker=mark)
     low = [min(by_epoch[epoch]) for epoch in epochs]
     high = [max(by_epoch[epoch]) for epoch in epochs]
@@ -115,12 +122,20 @@ def _draw(axes: Any, table: Table, method: str, key: str, scale: float, colour: 
 
 
 def patches(dataset: Dataset, each: int = 8) -> list[tuple[str, list[str]]]:
-    """The first test images of each class, as data URIs."""
+    """Test images of each class as data URIs, the true masks' outlines drawn in.
+
+    The first of each class; of masks, some spread over the part, since neighbours are alike.
+    """
     shown = []
-    for label, name in enumerate(dataset.classes):
-        chosen = (dataset.test.labels == label).nonzero().flatten()[:each]
-        images = dataset.test.images[chosen].permute(0, 2, 3, 1).numpy()
-        shown.append((name, [_png(image) for image in images]))
+    for number, name in enumerate(dataset.classes):
+        members = (dataset.test.labels == number).nonzero().flatten()
+        step = max(1, len(members) // each) if dataset.test.has_masks else 1
+        part = dataset.test.take(members[::step][:each])
+        pictures = part.images[:, :3].permute(0, 2, 3, 1).contiguous().numpy()
+        if part.has_masks:
+            for picture, mask in zip(pictures, part.targets.numpy().astype(bool), strict=True):
+                picture[mask & ~binary_erosion(mask)] = (255, 60, 60)
+        shown.append((name, [_png(picture) for picture in pictures]))
     return shown
 
 

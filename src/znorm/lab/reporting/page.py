@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from znorm.lab.datasets import Dataset
-from znorm.lab.floor import ABOUT
+from znorm.lab.errors import DataError
+from znorm.lab.floor import FLOORS
+from znorm.lab.metrics import DEFINITIONS
 from znorm.lab.reporting.figures import curves, patches
-from znorm.lab.reporting.tables import COLUMNS, gather
-from znorm.lab.spec import DataSpec
+from znorm.lab.reporting.tables import Table, gather
 from znorm.lab.store import Run, write_atomically
 from znorm.lab.tasks import TASKS
 
@@ -22,16 +24,18 @@ __all__ = ["write_page"]
 def write_page(
     root: Path,
     runs: Sequence[Run],
-    datasets: Mapping[tuple[str, DataSpec], Dataset],
+    datasets: Mapping[str, Dataset | DataError],
 ) -> Path:
     """Write ``report.html`` under ``root``; links to the runs are relative to it."""
     sections = []
     for table in gather(root, runs):
-        dataset = datasets[table.spec.task, table.spec.data]
-        sections.append(
-            {
-                "table": table,
-                "task": TASKS[table.spec.task],
+        dataset = datasets[f"{table.spec.task} {table.spec.data.key}"]
+        task = TASKS[table.spec.task]
+        shown: dict[str, Any] = {"parts": {}, "classes": (), "patches": ()}
+        if isinstance(dataset, DataError):
+            shown["notes"] = (f"The images are not here: {dataset}",)
+        else:
+            shown = {
                 "parts": {
                     "training": dataset.train,
                     "validation": dataset.validation,
@@ -39,8 +43,16 @@ def write_page(
                 },
                 "classes": dataset.classes,
                 "notes": dataset.notes,
-                "curves": curves(table),
                 "patches": patches(dataset),
+            }
+        sections.append(
+            {
+                **shown,
+                "table": table,
+                "task": task,
+                "floor": FLOORS[task.output],
+                "definitions": _definitions(table),
+                "curves": curves(table),
             }
         )
     environment = Environment(
@@ -52,10 +64,17 @@ def write_page(
     )
     page = environment.get_template("page.html.j2").render(
         sections=sections,
-        columns=COLUMNS,
-        floor_about=ABOUT,
         version=metadata.version("znorm"),
     )
     path = root / "report.html"
     write_atomically(path, page.encode())
     return path
+
+
+def _definitions(table: Table) -> list[tuple[str, str]]:
+    """What each column's score is."""
+    return [
+        (column.title, DEFINITIONS[name])
+        for column in table.columns
+        if (name := column.key.removeprefix("test_")) in DEFINITIONS
+    ]

@@ -10,11 +10,13 @@ from typing import Any
 
 from rich.table import Table as RichTable
 
+from znorm.lab.floor import FLOORS
 from znorm.lab.floor import folder as floor_folder
-from znorm.lab.methods import METHODS
+from znorm.lab.methods import METHODS, label
 from znorm.lab.spec import RunSpec
 from znorm.lab.stats import Interval, t_interval
 from znorm.lab.store import Run
+from znorm.lab.tasks import TASKS
 
 __all__ = ["COLUMNS", "Cell", "Column", "Row", "Table", "gather", "on_terminal"]
 
@@ -34,12 +36,29 @@ class Column:
         return f"{value * self.scale:.{self.digits}f}"
 
 
-COLUMNS = (
-    Column("test_accuracy", "Test accuracy, %", 2, 100.0),
-    Column("train_loss", "Train loss", 4),
-    Column("best_validation_test_accuracy", "Test accuracy at best validation, %", 2, 100.0),
-    Column("seconds", "Time, s", 1),
-)
+# For each kind of task; the first is the headline, by which methods are compared. `terminal` are
+# those that a terminal has room for.
+COLUMNS: Mapping[str, tuple[Column, ...]] = {
+    "classes": (
+        Column("test_accuracy", "Test accuracy, %", 2, 100.0),
+        Column("train_loss", "Train loss", 4),
+        Column("best_validation_test_accuracy", "Test accuracy at best validation, %", 2, 100.0),
+        Column("seconds", "Time, s", 1),
+    ),
+    "mask": (
+        Column("test_f1", "Test F1", 4),
+        Column("test_tversky", "Test Tversky", 4),
+        Column("test_hausdorff", "Test Hausdorff, pixels", 2),
+        Column("test_f1_per_patient", "Test F1 per patient", 4),
+        Column("train_loss", "Train loss", 4),
+        Column("best_validation_test_f1", "Test F1 at best validation", 4),
+        Column("seconds", "Time, s", 1),
+    ),
+}
+TERMINAL = {
+    "classes": ("test_accuracy", "train_loss", "seconds"),
+    "mask": ("test_f1", "test_tversky", "test_hausdorff", "seconds"),
+}
 
 
 @dataclass(frozen=True)
@@ -67,6 +86,7 @@ class Row:
 
     method: str
     label: str
+    runs: tuple[Run, ...]
     cells: tuple[Cell, ...]
     difference: Cell | None
     troubles: tuple[Value, ...]
@@ -96,24 +116,31 @@ class Table:
     floor_link: str
 
     @property
+    def columns(self) -> tuple[Column, ...]:
+        return COLUMNS[TASKS[self.spec.task].output]
+
+    @property
     def seeds(self) -> int:
         return len({run.spec.seed for run in self.runs})
 
     @property
     def beats_floor(self) -> bool | None:
         """Whether the baseline's mean is above the floor; None where one of them is missing."""
-        score = (self.floor or {}).get("metrics", {}).get("test_accuracy")
+        score = (self.floor or {}).get("metrics", {}).get(self.columns[0].key)
         for row in self.rows:
             if row.method == REFERENCE and row.cells[0].interval is not None and score is not None:
                 return bool(row.cells[0].interval.mean > score)
         return None
 
 
+_VARIES = {"method", "seed", "transform", "weight_decay"}
+
+
 def gather(root: Path, runs: Sequence[Run]) -> list[Table]:
     """One table for each configuration among ``runs``; links relative to ``root``."""
     groups: dict[str, list[Run]] = {}
     for run in runs:
-        content = run.spec.model_dump(mode="json", exclude={"method", "seed"})
+        content = run.spec.model_dump(mode="json", exclude=_VARIES)
         groups.setdefault(json.dumps(content, sort_keys=True), []).append(run)
     tables = []
     for members in groups.values():
@@ -121,27 +148,35 @@ def gather(root: Path, runs: Sequence[Run]) -> list[Table]:
         path = floor_folder(root, spec) / "result.json"
         floor = json.loads(path.read_bytes()) if path.exists() else None
         link = path.relative_to(root).as_posix()
-        tables.append(Table(spec, tuple(members), _rows(root, members), floor, link))
+        columns = COLUMNS[TASKS[spec.task].output]
+        tables.append(Table(spec, tuple(members), _rows(root, members, columns), floor, link))
     return tables
 
 
-def _rows(root: Path, runs: Sequence[Run]) -> tuple[Row, ...]:
+def _rows(root: Path, runs: Sequence[Run], columns: Sequence[Column]) -> tuple[Row, ...]:
     reference = {
         run.spec.seed: run for run in runs if run.spec.method == REFERENCE and run.status == "done"
     }
     rows = []
-    for method, about in METHODS.items():
-        mine = sorted(
-            (run for run in runs if run.spec.method == method), key=lambda run: run.spec.seed
-        )
-        if not mine:
-            continue
+    # The registry's order, then the user's own methods. A name alone does not make a method: the
+    # same one may stand for another transform in runs of another day.
+    order = {name: position for position, name in enumerate(METHODS)}
+    members: dict[str, list[Run]] = {}
+    for run in sorted(runs, key=lambda run: order.get(run.spec.method, len(order))):
+        members.setdefault(f"{run.spec.method} {run.spec.hash}", []).append(run)
+    names = [group[0].spec.method for group in members.values()]
+    for group in members.values():
+        method = group[0].spec.method
+        mine = sorted(group, key=lambda run: run.spec.seed)
+        title = label(method)
+        if names.count(method) > 1:
+            title += f" ({group[0].spec.hash})"
         done = [run for run in mine if run.status == "done"]
-        cells = tuple(_cell(root, column, done) for column in COLUMNS)
+        cells = tuple(_cell(root, column, done) for column in columns)
         paired = [run for run in done if run.spec.seed in reference]
         difference = None
         if method != REFERENCE and paired:
-            column = COLUMNS[0]
+            column = columns[0]
             gains = [
                 run.metrics[column.key] - reference[run.spec.seed].metrics[column.key]
                 for run in paired
@@ -150,7 +185,7 @@ def _rows(root: Path, runs: Sequence[Run]) -> tuple[Row, ...]:
         troubles = tuple(
             Value(run.spec.seed, _trouble(run), _link(root, run)) for run in mine if run not in done
         )
-        rows.append(Row(method, about.label, cells, difference, troubles))
+        rows.append(Row(method, title, tuple(mine), cells, difference, troubles))
     return tuple(rows)
 
 
@@ -200,19 +235,21 @@ def on_terminal(table: Table) -> RichTable:
     title = f"{spec.task}, {spec.model}: mean ± 95 % t interval over {table.seeds} seed"
     rich = RichTable(title=title + ("s" if table.seeds > 1 else ""), title_justify="left")
     rich.add_column("Method", no_wrap=True)
-    shown = [0, 1, 3]
+    keys = TERMINAL[TASKS[spec.task].output]
+    shown = [i for i, column in enumerate(table.columns) if column.key in keys]
     for position in shown:
-        rich.add_column(COLUMNS[position].title, justify="right")
+        rich.add_column(table.columns[position].title, justify="right")
     rich.add_column("vs baseline", justify="right")
     for row in table.rows:
         cells = [_plain(row.cells[position]) for position in shown]
         difference = "" if row.difference is None else _plain(row.difference)
         trouble = "; ".join(f"seed {value.seed} {value.text}" for value in row.troubles)
         rich.add_row(row.label, *cells, trouble or difference)
-    score = (table.floor or {}).get("metrics", {}).get("test_accuracy")
+    score = (table.floor or {}).get("metrics", {}).get(table.columns[0].key)
     if score is not None:
+        floor = FLOORS[TASKS[spec.task].output].label
         rich.add_section()
-        rich.add_row("Colour statistics (floor)", COLUMNS[0].show(score), "", "", "")
+        rich.add_row(f"Floor: {floor}", table.columns[0].show(score), *[""] * len(shown))
     return rich
 
 

@@ -11,17 +11,20 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from znorm.lab import models
-from znorm.lab.datasets import Dataset, Part
+from znorm.lab.datasets import Dataset
 from znorm.lab.errors import Interrupted
-from znorm.lab.methods import METHODS, make_optimizer
-from znorm.lab.metrics import correct
+from znorm.lab.losses import LOSSES
+from znorm.lab.methods import make_transform
+from znorm.lab.metrics import Cases
+from znorm.lab.optimizers import learning_rate, make_optimizer
 from znorm.lab.spec import RunSpec
+from znorm.lab.tasks import TASKS
 from znorm.lab.training import checkpoint
 from znorm.lab.training.checkpoint import Position
-from znorm.lab.training.pipeline import Pipeline
+from znorm.lab.training.evaluation import evaluate, predict_cases
+from znorm.lab.training.pipeline import Batch, Pipeline
 from znorm.lab.training.sampler import batches
 
 __all__ = ["Outcome", "Watch", "train"]
@@ -59,6 +62,8 @@ class Outcome:
     diverged_step : int or None
         The first step, from 1, whose loss was not finite; the last of its epoch where only weights
         or the evaluation at its end were not.
+    cases : Cases or None
+        Of masks, the counts and distances of each test image.
     """
 
     status: str
@@ -66,6 +71,7 @@ class Outcome:
     hashes: dict[str, str]
     seconds: float
     diverged_step: int | None = None
+    cases: Cases | None = None
 
 
 def train(
@@ -74,6 +80,7 @@ def train(
     watch: Watch,
     saved: bytes | None,
     save: Callable[[bytes], None],
+    workers: int | None = None,
 ) -> Outcome:
     """Train one run to its end, from where it stands.
 
@@ -86,6 +93,8 @@ def train(
         The run's last checkpoint.
     save : callable
         Stores a checkpoint; it must replace the last one atomically.
+    workers : int, optional
+        Loader threads; by default some where the images are mapped from a file.
 
     Raises
     ------
@@ -96,13 +105,20 @@ def train(
     torch.manual_seed(spec.seed)
     model = models.build(
         spec.model,
-        channels=dataset.train.images.shape[1],
-        classes=len(dataset.classes),
-        image_size=min(dataset.train.images.shape[2:]),
+        channels=dataset.channels,
+        classes=dataset.outputs,
+        image_size=dataset.image_size,
+        **spec.model_options,
     ).to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    method = METHODS[spec.method]
-    optimizer = make_optimizer(spec.optimizer, method, model, spec.learning_rate)
-    pipeline = Pipeline(dataset, spec.data.augment, spec.seed, device)
+    optimizer = make_optimizer(
+        spec.optimizer,
+        spec.optimizer_options,
+        spec.weight_decay,
+        make_transform(spec.transform),
+        model,
+        spec.learning_rate,
+    )
+    pipeline = Pipeline(dataset, spec.data.augment, spec.seed, device, workers)
     if saved is None:
         position = Position(initial_weights=checkpoint.hash_weights(model))
     else:
@@ -137,6 +153,8 @@ class _Loop:
         self.position = position
         self.watch = watch
         self.save = save
+        self.loss = LOSSES[spec.loss]
+        self.score = TASKS[spec.task].score
         # Losses stay on the device until they are needed, so that a step never waits for it.
         self.unread: list[Tensor] = []
         self.clock = time.perf_counter()
@@ -152,8 +170,8 @@ class _Loop:
             entry = {
                 "epoch": position.epoch + 1,
                 "train_loss": math.fsum(position.losses) / len(position.losses),
-                **self._evaluate("validation", self.pipeline.dataset.validation),
-                **self._evaluate("test", self.pipeline.dataset.test),
+                **self._evaluate("validation"),
+                **self._evaluate("test"),
                 "seconds": self._seconds(),
             }
             if not all(map(math.isfinite, entry.values())):
@@ -163,21 +181,25 @@ class _Loop:
             position.epoch, position.step, position.losses = position.epoch + 1, 0, []
             self._checkpoint()
             self.watch.epoch(entry)
-        return self._outcome("done", self._metrics(), None)
+        cases = None
+        if self.pipeline.dataset.test.has_masks:
+            cases = predict_cases(
+                self.model, self.pipeline, self.pipeline.dataset.test, self._autocast
+            )
+        return self._outcome("done", self._metrics(cases), None, cases)
 
     def _train_epoch(self) -> int:
         """Train what remains of the epoch; the number of its steps."""
         position, spec = self.position, self.spec
         plan = batches(spec.seed, position.epoch, len(self.pipeline.dataset.train), spec.batch_size)
         self.model.train()
-        for index in plan[position.step :]:
-            batch = self.pipeline.training_batch(position.epoch, index)
-            with self._autocast():
-                loss = F.cross_entropy(self.model(batch.images), batch.labels)
+        rate = learning_rate(spec.learning_rate, spec.schedule, position.epoch, spec.epochs)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        for batch in self.pipeline.training_batches(position.epoch, plan[position.step :]):
             self.optimizer.zero_grad()
-            loss.backward()
+            self.unread.append(self._backward(batch))
             self.optimizer.step()
-            self.unread.append(loss.detach())
             position.saw(batch.digest)
             position.step += 1
             self.watch.step(position.epoch, position.step, len(plan))
@@ -187,6 +209,28 @@ class _Loop:
             if time.perf_counter() - self.saved_at > CHECKPOINT_SECONDS:
                 self._checkpoint()
         return len(plan)
+
+    def _backward(self, batch: Batch) -> Tensor:
+        """The batch's loss, its gradient added up over the pieces that are in memory at once.
+
+        Each piece counts by its share of the images. Batch normalization then sees a piece at a
+        time, and a loss that is a ratio of sums over the batch becomes a mean of such ratios.
+        """
+        size = self.spec.micro_batch or len(batch.images)
+        # Never a piece of one image: batch normalization cannot train on it.
+        pieces = max(1, min(math.ceil(len(batch.images) / size), len(batch.images) // 2))
+        total: Tensor | None = None
+        for images, targets in zip(
+            batch.images.tensor_split(pieces), batch.targets.tensor_split(pieces), strict=True
+        ):
+            with self._autocast():
+                loss = self.loss(self.model(images), targets)
+            if pieces > 1:
+                loss = loss * (len(images) / len(batch.images))
+            loss.backward()
+            total = loss.detach() if total is None else total + loss.detach()
+        assert total is not None
+        return total
 
     def _autocast(self) -> Any:
         if self.spec.precision == "float32":
@@ -206,35 +250,25 @@ class _Loop:
         finite = torch.stack([p.isfinite().all() for p in self.model.parameters()]).all()
         return None if finite else first + steps - 1
 
-    @torch.no_grad()
-    def _evaluate(self, name: str, part: Part) -> dict[str, float]:
-        """Loss and accuracy of a part; nothing for an empty one."""
-        if not len(part):
-            return {}
-        self.model.eval()
-        loss = torch.zeros((), device=self.pipeline.device)
-        hits = torch.zeros((), dtype=torch.int64, device=self.pipeline.device)
-        for images, labels in self.pipeline.evaluation_batches(part):
-            with self._autocast():
-                logits = self.model(images)
-            loss += F.cross_entropy(logits.float(), labels, reduction="sum")
-            hits += correct(logits, labels)
-        return {
-            f"{name}_loss": float(loss) / len(part),
-            f"{name}_accuracy": int(hits) / len(part),
-        }
+    def _evaluate(self, name: str) -> dict[str, float]:
+        """The scores of a part, by its name and theirs."""
+        part = getattr(self.pipeline.dataset, name)
+        scores = evaluate(self.model, self.pipeline, part, self.loss, self._autocast)
+        return {f"{name}_{key}": value for key, value in scores.items()}
 
-    def _metrics(self) -> dict[str, float]:
+    def _metrics(self, cases: Cases | None) -> dict[str, float]:
         """The last epoch's scores, and those of the epoch that was best on validation."""
-        history = self.position.history
+        history, score = self.position.history, self.score
         metrics = {
             key: value for key, value in history[-1].items() if key not in ("epoch", "seconds")
         }
-        if "validation_accuracy" in history[-1]:
-            best = max(history, key=lambda entry: entry["validation_accuracy"])
+        if cases is not None:
+            metrics.update({f"test_{key}": value for key, value in cases.scores().items()})
+        if f"validation_{score}" in history[-1]:
+            best = max(history, key=lambda entry: entry[f"validation_{score}"])
             metrics["best_validation_epoch"] = best["epoch"]
-            metrics["best_validation_accuracy"] = best["validation_accuracy"]
-            metrics["best_validation_test_accuracy"] = best["test_accuracy"]
+            metrics[f"best_validation_{score}"] = best[f"validation_{score}"]
+            metrics[f"best_validation_test_{score}"] = best[f"test_{score}"]
         return metrics
 
     def _seconds(self) -> float:
@@ -249,10 +283,16 @@ class _Loop:
         self.save(checkpoint.dump(self.model, self.optimizer, self.position))
         self.saved_at = time.perf_counter()
 
-    def _outcome(self, status: str, metrics: dict[str, float], step: int | None) -> Outcome:
+    def _outcome(
+        self,
+        status: str,
+        metrics: dict[str, float],
+        step: int | None,
+        cases: Cases | None = None,
+    ) -> Outcome:
         hashes = {
             "initial_weights": self.position.initial_weights,
             "batches": self.position.batches,
             "final_weights": checkpoint.hash_weights(self.model),
         }
-        return Outcome(status, metrics, hashes, self._seconds(), step)
+        return Outcome(status, metrics, hashes, self._seconds(), step, cases)

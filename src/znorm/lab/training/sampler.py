@@ -15,7 +15,7 @@ from torch import Tensor
 
 __all__ = ["AUGMENTATIONS", "augment_", "batches", "order"]
 
-AUGMENTATIONS = ("none", "dihedral")
+AUGMENTATIONS = ("none", "flip", "crop_flip", "dihedral")
 
 # Each turn as three steps that are taken or not: transpose, mirror left to right, upend. Number
 # k + 4 f is k quarter turns counter-clockwise, then a mirror if f.
@@ -70,23 +70,60 @@ def draws(seed: int, epoch: int, index: Tensor) -> Words:
         return _mix(start + (index.numpy().astype(np.uint64) + np.uint64(1)) * step)
 
 
-def augment_(images: Tensor, kind: str, seed: int, epoch: int, index: Tensor) -> None:
-    """Augment a batch in place.
+def augment_(
+    images: Tensor, kind: str, seed: int, epoch: int, index: Tensor, masks: Tensor | None = None
+) -> None:
+    """Augment a batch in place, masks as their images.
 
     Parameters
     ----------
-    images : Tensor of shape (N, C, H, H)
-    kind : "none" or "dihedral"
-        The latter: one of the four quarter turns, with or without a flip, each equally likely.
+    images : Tensor of shape (N, C, H, W)
+    kind : str
+        "none"; "flip", left to right for every other image; "crop_flip", that and a shift of up
+        to 4 pixels each way with zeros at the edge (the usual for CIFAR); "dihedral", one of the
+        four quarter turns, with or without a flip, each equally likely (square images).
     seed, epoch : int
     index : Tensor of shape (N,), int64
         The images' places in the data set.
+    masks : Tensor of shape (N, H, W), optional
     """
     if kind == "none":
         return
-    choice = torch.from_numpy((draws(seed, epoch, index) & np.uint64(7)).astype(np.int64))
+    words = draws(seed, epoch, index)
+    for batch in [images] if masks is None else [images, masks[:, None]]:
+        if kind == "dihedral":
+            _turn_(batch, _numbers(words, 0, 8))
+        else:
+            if kind == "crop_flip":
+                _shift_(batch, _numbers(words, 8, 9) - 4, _numbers(words, 24, 9) - 4)
+            mirrored = (_numbers(words, 0, 2) == 1)[:, None, None, None]
+            batch.copy_(torch.where(mirrored, batch.flip(3), batch))
+
+
+def _numbers(words: Words, shift: int, count: int) -> Tensor:
+    """A number below ``count`` for each image, from 16 of its bits."""
+    bits = (words >> np.uint64(shift)) & np.uint64(0xFFFF)
+    return torch.from_numpy((bits % np.uint64(count)).astype(np.int64))
+
+
+def _turn_(batch: Tensor, choice: Tensor) -> None:
     # On the whole batch, since eight small groups take three times as long.
     transposed, mirrored, upended = _STEPS[choice].T[:, :, None, None, None]
-    turned = torch.where(transposed, images.transpose(2, 3), images)
+    turned = torch.where(transposed, batch.transpose(2, 3), batch)
     turned = torch.where(mirrored, turned.flip(3), turned)
-    torch.where(upended, turned.flip(2), turned, out=images)
+    batch.copy_(torch.where(upended, turned.flip(2), turned))
+
+
+def _shift_(batch: Tensor, down: Tensor, across: Tensor) -> None:
+    """Each image moved by so many pixels, zeros where nothing is."""
+    height, width = batch.shape[2:]
+    rows = torch.arange(height) - down[:, None]
+    columns = torch.arange(width) - across[:, None]
+    inside = ((rows >= 0) & (rows < height))[:, None, :, None] & (
+        (columns >= 0) & (columns < width)
+    )[:, None, None, :]
+    numbers = torch.arange(len(batch))[:, None, None]
+    moved = batch.permute(0, 2, 3, 1)[
+        numbers, rows.clamp(0, height - 1)[:, :, None], columns.clamp(0, width - 1)[:, None, :]
+    ].permute(0, 3, 1, 2)
+    batch.copy_(torch.where(inside, moved, torch.zeros_like(moved)))
