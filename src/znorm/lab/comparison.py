@@ -256,7 +256,7 @@ def report(out: PathLike = "runs") -> Path:
         raise DataError(f"{out}: no runs in it; znorm compare makes some")
     datasets: dict[str, Dataset | DataError] = {}
     for one in runs:
-        key = _key(one.spec)
+        key = one.spec.data_key
         if key not in datasets:
             # Results that are there are shown, whether or not their images are.
             try:
@@ -365,7 +365,7 @@ def execute(runs: Sequence[Run], display: Display, workers: int | None = None) -
 
 
 def _model(spec: RunSpec) -> tuple[str, str, str]:
-    return spec.model, repr(sorted(spec.model_options.items())), _key(spec)
+    return spec.model, repr(sorted(spec.model_options.items())), spec.data_key
 
 
 def _try_model(spec: RunSpec, data: Dataset) -> None:
@@ -426,11 +426,7 @@ def _work(
 
 
 def _dataset(spec: RunSpec, known: dict[str, Dataset]) -> Dataset:
-    key = _key(spec)
+    key = spec.data_key
     if key not in known:
         known[key] = tasks.load(spec.task, spec.data)
     return known[key]
-
-
-def _key(spec: RunSpec) -> str:
-    return f"{spec.task} {spec.data.key}"

@@ -6,13 +6,14 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from znorm.lab.datasets import cifar10, lgg_mri, patchcamelyon, pcam_mini, phantom
-from znorm.lab.datasets.dataset import Dataset
+from znorm.lab import tasks
+from znorm.lab.datasets import Part, cifar10, lgg_mri, patchcamelyon
 from znorm.lab.datasets.download import Progress, digest_of, fetch, unpack
 from znorm.lab.datasets.files import data_root
 from znorm.lab.datasets.sources import SOURCES, missing
 from znorm.lab.errors import ConfigurationError, DataError, DiskFullError
 from znorm.lab.registry import lookup
+from znorm.lab.spec import resolve
 
 __all__ = ["get", "listing", "verify"]
 
@@ -192,19 +193,9 @@ def _check_digests(name: str) -> list[str]:
     return verified
 
 
-def _whole(name: str) -> dict[str, Any]:
-    """Every part of a set, read."""
-    dataset: Dataset
-    if name == "pcam_mini":
-        dataset = pcam_mini.load(0.15)
-    elif name == "phantom":
-        dataset = phantom.load()
-    elif name == "cifar10":
-        dataset = cifar10.load(**cifar10.resolve({}))
-    elif name == "patchcamelyon":
-        dataset = patchcamelyon.load(**patchcamelyon.resolve({}))
-    else:
-        dataset = lgg_mri.load(**lgg_mri.resolve({}))
+def _whole(name: str) -> dict[str, Part]:
+    """Every part of a set, read as its task reads it."""
+    dataset = tasks.load(name, resolve({"task": name}).data)
     return {"train": dataset.train, "validation": dataset.validation, "test": dataset.test}
 
 

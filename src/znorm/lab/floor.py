@@ -10,13 +10,13 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
 from znorm.lab.datasets import Dataset, Part
 from znorm.lab.metrics import Counts, count
@@ -30,11 +30,13 @@ __all__ = ["FLOORS", "Floor", "floor", "folder"]
 LARGEST = 10_000
 
 
+@dataclass(frozen=True)
 class Floor:
-    """What a floor is called, and what it is in a sentence."""
+    """What a floor's folder and row are called, and what it is in a sentence."""
 
-    def __init__(self, name: str, label: str, about: str) -> None:
-        self.name, self.label, self.about = name, label, about
+    name: str
+    label: str
+    about: str
 
 
 FLOORS: Mapping[str, Floor] = {
@@ -142,9 +144,5 @@ def _pooled(part: Part, channel: int, threshold: int) -> Counts:
     for block in part.blocks():
         counts = count(block.images[:, channel] >= threshold, block.targets).pooled()
         total += torch.stack([counts.tp, counts.fp, counts.fn, counts.tn])
-    tp, fp, fn, tn = _split(total)
+    tp, fp, fn, tn = total.unbind()
     return Counts(tp=tp, fp=fp, fn=fn, tn=tn)
-
-
-def _split(total: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return total[0], total[1], total[2], total[3]

@@ -165,6 +165,11 @@ class RunSpec(BaseModel):
         return json.dumps(content, sort_keys=True, separators=(",", ":"))
 
     @property
+    def data_key(self) -> str:
+        """The same for runs on the same images of the same task."""
+        return f"{self.task} {self.data.key}"
+
+    @property
     def hash(self) -> str:
         """Eight hex digits of the specification without its seed."""
         return hashlib.sha256(self.canonical(seed=False).encode()).hexdigest()[:8]
@@ -198,7 +203,7 @@ def resolve(choices: Mapping[str, Any]) -> RunSpec:
     """
     given = _nested(choices)
     data = given.pop("data")
-    name = given.pop("task") or "pcam_mini" if "task" in given else "pcam_mini"
+    name = given.pop("task", None) or "pcam_mini"
     task = lookup("task", name, TASKS)
     values: dict[str, Any] = {
         "model": task.model,

@@ -29,7 +29,7 @@ def write_page(
     """Write ``report.html`` under ``root``; links to the runs are relative to it."""
     sections = []
     for table in gather(root, runs):
-        dataset = datasets[f"{table.spec.task} {table.spec.data.key}"]
+        dataset = datasets[table.spec.data_key]
         task = TASKS[table.spec.task]
         shown: dict[str, Any] = {"parts": {}, "classes": (), "patches": ()}
         if isinstance(dataset, DataError):
