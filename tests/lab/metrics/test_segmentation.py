@@ -13,7 +13,7 @@ from monai.losses import TverskyLoss
 from monai.metrics import compute_dice, compute_iou
 from sklearn.metrics import f1_score, jaccard_score
 from torch import Tensor
-from torchmetrics.functional.segmentation import dice_score
+from torchmetrics.functional.segmentation import dice_score, mean_iou
 
 from znorm.lab.metrics import Counts, count, dice, iou, tversky
 
@@ -204,6 +204,28 @@ def test_against_libraries(masks: tuple[Tensor, Tensor], alpha: float, beta: flo
     loss = TverskyLoss(alpha=alpha, beta=beta, smooth_nr=0, smooth_dr=1e-12, reduction="none")
     index = 1 - loss(p1, t1).flatten()
     np.testing.assert_allclose(tversky(p, t, alpha, beta)[some], index[some], atol=1e-6)
+
+
+@settings(deadline=None, max_examples=50)
+@given(pairs())
+def test_rules_of_other_libraries_by_name(masks: tuple[Tensor, Tensor]) -> None:
+    p, t = masks
+    p1, t1 = p[:, None].float(), t[:, None].float()
+    close = {"rtol": 1e-6, "equal_nan": True}
+    np.testing.assert_allclose(dice(p, t, "monai"), compute_dice(p1, t1)[:, 0], **close)
+    np.testing.assert_allclose(iou(p, t, "monai"), compute_iou(p1, t1)[:, 0], **close)
+    options = {"num_classes": 1, "include_background": True}
+    scores = dice_score(p1.int(), t1.int(), **options).flatten()
+    np.testing.assert_allclose(dice(p, t, "torchmetrics"), scores, **close)
+    scores = mean_iou(p1.int(), t1.int(), per_class=True, **options).flatten()
+    scores[scores == -1] = torch.nan
+    np.testing.assert_allclose(iou(p, t, "torchmetrics"), scores, **close)
+
+
+@pytest.mark.parametrize("score", [dice, iou])
+def test_an_unknown_rule_is_named(score) -> None:
+    with pytest.raises(ValueError, match=f"{score.__name__}: rule must be .* found 'medpy'"):
+        score(GOOD, GOOD, rule="medpy")
 
 
 def test_where_monai_differs() -> None:

@@ -11,7 +11,7 @@ import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -20,6 +20,8 @@ from torch import Tensor
 from znorm.lab.metrics.masks import Mask, as_masks
 
 __all__ = ["Counts", "count", "dice", "iou", "tversky"]
+
+Rule: TypeAlias = Literal["one", "monai", "torchmetrics"]
 
 
 # eq=False: comparing tensors gives a tensor, not the truth value that == needs.
@@ -180,15 +182,22 @@ def count(prediction: Mask, target: Mask) -> Counts:
     return Counts(tp, fp, fn, predicted.shape[1] - tp - fp - fn)
 
 
-def dice(prediction: Mask, target: Mask) -> Tensor:
+def dice(prediction: Mask, target: Mask, rule: Rule = "one") -> Tensor:
     """Dice of each case, the same number as F1: 2 TP / (2 TP + FP + FN).
-
-    Both masks empty: 1. One empty: 0.
 
     Parameters
     ----------
     prediction, target : Tensor or array of shape (N, H, W)
         Boolean masks, or of another type that holds only 0 and 1.
+    rule : "one", "monai" or "torchmetrics"
+        What stands for the score where a mask is empty; elsewhere all rules give the same.
+
+        - ``"one"``: both empty 1, one empty 0.
+        - ``"monai"``: nan where the truth is empty, whatever was predicted, as MONAI 1.6 gives by
+          default (``ignore_empty=True``). Its means leave nan out, so that a false positive on a
+          slice without tumour costs nothing.
+        - ``"torchmetrics"``: nan where both are empty, 0 where one is, as torchmetrics 1.9 gives
+          for Dice. For IoU it gives -1 there, which its mean leaves out just so.
 
     Returns
     -------
@@ -197,21 +206,24 @@ def dice(prediction: Mask, target: Mask) -> Tensor:
     Raises
     ------
     TypeError, ValueError
-        If one is not such a mask; if the shapes differ.
+        If one is not such a mask; if the shapes differ; if there is no such rule.
 
     Examples
     --------
     >>> import torch
     >>> dice(torch.tensor([[[1, 1, 0]]]), torch.tensor([[[1, 0, 0]]]))
     tensor([0.6667], dtype=torch.float64)
+    >>> dice(torch.tensor([[[1, 1, 0]]]), torch.zeros(1, 1, 3), rule="monai")
+    tensor([nan], dtype=torch.float64)
     """
-    return count(*as_masks("dice", prediction, target)).dice()
+    counts = count(*as_masks("dice", prediction, target))
+    return _by_rule("dice", rule, counts, counts.dice())
 
 
-def iou(prediction: Mask, target: Mask) -> Tensor:
+def iou(prediction: Mask, target: Mask, rule: Rule = "one") -> Tensor:
     """Intersection over union of each case, the Jaccard index: TP / (TP + FP + FN).
 
-    Both masks empty: 1. One empty: 0. Parameters, result and errors as `dice`.
+    Parameters, result and errors as `dice`.
 
     Examples
     --------
@@ -219,13 +231,24 @@ def iou(prediction: Mask, target: Mask) -> Tensor:
     >>> iou(torch.tensor([[[1, 1, 0]]]), torch.tensor([[[1, 0, 0]]]))
     tensor([0.5000], dtype=torch.float64)
     """
-    return count(*as_masks("iou", prediction, target)).iou()
+    counts = count(*as_masks("iou", prediction, target))
+    return _by_rule("iou", rule, counts, counts.iou())
+
+
+def _by_rule(owner: str, rule: str, counts: Counts, score: Tensor) -> Tensor:
+    if rule == "one":
+        return score
+    if rule == "monai":
+        return score.masked_fill(counts.tp + counts.fn == 0, math.nan)
+    if rule == "torchmetrics":
+        return score.masked_fill(counts.tp + counts.fp + counts.fn == 0, math.nan)
+    raise ValueError(f"{owner}: rule must be 'one', 'monai' or 'torchmetrics', found {rule!r}")
 
 
 def tversky(prediction: Mask, target: Mask, alpha: float = 0.3, beta: float = 0.7) -> Tensor:
     """Tversky index of each case: TP / (TP + alpha FP + beta FN).
 
-    Both masks empty: 1. One empty: 0. Masks, result and errors as `dice`, weights as
+    Both masks empty: 1. One empty: 0. Masks, result and errors as for `dice`, weights as
     `Counts.tversky`.
 
     Examples
