@@ -2,12 +2,13 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup demo test test-all lint format bench floor clean
+.PHONY: help setup demo test test-all coverage lint format bench floor clean
 
 help:
 	@echo "make demo      set up, train the six methods on the built-in data, write the report"
 	@echo "make test      set up, run the tests"
 	@echo "make test-all  the tests that take longer, too"
+	@echo "make coverage  branch coverage of the library, 95 % or more"
 	@echo "make lint      ruff and mypy"
 	@echo "make bench     benchmarks; nothing else should run beside them"
 	@echo "make floor     the core's tests on the oldest torch that is supported"
@@ -27,8 +28,12 @@ demo: setup
 test: setup
 	$(BIN)/python -m pytest
 
-test-all: setup
+test-all: coverage
 	$(BIN)/python -m pytest -m slow
+
+coverage: setup
+	$(BIN)/python -m pytest --quiet --cov --cov-report=term-missing:skip-covered --cov-fail-under=95 \
+	  tests src/znorm --ignore tests/lab --ignore src/znorm/lab --ignore tests/test_examples.py
 
 lint: setup
 	$(BIN)/ruff check .
@@ -42,10 +47,11 @@ format: setup
 bench: setup
 	$(BIN)/python benchmarks/loop.py
 	$(BIN)/python benchmarks/data.py
+	$(BIN)/python benchmarks/memory.py
 
 floor:
 	@test -x .venv-floor/bin/python || $(PYTHON) -m venv .venv-floor
-	.venv-floor/bin/python -m pip install --quiet --disable-pip-version-check torch==2.6.0 numpy hypothesis pytest pytorch_optimizer
+	.venv-floor/bin/python -m pip install --quiet --disable-pip-version-check torch==2.6.0 numpy hypothesis pytest pytorch_optimizer expecttest
 	PYTHONPATH=src .venv-floor/bin/python -m pytest tests src/znorm --ignore src/znorm/lab \
 	  --ignore tests/lab --ignore tests/test_examples.py
 

@@ -21,3 +21,6 @@ for step in range(201):
     optimizer.step()
     if step % 50 == 0:
         print(f"step {step:3}: loss {loss.item():.3f}")
+
+for name, seen in attachment.receipt().items():
+    print(f"{name}: norm {seen['norm_before']:.3f} before, {seen['norm_after']:.3f} after")

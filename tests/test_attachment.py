@@ -284,10 +284,34 @@ def test_a_sparse_gradient_is_refused_by_name() -> None:
     optimizer.step()
 
 
-def test_complex_parameters_are_refused_by_name() -> None:
-    parameter = nn.Parameter(torch.zeros(3, 3, dtype=torch.complex64))
-    with pytest.raises(TypeError, match=r"group 0, parameter 0 \(3, 3\): torch\.complex64"):
-        znorm.attach(torch.optim.SGD([parameter]), znorm.ZNorm())
+@pytest.mark.parametrize(
+    "transform",
+    [znorm.ZNorm(), znorm.ZNorm(granularity="channel"), znorm.ClipNorm(0.1), znorm.ClipValue(0.1)],
+    ids=str,
+)
+def test_complex_numbers_are_two_real_ones_as_in_torchs_own_optimizers(transform: Any) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weights, gradients = torch.randn(2, 5, 3, dtype=torch.complex64, generator=generator)
+    complex_, real = nn.Parameter(weights.clone()), nn.Parameter(torch.view_as_real(weights))
+    optimizers = [torch.optim.Adam([p]) for p in (complex_, real)]
+    for optimizer in optimizers:
+        znorm.attach(optimizer, transform)
+    complex_.grad, real.grad = gradients.clone(), torch.view_as_real(gradients).clone()
+    for optimizer in optimizers:
+        optimizer.step()
+    assert complex_.grad is not None
+    assert torch.equal(torch.view_as_real(complex_.grad), real.grad)
+    assert torch.equal(torch.view_as_real(complex_.detach()), real)
+    if transform == znorm.ZNorm():
+        expected = oracle.whole(oracle.z_score, torch.view_as_real(gradients))
+        torch.testing.assert_close(real.grad.double(), expected, rtol=0, atol=1e-6)
+
+
+def test_what_is_no_number_is_refused_by_name() -> None:
+    for dtype in (torch.int64, torch.complex32):
+        parameter = torch.zeros(3, 3, dtype=dtype)
+        with pytest.raises(TypeError, match=rf"w: {dtype} is not supported"):
+            znorm.Layout([("w", parameter)], znorm.ZNorm())
 
 
 @pytest.mark.parametrize("closed", [False, True])
@@ -354,8 +378,9 @@ def test_the_loss_scale_of_half_precision_gradients_is_not_rounded_apart(
     assert bias.tolist() == [2.0**-15, -(2.0**-14)]
 
 
-def test_an_attachment_that_does_nothing_makes_way() -> None:
+def test_without_a_transform_nothing_is_attached() -> None:
     optimizer = znorm.optim.Adam(net().parameters())
+    assert optimizer.attachment is None
     znorm.attach(optimizer, znorm.ZNorm())
     assert repr(optimizer.attachment) == repr(znorm.ZNorm()).join(["Attachment(", ")"])
 

@@ -22,7 +22,7 @@ class Net(nn.Module):
 def selected(select: Any, transform: Any = znorm.ZNorm) -> list[str]:
     model = Net()
     layout = znorm.Layout(model.named_parameters(), transform(select=select), model=model)
-    return [row.name for row in layout.rows if row.transformed]
+    return [row.name for row in layout.rows if row.selected]
 
 
 def test_weights() -> None:
@@ -78,4 +78,4 @@ def test_lazy_parameters_are_refused_by_name() -> None:
 
 def test_without_a_model_normalizations_go_by_their_dims() -> None:
     layout = znorm.Layout([("norm.weight", torch.zeros(4, 2))], znorm.ZNorm())
-    assert layout.rows[0].transformed
+    assert layout.rows[0].selected

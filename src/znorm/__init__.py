@@ -12,12 +12,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from znorm import optim, transforms
+    from znorm import optim, receipts, transforms
     from znorm.attachment import Attachment, attach
+    from znorm.backward import BackwardStepping, in_backward
+    from znorm.layers import Layers
     from znorm.layout import Layout
     from znorm.moments import Affine, Moments
     from znorm.step import apply_, decide, measure, z_score_
     from znorm.transforms import (
+        AdaptiveClip,
         Centralize,
         ClipGlobalNorm,
         ClipNorm,
@@ -30,12 +33,15 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "AdaptiveClip",
     "Affine",
     "Attachment",
+    "BackwardStepping",
     "Centralize",
     "ClipGlobalNorm",
     "ClipNorm",
     "ClipValue",
+    "Layers",
     "Layout",
     "Moments",
     "UnitNorm",
@@ -45,19 +51,25 @@ __all__ = [
     "attach",
     "chain",
     "decide",
+    "in_backward",
     "measure",
     "optim",
+    "receipts",
     "transforms",
     "z_score_",
 ]
 
 _HOMES = {
     "attachment": ("Attachment", "attach"),
+    "backward": ("BackwardStepping", "in_backward"),
+    "layers": ("Layers",),
     "layout": ("Layout",),
     "moments": ("Affine", "Moments"),
     "optim": ("optim",),
+    "receipts": ("receipts",),
     "step": ("apply_", "decide", "measure", "z_score_"),
     "transforms": (
+        "AdaptiveClip",
         "Centralize",
         "ClipGlobalNorm",
         "ClipNorm",

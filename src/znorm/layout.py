@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,78 +11,37 @@ from torch import Tensor, nn
 
 from znorm import kernels
 from znorm.moments import Affine, Moments
-from znorm.selection import Origin, Selector, origins
-from znorm.transforms.clip import ClipValue
-from znorm.transforms.composition import Chain, Link, Transform, links, stages
+from znorm.rows import Description, rows_of
+from znorm.selection import Origin, origins
+from znorm.transforms.adaptive import AdaptiveClip
+from znorm.transforms.clip import ClipNorm, ClipValue
+from znorm.transforms.composition import Chain, Transform, links, stages
+from znorm.transforms.observe import Observe
 
-__all__ = ["Description", "Layout", "Row"]
+__all__ = ["Decision", "Layout"]
 
 
-@dataclass(frozen=True)
-class Row:
-    """One parameter of a layout.
+@dataclass
+class Decision:
+    """What a chain makes of moments, and what a receipt needs to know of it.
 
     Parameters
     ----------
-    name : str
-        As shown in messages.
-    shape : tuple of int
-    acts : tuple of bool
-        For each link whether it acts on this tensor.
-    why : str
-        Why it is transformed in this way, or why not.
-    view : tuple of int
-        The shape in which units are counted: ``shape``, with dim 0 split where a transposed
-        convolution has groups.
-    unit_dims : tuple of int
-        The dims of ``view`` that number the units; none if the tensor is one unit.
-    first, units : int
-        Its place among all units; no units if nothing measures it.
-    kernel : str
-        Which kernels serve it.
+    affine : Affine
+        The one map of all that is done, an inverse loss scale first.
+    links : Affine
+        The links alone, which see the gradients without the loss scale.
+    before, after : Moments
+        Of what the links see, and of what they make of it.
+    clipped : Tensor of shape (units,), bool, or None
+        Where a clip acted; None if no link is one.
     """
 
-    name: str
-    shape: tuple[int, ...]
-    acts: tuple[bool, ...]
-    why: str
-    view: tuple[int, ...]
-    unit_dims: tuple[int, ...]
-    first: int
-    units: int
-    kernel: str
-
-    @property
-    def transformed(self) -> bool:
-        return any(self.acts)
-
-    def as_dict(self) -> dict[str, Any]:
-        return {
-            "name": self.name,
-            "shape": self.shape,
-            "units": self.units,
-            "kernel": self.kernel,
-            "transformed": self.transformed,
-            "why": self.why,
-        }
-
-
-@dataclass(frozen=True)
-class Description:
-    """A table of parameters: ``str()`` prints it, ``rows`` are its dicts."""
-
-    rows: tuple[dict[str, Any], ...]
-
-    def __str__(self) -> str:
-        table = [["name", "shape", "units", "kernel", "transformed"]]
-        for row in self.rows:
-            done = ("yes: " if row["transformed"] else "no: ") + row["why"]
-            table.append([row["name"], str(row["shape"]), str(row["units"]), row["kernel"], done])
-        widths = [max(len(line[column]) for line in table) for column in range(5)]
-        return "\n".join(
-            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-            for line in table
-        )
+    affine: Affine
+    links: Affine
+    before: Moments
+    after: Moments
+    clipped: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -94,18 +52,25 @@ class _Scope:
     segment: Tensor | None
     pooled: int
 
-    def affine(self, link: Any, moments: Moments) -> Affine:
+    def affine(self, link: Any, moments: Moments, parameters: Moments | None) -> Affine:
         """The link's map for all units of ``moments``: the identity where it does not act."""
-        scoped = moments if self.index is None else moments.take(self.index)
-        pooled = scoped if self.segment is None else scoped.pool(self.segment, self.pooled)
-        affine: Affine = link.decide(pooled)
+        affine: Affine
+        if link.relative:
+            assert parameters is not None
+            affine = link.decide(self._own(moments), self._own(parameters))
+        else:
+            affine = link.decide(self._own(moments))
         center, scale = affine.center, affine.scale
         if self.segment is not None:
             center, scale = center[self.segment], scale[self.segment]
         if self.index is not None:
-            center = torch.zeros_like(moments.mean).index_copy_(0, self.index, center)
-            scale = torch.ones_like(moments.mean).index_copy_(0, self.index, scale)
+            center = torch.zeros_like(moments.mean).index_copy(0, self.index, center)
+            scale = torch.ones_like(moments.mean).index_copy(0, self.index, scale)
         return Affine(center, scale)
+
+    def _own(self, moments: Moments) -> Moments:
+        scoped = moments if self.index is None else moments.take(self.index)
+        return scoped if self.segment is None else scoped.pool(self.segment, self.pooled)
 
 
 class Layout:
@@ -156,7 +121,7 @@ class Layout:
         known = tuple(origins) if origins is not None else _origins(named, model)
         self.transform: Transform = Chain() if transform is None else transform
         self.links = links(self.transform)
-        self.rows = _rows(named, known, self.links)
+        self.rows = rows_of(named, known, self.links)
         self.units = sum(row.units for row in self.rows)
         measured = [tensor for (_, tensor), row in zip(named, self.rows, strict=True) if row.units]
         self.device = measured[0].device if measured else torch.device("cpu")
@@ -166,11 +131,14 @@ class Layout:
         self.stages: tuple[Layout, ...] = (self,)
         if len(runs) > 1:
             # One layout a reading: what a later reading needs does not slow an earlier one down.
-            self.stages = tuple(Layout(named, Chain(run), origins=known) for run in runs)
+            # The layers that a rule of one link tells hold for all links.
+            told = [
+                replace(origin, layers=row.held)
+                for origin, row in zip(known, self.rows, strict=True)
+            ]
+            self.stages = tuple(Layout(named, Chain(run), origins=told) for run in runs)
         sizes = [
-            math.prod(row.shape) // row.units if row.units else 0
-            for row in self.rows
-            for _ in range(row.units)
+            layer.size for row in self.rows for layer in row.layers for _ in range(layer.units)
         ]
         dtype = kernels.reference.statistics_dtype(self.device)
         self.count = torch.tensor(sizes, dtype=dtype, device=self.device)
@@ -180,32 +148,67 @@ class Layout:
         """Whether the whole layout is one elementwise link."""
         return len(self.links) == 1 and isinstance(self.links[0], ClipValue)
 
+    @property
+    def observes(self) -> bool:
+        """Whether gradients are measured alone, and none is written."""
+        return bool(self.links) and all(isinstance(link, Observe) for link in self.links)
+
+    @property
+    def writes(self) -> bool:
+        """Whether any link can change a gradient."""
+        return bool(self.links) and not self.observes
+
+    @property
+    def relative(self) -> bool:
+        """Whether a link's threshold is relative to the parameters, which are then measured too."""
+        return any(getattr(link, "relative", False) for link in self.links)
+
     def describe(self) -> Description:
         """The table of parameters: name, shape, units, kernel, transformed or why not."""
         return Description(tuple(row.as_dict() for row in self.rows))
 
-    def decide(self, moments: Moments, factor: Tensor | None = None) -> Affine:
-        """The one map that the links' maps compose to, ``factor`` times the gradient first."""
+    def decide(
+        self,
+        moments: Moments,
+        factor: Tensor | None = None,
+        parameters: Moments | None = None,
+    ) -> Decision:
+        """Compose the links' maps, ``factor`` times the gradient before them."""
         device = moments.mean.device
         moments = self._spread_nonfinite(moments)
-        total = Affine(torch.zeros_like(moments.mean), torch.ones_like(moments.mean), self)
+        start = Affine(torch.zeros_like(moments.mean), torch.ones_like(moments.mean), self)
         if factor is not None:
-            total.scale *= factor.to(device, total.scale.dtype)
-            moments = moments.after(total)
+            start.scale = start.scale * factor.to(device, start.scale.dtype)
+            moments = moments.after(start)
+        before = moments
+        total = Affine(torch.zeros_like(moments.mean), torch.ones_like(moments.mean), self)
+        clipped: Tensor | None = None
         for position, link in enumerate(self.links):
             scope = self._scope(position, device)
             if scope is None:
                 continue
-            affine = scope.affine(link, moments)
+            affine = scope.affine(link, moments, parameters)
+            if isinstance(link, ClipNorm | AdaptiveClip):
+                acted = affine.scale < 1
+                clipped = acted if clipped is None else clipped | acted
             total = total.then(affine)
             moments = moments.after(affine)
-        return total
+        whole = total if factor is None else start.then(total)
+        return Decision(whole, total, before, moments, clipped)
+
+    def by_row(self, flags: Tensor) -> list[tuple[int, Tensor]]:
+        """Of flags by unit, for each measured row whether any of its units has it."""
+        return [
+            (number, flags[row.first : row.first + row.units].any())
+            for number, row in enumerate(self.rows)
+            if row.units
+        ]
 
     def _spread_nonfinite(self, moments: Moments) -> Moments:
         """A tensor that holds NaN or inf anywhere is NaN in all of its units."""
         bad = ~(torch.isfinite(moments.mean) & torch.isfinite(moments.m2))
         if any(row.units > 1 for row in self.rows):
-            owner = self._owner(moments.mean.device)
+            owner = self.owner(moments.mean.device)
             count = bad.to(moments.mean.dtype)
             bad = count.new_zeros(len(self.rows)).index_add_(0, owner, count)[owner] > 0
         nan = float("nan")
@@ -216,7 +219,7 @@ class Layout:
             self,
         )
 
-    def _owner(self, device: torch.device) -> Tensor:
+    def owner(self, device: torch.device) -> Tensor:
         """For each unit the number of its row."""
         if device not in self._owners:
             rows = [number for number, row in enumerate(self.rows) for _ in range(row.units)]
@@ -239,12 +242,13 @@ class Layout:
         pooled = len(index)
         if link.joint:
             segment, pooled = [0] * len(index), 1
-        elif link.granularity == "tensor" and any(row.units > 1 for row in acting):
-            segment = [number for number, row in enumerate(acting) for _ in range(row.units)]
-            pooled = len(acting)
+        elif link.granularity == "tensor":
+            layers = [layer for row in acting for layer in row.layers]
+            segment = [number for number, layer in enumerate(layers) for _ in range(layer.units)]
+            pooled = len(layers)
         return _Scope(
             None if len(index) == self.units else torch.tensor(index, device=device),
-            None if segment is None else torch.tensor(segment, device=device),
+            None if pooled == len(index) else torch.tensor(segment, device=device),
             pooled,
         )
 
@@ -279,110 +283,3 @@ def _origins(
             "are trained, not a copy"
         )
     return tuple(known.get(id(tensor), Origin(name)) for name, tensor in named)
-
-
-def _rows(
-    named: Sequence[tuple[str | None, Tensor]], known: Sequence[Origin], found: Sequence[Link]
-) -> tuple[Row, ...]:
-    selectors = [
-        Selector(
-            type(link).__name__,
-            link.select,
-            type(link).__dataclass_fields__["select"].default,  # type: ignore[union-attr]
-            link.skips_single_elements,
-        )
-        for link in found
-    ]
-    rows: list[Row] = []
-    first = 0
-    for position, ((label, tensor), origin) in enumerate(zip(named, known, strict=True)):
-        if isinstance(tensor, nn.UninitializedParameter):
-            raise ValueError(
-                f"{label or position}: not initialized yet; run one forward pass first"
-            )
-        name = label or origin.name or f"parameter {position} {tuple(tensor.shape)}"
-        reasons = [selector.why_not(tensor, origin, name) for selector in selectors]
-        acts = tuple(reason is None for reason in reasons)
-        if any(acts):
-            _check_supported(name, tensor)
-        view, unit_dims = _units(tensor, origin, found, acts)
-        measured = any(
-            act and not isinstance(link, ClipValue) for link, act in zip(found, acts, strict=True)
-        )
-        units = math.prod(view[d] for d in unit_dims) if measured else 0
-        rows.append(
-            Row(
-                name,
-                tuple(tensor.shape),
-                acts,
-                _explain(found, reasons, unit_dims, origin),
-                view,
-                unit_dims,
-                first,
-                units,
-                kernels.choose(tensor).NAME,
-            )
-        )
-        first += units
-    if named:
-        for selector in selectors:
-            selector.check_all_matched()
-    return tuple(rows)
-
-
-def _units(
-    tensor: Tensor, origin: Origin, found: Sequence[Link], acts: Sequence[bool]
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The view in which units are counted, and its unit dims."""
-    shape = tuple(tensor.shape)
-    by_channel = any(
-        act and getattr(link, "granularity", "") == "channel"
-        for link, act in zip(found, acts, strict=True)
-    )
-    # A vector has no dim to average over but the output one: it stays one unit.
-    if not by_channel or tensor.dim() < 2 or tensor.numel() == 0:
-        return shape, ()
-    if origin.transposed:
-        # The weight is (in, out / groups, ...), its first dim running over groups.
-        view = (origin.transposed, shape[0] // origin.transposed, *shape[1:])
-        return view, (0, 2)
-    return shape, (0,)
-
-
-def _check_supported(name: str, tensor: Tensor) -> None:
-    if not tensor.is_floating_point():
-        raise TypeError(
-            f"{name}: {tensor.dtype} is not supported, only real floating point; "
-            'leave it out by a rule of select, such as ("NAME", False)'
-        )
-    # A shard's own statistics would be silently wrong; named by duck type, since importing
-    # torch.distributed.tensor costs 0.2 s.
-    if hasattr(tensor, "placements") and hasattr(tensor, "device_mesh"):
-        raise TypeError(
-            f"{name}: sharded tensors (DTensor) are not supported yet; "
-            'leave it out by a rule of select, such as ("NAME", False)'
-        )
-
-
-def _explain(
-    found: Sequence[Link], reasons: Sequence[str | None], unit_dims: tuple[int, ...], origin: Origin
-) -> str:
-    if not found:
-        return "no transform"
-    acting = [link for link, reason in zip(found, reasons, strict=True) if reason is None]
-    if not acting:
-        return ", ".join(dict.fromkeys(reason for reason in reasons if reason is not None))
-    parts = []
-    for link in acting:
-        part = type(link).__name__
-        if getattr(link, "granularity", "") == "channel" and unit_dims:
-            axis = "1" if unit_dims == (0, 2) else "0"
-            part += f" by axis {axis}" + ("" if origin.module else ", assumed")
-        parts.append(part)
-    text = ", ".join(parts)
-    left_out = [
-        f"not {type(link).__name__}: {reason}"
-        for link, reason in zip(found, reasons, strict=True)
-        if reason is not None
-    ]
-    return "; ".join([text, *left_out])

@@ -9,6 +9,10 @@
   the parameter's name (``"head.*"``), a module type (``nn.Embedding``) or a function
   ``(name, parameter) -> bool``. What no rule matches is selected as by the transform's own
   default; end with ``("*", False)`` to leave it out. A rule that matches nothing raises.
+  In place of True stands :class:`~znorm.Layers` for a parameter that holds several layers, such
+  as ``("*.qkv.weight", znorm.Layers(3))``. That is a fact of the parameter: one link of a chain
+  needs to say it, and it holds for all of them. The packed query, key and value weights of
+  ``nn.MultiheadAttention`` are known with ``model=``.
 """
 
 from __future__ import annotations
@@ -23,10 +27,12 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.utils.parametrize import ParametrizationList
 
+from znorm.layers import Layers
+
 __all__ = ["Origin", "Rule", "Select", "Selector", "freeze", "origins"]
 
 Pattern: TypeAlias = str | type[nn.Module] | Callable[[str, Tensor], bool]
-Rule: TypeAlias = tuple[Pattern, bool]
+Rule: TypeAlias = tuple[Pattern, bool | Layers]
 Select: TypeAlias = str | Sequence[Rule]
 
 NORMALIZATIONS: tuple[type[nn.Module], ...] = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
@@ -49,11 +55,14 @@ class Origin:
         The type of the module that owns it, if the model is known.
     transposed : int, default 0
         The groups of a transposed convolution whose weight it is; 0 for all other parameters.
+    layers : Layers, optional
+        The layers that it holds, if the module packs several in one parameter.
     """
 
     name: str | None = None
     module: type[nn.Module] | None = None
     transposed: int = 0
+    layers: Layers | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         # A class that was made inside a function cannot be pickled: its nearest base that can
@@ -77,19 +86,35 @@ def origins(model: nn.Module) -> dict[int, Origin]:
     ------
     TypeError
         If ``model`` is not a module.
+    ValueError
+        If a part of it is wrapped in FSDP1.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, found {type(model).__name__}")
     found: dict[int, Origin] = {}
     for path, module in model.named_modules():
+        # By name: importing it would load all of torch.distributed.
+        if type(module).__name__ == "FullyShardedDataParallel":
+            raise ValueError(
+                f"model: {path or 'all of it'} is wrapped in FullyShardedDataParallel (FSDP1), "
+                "whose flat shards do not keep layers apart; use fully_shard (FSDP2)"
+            )
         owner = module
         if isinstance(module, ParametrizationList):
             owner = model.get_submodule(path.rpartition("parametrizations")[0].rstrip("."))
         for name, parameter in module.named_parameters(recurse=False):
             full = f"{path}.{name}" if path else name
             groups = _transposed(owner, parameter)
-            found.setdefault(id(parameter), Origin(full, type(owner), groups))
+            packed = _packed(owner, name)
+            found.setdefault(id(parameter), Origin(full, type(owner), groups, packed))
     return found
+
+
+def _packed(owner: nn.Module, name: str) -> Layers | None:
+    """Query, key and value lie one after the other along dim 0 of what attention packs."""
+    if isinstance(owner, nn.MultiheadAttention) and name in ("in_proj_weight", "in_proj_bias"):
+        return Layers(3)
+    return None
 
 
 def _transposed(owner: nn.Module, parameter: Tensor) -> int:
@@ -125,9 +150,12 @@ def freeze(owner: str, select: Any) -> Select:
         )
     rules = tuple(select)
     for position, rule in enumerate(rules):
-        if not (isinstance(rule, tuple | list) and len(rule) == 2 and isinstance(rule[1], bool)):
+        if not (
+            isinstance(rule, tuple | list) and len(rule) == 2 and isinstance(rule[1], bool | Layers)
+        ):
             raise TypeError(
-                f"{owner}: select: rule {position} must be (pattern, True or False), found {rule!r}"
+                f"{owner}: select: rule {position} must be (pattern, True, False or "
+                f"znorm.Layers(...)), found {rule!r}"
             )
         pattern = rule[0]
         if isinstance(pattern, type) and not issubclass(pattern, nn.Module):
@@ -167,29 +195,26 @@ class Selector:
         self.skips_single_elements = skips_single_elements
         self.matches = [0] * len(self.rules)
 
-    def why_not(self, tensor: Tensor, origin: Origin, display: str) -> str | None:
-        """None if the tensor is selected, else the reason why it is not."""
-        reason = self._by_rules(tensor, origin, display)
-        if self.skips_single_elements and tensor.numel() == 1:
-            return "one element"
-        return reason
-
-    def _by_rules(self, tensor: Tensor, origin: Origin, display: str) -> str | None:
-        verdict: str | None = None
-        decided = False
-        for position, (pattern, selected) in enumerate(self.rules):
+    def judge(
+        self, tensor: Tensor, origin: Origin, display: str
+    ) -> tuple[str | None, Layers | None]:
+        """Why the tensor is not selected, None if it is; and the layers a rule says it holds."""
+        layers = None
+        selected: bool | Layers | None = None
+        # All rules are looked at, so that each is seen to match something.
+        for position, (pattern, value) in enumerate(self.rules):
             if self._matches(position, pattern, tensor, origin, display):
                 self.matches[position] += 1
-                if not decided:
-                    decided = True
-                    verdict = None if selected else f"rule {position} {_show(pattern)}"
-        if decided or self.default == "all":
-            return verdict
-        if tensor.dim() < 2:
-            return "one dimension" if tensor.dim() == 1 else "no dimension"
-        if origin.module is not None and issubclass(origin.module, NORMALIZATIONS):
-            return f"normalization ({origin.module.__name__})"
-        return None
+                if selected is None:
+                    selected = value
+                    why = f"rule {position} {_show(pattern)}"
+        if isinstance(selected, Layers):
+            layers = selected
+        if self.skips_single_elements and tensor.numel() == 1:
+            return "one element", layers
+        if selected is not None:
+            return (None if selected else why), layers
+        return (None if self.default == "all" else _no_weight(tensor, origin)), layers
 
     def _matches(
         self, position: int, pattern: Pattern, tensor: Tensor, origin: Origin, display: str
@@ -219,6 +244,14 @@ class Selector:
                     f"{self.owner}: select: rule {position} {_show(self.rules[position][0])} "
                     "matches no parameter; correct it or take it out"
                 )
+
+
+def _no_weight(tensor: Tensor, origin: Origin) -> str | None:
+    if tensor.dim() < 2:
+        return "one dimension" if tensor.dim() == 1 else "no dimension"
+    if origin.module is not None and issubclass(origin.module, NORMALIZATIONS):
+        return f"normalization ({origin.module.__name__})"
+    return None
 
 
 def _show(pattern: Pattern) -> str:

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from znorm import kernels
-from znorm.layout import Layout, Row
+from znorm.layers import Layer
+from znorm.layout import Decision, Layout
 from znorm.moments import Affine, Moments
+from znorm.rows import Row
 from znorm.transforms.clip import ClipValue
 from znorm.transforms.composition import Transform, chain, links
 from znorm.transforms.zscore import ZNorm
 
-__all__ = ["apply_", "decide", "measure", "transform_", "z_score_"]
+if TYPE_CHECKING:
+    from znorm.receipts import Receipt
+
+__all__ = ["apply_", "decide", "measure", "scale_", "transform_", "z_score_"]
 
 
 @torch.no_grad()
@@ -48,30 +54,37 @@ def measure(gradients: Iterable[Tensor | None], layout: Layout) -> Moments:
     tensor([2.], dtype=torch.float64)
     """
     _check("layout", layout, Layout, "znorm.Layout(parameters, transform)")
-    given = _aligned(gradients, layout.rows)
+    return _measure(_aligned(gradients, layout.rows), layout)
+
+
+def _measure(given: Sequence[Tensor | None], layout: Layout) -> Moments:
     dtype = layout.count.dtype
     means: list[Tensor] = []
     m2s: list[Tensor] = []
-    missing: list[tuple[int, int]] = []
+    missing: list[Layer] = []
     for row, gradient in zip(layout.rows, given, strict=True):
-        if not row.units:
-            continue
-        if gradient is None or gradient.numel() == 0:
+        for layer in row.layers:
             if gradient is None:
-                missing.append((row.first, row.units))
-            mean = m2 = torch.zeros(row.units, dtype=dtype, device=layout.device)
-        else:
-            kernel = kernels.choose(gradient)
-            mean, m2 = kernel.moments(gradient.detach().view(row.view), row.unit_dims)
-        means.append(mean.to(layout.device).reshape(row.units))
-        m2s.append(m2.to(layout.device).reshape(row.units))
+                missing.append(layer)
+            if gradient is None or gradient.numel() == 0:
+                mean = m2 = torch.zeros(layer.units, dtype=dtype, device=layout.device)
+            else:
+                kernel = kernels.choose(gradient)
+                mean, m2 = kernel.moments(layer.of(_real(gradient)), layer.unit_dims)
+            means.append(mean.to(layout.device).reshape(layer.units))
+            m2s.append(m2.to(layout.device).reshape(layer.units))
     if not means:
         empty = layout.count.new_zeros(0)
         return Moments(empty, empty.clone(), empty.clone(), layout)
     count = layout.count.clone()
-    for first, units in missing:
-        count[first : first + units] = 0
+    for layer in missing:
+        count[layer.first : layer.first + layer.units] = 0
     return Moments(count, torch.cat(means), torch.cat(m2s), layout)
+
+
+def _real(tensor: Tensor) -> Tensor:
+    """Complex numbers as two real ones each, as torch's own optimizers take them."""
+    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
 
 
 @torch.no_grad()
@@ -89,14 +102,14 @@ def decide(
     moments : Moments
         Of :func:`measure`.
     parameters : Moments, optional
-        Of the parameters themselves, measured with the same layout, for transforms whose threshold
-        is relative to the weights. None of today's transforms looks at them.
+        Of the parameters themselves, measured with the same layout; :class:`~znorm.AdaptiveClip`
+        needs them.
 
     Raises
     ------
     ValueError
         If the transform is not the layout's, or holds a :class:`~znorm.ClipValue`, after which
-        gradients must be read again.
+        gradients must be read again; if it needs the parameters' moments.
     """
     _check("moments", moments, Moments, "those that znorm.measure returns")
     links(transform)  # raises for what is no transform
@@ -122,7 +135,12 @@ def decide(
             "needs a second reading; use znorm.attach, or decide the links before and after it "
             "apart"
         )
-    return layout.decide(moments)
+    if parameters is None and layout.relative:
+        raise ValueError(
+            f"transform: {transform!r} holds AdaptiveClip, which compares gradients with weights; "
+            "give their moments too: parameters=znorm.measure(model.parameters(), layout)"
+        )
+    return layout.decide(moments, parameters=parameters).affine
 
 
 @torch.no_grad()
@@ -147,34 +165,35 @@ def apply_(gradients: Iterable[Tensor | None], affine: Affine) -> None:
     layout = affine.layout
     if layout is None:
         raise ValueError("affine: it has no layout; use the one that znorm.decide returns")
+    _apply_(_aligned(gradients, layout.rows), affine, layout)
+
+
+def _apply_(given: Sequence[Tensor | None], affine: Affine, layout: Layout) -> None:
     split: dict[tuple[torch.device, torch.dtype], tuple[tuple[Tensor, ...], Tensor]] = {}
-    for row, gradient in zip(layout.rows, _aligned(gradients, layout.rows), strict=True):
-        if gradient is None or not row.units or gradient.numel() == 0:
+    for row, gradient in zip(layout.rows, given, strict=True):
+        if gradient is None or gradient.numel() == 0:
             continue
-        kernel = kernels.choose(gradient)
-        key = (gradient.device, gradient.dtype)
-        if key not in split:
-            center, scale = affine.center.to(key[0]), affine.scale.to(key[0])
-            split[key] = kernel.split(center, scale, key[1])
-        centers, scales = split[key]
-        kernel.apply_(
-            gradient.view(row.view),
-            tuple(_broadcast(center, row) for center in centers),
-            _broadcast(scales, row),
-        )
+        for layer in row.layers:
+            kernel = kernels.choose(gradient)
+            part = layer.of(_real(gradient))
+            key = (part.device, part.dtype)
+            if key not in split:
+                center, scale = affine.center.to(key[0]), affine.scale.to(key[0])
+                split[key] = kernel.split(center, scale, key[1])
+            centers, scales = split[key]
+            kernel.apply_(
+                part, tuple(layer.spread(center) for center in centers), layer.spread(scales)
+            )
 
 
-def _broadcast(values: Tensor, row: Row) -> Tensor:
-    """The row's entries, in the shape that meets its view."""
-    if not row.unit_dims:
-        return values[row.first]
-    shape = [size if d in row.unit_dims else 1 for d, size in enumerate(row.view)]
-    return values[row.first : row.first + row.units].view(shape)
-
-
-@torch.no_grad()
 def transform_(
-    gradients: Sequence[Tensor | None], layout: Layout, factor: Tensor | None = None
+    gradients: Sequence[Tensor | None],
+    layout: Layout,
+    *,
+    factor: Tensor | None = None,
+    parameters: Sequence[Tensor | None] = (),
+    receipt: Receipt | None = None,
+    skipped: Tensor | None = None,
 ) -> None:
     """Transform gradients in place as the layout's transform says: all stages of it.
 
@@ -186,24 +205,78 @@ def transform_(
         What gradients are multiplied by before all else, the inverse of a loss scale: the first
         link of the first stage, so that epsilons and thresholds need no rule of their own and
         half-precision gradients are rounded once.
+    parameters : sequence of Tensor or None
+        Where the layout is relative to them; None where the gradient is.
+    receipt : Receipt, optional
+        What is done is written down in it, unless the step is ``skipped``.
+    skipped : Tensor of one element, optional
+        Not 0 if the optimizer will skip this step.
     """
+    given = _aligned(gradients, layout.rows)
+    if layout.observes:
+        if receipt is not None:
+            receipt.record(layout.decide(_measure(given, layout), factor), skipped)
+        return
+    if len(layout.stages) == 1 and not layout.elementwise:
+        decision = _stage_(given, layout, factor, parameters)
+        if receipt is not None:
+            receipt.record(decision, skipped)
+        return
+    # What clamping does to norms cannot be told from moments: it is read off the gradients.
+    before = receipt.keep(given, factor) if receipt is not None else []
+    clipped: list[tuple[int, Tensor]] = []
     for stage in layout.stages:
-        measured = not stage.elementwise and stage.units > 0
-        if factor is not None:
-            for row, gradient in zip(stage.rows, gradients, strict=True):
-                if gradient is not None and not (measured and row.units):
-                    gradient.mul_(factor.to(gradient.device))
         if stage.elementwise:
-            link = stage.links[0]
-            assert isinstance(link, ClipValue)
-            for row, gradient in zip(stage.rows, _aligned(gradients, stage.rows), strict=True):
-                if gradient is not None and row.transformed:
-                    link.clamp_(gradient)
-        elif measured:
-            apply_(gradients, stage.decide(measure(gradients, stage), factor))
+            clipped += _clamp_(given, stage, factor)
+        else:
+            decision = _stage_(given, stage, factor, parameters)
+            if decision.clipped is not None:
+                clipped += stage.by_row(decision.clipped)
         factor = None
+    if receipt is not None:
+        receipt.compare(before, given, clipped, skipped)
 
 
+def _stage_(
+    given: Sequence[Tensor | None],
+    stage: Layout,
+    factor: Tensor | None,
+    parameters: Sequence[Tensor | None],
+) -> Decision:
+    weights = _measure(_aligned(parameters, stage.rows), stage) if stage.relative else None
+    decision = stage.decide(_measure(given, stage), factor, weights)
+    if factor is not None:
+        unmeasured = zip(given, stage.rows, strict=True)
+        scale_((gradient for gradient, row in unmeasured if not row.units), factor)
+    _apply_(given, decision.affine, stage)
+    return decision
+
+
+def _clamp_(
+    given: Sequence[Tensor | None], stage: Layout, factor: Tensor | None
+) -> list[tuple[int, Tensor]]:
+    """Clamp each gradient; says of each row whether that did anything."""
+    link = stage.links[0]
+    assert isinstance(link, ClipValue)
+    if factor is not None:
+        scale_(given, factor)
+    acted: list[tuple[int, Tensor]] = []
+    for number, (row, gradient) in enumerate(zip(stage.rows, given, strict=True)):
+        if gradient is not None and row.selected and gradient.numel():
+            part = _real(gradient)
+            acted.append((number, part.detach().abs().amax() > link.threshold))
+            link.clamp_(part)
+    return acted
+
+
+def scale_(gradients: Iterable[Tensor | None], factor: Tensor) -> None:
+    """Multiply gradients by the inverse of a loss scale, in place."""
+    for gradient in gradients:
+        if gradient is not None:
+            gradient.mul_(factor.to(gradient.device))
+
+
+@torch.no_grad()
 def z_score_(gradients: Iterable[Tensor | None], eps: float = 1e-10) -> None:
     """Replace each tensor by its z-score, in place, each tensor whole.
 
@@ -231,10 +304,16 @@ def z_score_(gradients: Iterable[Tensor | None], eps: float = 1e-10) -> None:
     if isinstance(gradients, Tensor):
         raise TypeError("z_score_: expected a list of tensors, found one; put it in a list")
     present = [gradient for gradient in gradients if gradient is not None]
+    seen: dict[int, int] = {}
     for position, gradient in enumerate(present):
         if not isinstance(gradient, Tensor):
             raise TypeError(
                 f"gradients: entry {position} must be a tensor, found {type(gradient).__name__}"
+            )
+        if seen.setdefault(id(gradient), position) != position:
+            raise ValueError(
+                f"gradients: entry {position} is the tensor of entry {seen[id(gradient)]} again; "
+                "give each once"
             )
     transform_(present, Layout(present, ZNorm(eps=eps, select="all")))
 
@@ -253,16 +332,16 @@ def _aligned(gradients: Iterable[Tensor | None], rows: Sequence[Row]) -> list[Te
             "for each, in the same order, None where one is missing"
         )
     for row, gradient in zip(rows, given, strict=True):
-        if gradient is None or not row.transformed:
+        if gradient is None or not row.selected:
             continue
         if not isinstance(gradient, Tensor):
             raise TypeError(
                 f"{row.name}: its gradient must be a tensor, found {type(gradient).__name__}"
             )
-        if not gradient.is_floating_point():
+        if not (gradient.is_floating_point() or gradient.is_complex()):
             raise TypeError(
-                f"{row.name}: its gradient is {gradient.dtype}; only real floating point is "
-                "transformed"
+                f"{row.name}: its gradient is {gradient.dtype}; only floating point and complex "
+                "are transformed"
             )
         if gradient.layout != torch.strided:
             raise ValueError(

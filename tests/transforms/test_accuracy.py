@@ -40,6 +40,11 @@ TRANSFORMS: dict[str, tuple[znorm.transforms.Transform, Callable[[Tensor], Tenso
         znorm.ClipGlobalNorm(0.1),
         partial(oracle.whole, partial(oracle.clip, threshold=0.1)),
     ),
+    # Against weights of 0, whose norm counts as eps.
+    "adaptive_clip": (
+        znorm.AdaptiveClip(0.5, eps=2e-3),
+        partial(oracle.by_channel, partial(oracle.clip, threshold=1e-3)),
+    ),
     "clip_value": (
         znorm.ClipValue(0.5),
         partial(oracle.whole, partial(oracle.clamp, threshold=0.5)),
@@ -75,7 +80,7 @@ def transformed(transform: znorm.transforms.Transform, gradient: Tensor) -> Tens
 
 
 def cases(name: str) -> list[tuple[int, ...]]:
-    by_channel = name in ("znorm_channel", "centralize")
+    by_channel = name in ("znorm_channel", "centralize", "adaptive_clip")
     # A one-dimensional tensor has no channels of more than one element.
     return [shape for shape in SHAPES if len(shape) > 1 or not by_channel]
 

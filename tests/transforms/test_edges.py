@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 import znorm
+from znorm.step import transform_
 
 MEASURED: dict[str, znorm.transforms.Transform] = {
     "znorm": znorm.ZNorm(),
@@ -21,6 +22,7 @@ MEASURED: dict[str, znorm.transforms.Transform] = {
     "unit_norm": znorm.UnitNorm(),
     "clip_norm": znorm.ClipNorm(0.1),
     "clip_global_norm": znorm.ClipGlobalNorm(0.1),
+    "adaptive_clip": znorm.AdaptiveClip(0.01),
     "chain": znorm.chain(znorm.Centralize(), znorm.ZNorm(), znorm.ClipNorm(1.0)),
 }
 ZEROING = ["znorm", "scale_only", "center_only", "channel", "centralize", "chain"]
@@ -156,24 +158,30 @@ def test_a_chain_equals_its_links_one_after_the_other() -> None:
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
 
 
-def test_a_chain_is_measured_once_a_stage(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chains_read_gradients_once_a_stage(monkeypatch: pytest.MonkeyPatch) -> None:
     from znorm.kernels import reference
 
-    reads = 0
+    reads: list[int] = []
     original = reference.moments
 
-    def counting(*arguments: Any) -> Any:
-        nonlocal reads
-        reads += 1
-        return original(*arguments)
+    def counting(gradient: Any, unit_dims: Any) -> Any:
+        reads.append(gradient.numel())
+        return original(gradient, unit_dims)
 
     monkeypatch.setattr(reference, "moments", counting)
-    chain = znorm.chain(znorm.Centralize(), znorm.ZNorm(), znorm.ClipGlobalNorm(1.0))
-    run(chain, torch.randn(5, 7), torch.randn(3, 3))
-    assert reads == 2
-    reads = 0
-    run(znorm.chain(znorm.Centralize(), znorm.ClipValue(0.1), znorm.ZNorm()), torch.randn(5, 7))
-    assert reads == 2
+    first, second = torch.randn(5, 7), torch.randn(3, 3)
+    # Attached, with its receipt: each gradient once.
+    run(znorm.chain(znorm.Centralize(), znorm.ZNorm(), znorm.ClipGlobalNorm(1.0)), first, second)
+    assert reads == [35, 9]
+    reads.clear()
+    # Relative to the weights: these once, too.
+    run(znorm.chain(znorm.Centralize(), znorm.AdaptiveClip(0.01)), first)
+    assert reads == [35, 35]
+    reads.clear()
+    # Clamping ends a stage; without a receipt, which would compare.
+    chain = znorm.chain(znorm.Centralize(), znorm.ClipValue(0.1), znorm.ZNorm())
+    transform_([first], znorm.Layout([first], chain))
+    assert reads == [35, 35]
 
 
 def test_chain_flattens_and_prints_its_order() -> None:
@@ -184,24 +192,6 @@ def test_chain_flattens_and_prints_its_order() -> None:
     assert nested == znorm.chain(znorm.Centralize(), znorm.ClipValue(0.5))
     assert znorm.chain(znorm.ClipGlobalNorm(1.0)).joint
     assert not znorm.chain(znorm.ClipNorm(1.0)).joint
-
-
-@pytest.mark.parametrize(
-    "first", [znorm.ClipNorm(1.0), znorm.ClipGlobalNorm(1.0), znorm.UnitNorm()], ids=repr
-)
-def test_a_void_link_warns(first: Any) -> None:
-    with pytest.warns(UserWarning, match="no effect"):
-        znorm.chain(first, znorm.ZNorm())
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        znorm.chain(znorm.ZNorm(), first)
-        znorm.chain(first, znorm.ZNorm(scale=False))
-
-
-def test_a_link_ahead_of_clipping_by_value_is_not_void() -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        znorm.chain(znorm.ClipNorm(1.0), znorm.ClipValue(0.1), znorm.ZNorm())
 
 
 def test_unit_norm_leaves_zeros_alone_without_an_epsilon_too() -> None:
@@ -235,6 +225,13 @@ WRONG: list[tuple[Any, type[Exception], str]] = [
     (lambda: znorm.ClipGlobalNorm(-1), ValueError, "ClipGlobalNorm: threshold"),
     (lambda: znorm.ClipValue("a"), TypeError, "ClipValue: threshold must be a number"),
     (lambda: znorm.UnitNorm(eps=math.inf), ValueError, "UnitNorm: eps must be finite"),
+    (lambda: znorm.AdaptiveClip(0), ValueError, "AdaptiveClip: threshold must be greater than 0"),
+    (lambda: znorm.AdaptiveClip(1, eps=-1), ValueError, "AdaptiveClip: eps must be 0 or more"),
+    (lambda: znorm.Layers(0), ValueError, "Layers: parts must be 1 or more, found 0"),
+    (lambda: znorm.Layers(()), ValueError, r"Layers: parts must hold a size, found \(\)"),
+    (lambda: znorm.Layers((3, "a")), TypeError, "Layers: parts must be .* found str 'a'"),
+    (lambda: znorm.Layers(True), TypeError, "Layers: parts must be .* found bool True"),
+    (lambda: znorm.Layers(3, dim="x"), TypeError, "Layers: dim must be a number, found str"),
     (lambda: znorm.chain(znorm.ZNorm), TypeError, "chain: argument 0: .*the class ZNorm"),
     (lambda: znorm.chain(3), TypeError, "chain: argument 0: expected a transform"),
 ]

@@ -12,6 +12,9 @@ __all__ = ["choose"]
 
 
 def choose(tensor: Tensor) -> ModuleType:
-    """The module whose kernels serve ``tensor``; today the reference kernels serve all."""
+    """The module whose kernels serve ``tensor``; today the reference kernels serve all.
+
+    They are torch operations only, so that what is compiled or differentiated can be traced.
+    """
     del tensor
     return reference

@@ -9,11 +9,14 @@ most a factor of the number of elements, since no element can be further from th
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
-__all__ = ["NAME", "apply_", "moments", "split", "statistics_dtype"]
+from znorm.kernels.rounding import store_
+
+__all__ = ["NAME", "adam_", "apply_", "moments", "sgd_", "split", "statistics_dtype"]
 
 NAME = "reference"
 
@@ -63,7 +66,8 @@ def _moments_of_tensor(gradient: Tensor) -> tuple[Tensor, Tensor]:
 def _moments_of_slices(gradient: Tensor, unit_dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     dtype = statistics_dtype(gradient.device)
     rest = [d for d in range(gradient.dim()) if d not in unit_dims]
-    units = math.prod(gradient.shape[d] for d in unit_dims)
+    # A list: torch.compile cannot trace a generator here.
+    units = math.prod([gradient.shape[d] for d in unit_dims])
     slices = gradient.permute(*unit_dims, *rest).reshape(units, -1)
     shift = slices[:, 0].to(dtype)
     deviation = slices.to(dtype, copy=True).sub_(shift[:, None])
@@ -115,3 +119,117 @@ def apply_(gradient: Tensor, centers: tuple[Tensor, ...], scale: Tensor) -> None
     wide.mul_(scale)
     if wide is not gradient:
         gradient.copy_(wide)
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """A copy in float32 or wider."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32), copy=True)
+
+
+def adam_(
+    parameter: Tensor,
+    gradient: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    max_exp_avg_sq: Tensor | None,
+    step: Tensor,
+    *,
+    lr: float | Tensor,
+    betas: tuple[float | Tensor, float | Tensor],
+    eps: float,
+    weight_decay: float,
+    decoupled: bool,
+    maximize: bool,
+    skip: Tensor | None,
+) -> None:
+    """One step of Adam in float32 or wider; bfloat16 results are rounded stochastically.
+
+    Parameters
+    ----------
+    parameter, exp_avg, exp_avg_sq, max_exp_avg_sq : Tensor
+        Written; ``max_exp_avg_sq`` is there with AMSGrad.
+    gradient : Tensor
+        Read alone.
+    step : Tensor of one element
+        Counted up by one.
+    lr, betas, eps, weight_decay, maximize
+        As in ``torch.optim.Adam``.
+    decoupled : bool
+        Whether the decay is AdamW's.
+    skip : Tensor of one element, optional
+        Where it is not 0 nothing changes; it is not waited for.
+    """
+    go = 1.0 if skip is None else (skip == 0).to(step)
+    step += go
+    p, m, v = _wide(parameter), _wide(exp_avg), _wide(exp_avg_sq)
+    g = _wide(gradient)
+    if maximize:
+        g.neg_()
+    if weight_decay and decoupled:
+        p.mul_(1 - lr * weight_decay)
+    elif weight_decay:
+        g.add_(p, alpha=weight_decay)
+    beta1, beta2 = betas
+    m.mul_(beta1).add_(g.mul(1 - beta1))
+    v.mul_(beta2).add_(g.square().mul_(1 - beta2))
+    t = step.to(p)
+    second = v if max_exp_avg_sq is None else torch.maximum(_wide(max_exp_avg_sq), v)
+    denominator = second.sqrt().div_((1 - beta2**t).sqrt()).add_(eps)
+    p.sub_(m.div(denominator).mul_(lr / (1 - beta1**t)))
+    _finish_step(((parameter, p), (exp_avg, m), (exp_avg_sq, v)), skip)
+    if max_exp_avg_sq is not None:
+        _finish_step(((max_exp_avg_sq, second),), skip)
+
+
+def sgd_(
+    parameter: Tensor,
+    gradient: Tensor,
+    momentum_buffer: Tensor | None,
+    *,
+    first: bool,
+    lr: float | Tensor,
+    momentum: float,
+    dampening: float,
+    weight_decay: float,
+    nesterov: bool,
+    maximize: bool,
+    skip: Tensor | None,
+) -> None:
+    """One step of SGD in float32 or wider; bfloat16 results are rounded stochastically.
+
+    Parameters
+    ----------
+    parameter, momentum_buffer : Tensor
+        Written; the buffer is there with momentum.
+    gradient : Tensor
+        Read alone.
+    first : bool
+        Whether this step sets the buffer to the gradient.
+    lr, momentum, dampening, weight_decay, nesterov, maximize
+        As in ``torch.optim.SGD``.
+    skip : Tensor of one element, optional
+        As in :func:`adam_`.
+    """
+    p, g = _wide(parameter), _wide(gradient)
+    if maximize:
+        g.neg_()
+    if weight_decay:
+        g.add_(p, alpha=weight_decay)
+    written = [(parameter, p)]
+    if momentum_buffer is not None:
+        b = (
+            g.clone()
+            if first
+            else _wide(momentum_buffer).mul_(momentum).add_(g, alpha=1 - dampening)
+        )
+        written.append((momentum_buffer, b))
+        g = g.add_(b, alpha=momentum) if nesterov else b
+    p.sub_(g * lr)
+    _finish_step(written, skip)
+
+
+def _finish_step(written: Iterable[tuple[Tensor, Tensor]], skip: Tensor | None) -> None:
+    for target, result in written:
+        if skip is not None:
+            result = torch.where(skip.to(result.device) == 0, result, target.to(result.dtype))
+        store_(target, result)

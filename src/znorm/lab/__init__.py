@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from znorm.lab.catalogue import names
     from znorm.lab.comparison import compare, report, run, status
     from znorm.lab.errors import ConfigurationError, DataError, DiskFullError, Interrupted
+    from znorm.lab.reporting.depth import draw_receipt
     from znorm.lab.spec import RunSpec, resolve
     from znorm.lab.store import Run
 
@@ -28,6 +29,7 @@ __all__ = [
     "RunSpec",
     "compare",
     "data",
+    "draw_receipt",
     "metrics",
     "models",
     "names",
@@ -44,6 +46,7 @@ _HOMES = {
     "errors": ("ConfigurationError", "DataError", "DiskFullError", "Interrupted"),
     "metrics": ("metrics",),
     "models": ("models",),
+    "reporting.depth": ("draw_receipt",),
     "spec": ("RunSpec", "resolve"),
     "store": ("Run",),
 }

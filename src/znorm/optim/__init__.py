@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from znorm.optim.adam import Adam, AdamW
+from znorm.optim.sgd import SGD
 
-__all__ = ["Adam", "AdamW"]
+__all__ = ["SGD", "Adam", "AdamW"]

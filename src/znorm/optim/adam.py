@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
 from znorm.attachment import Attachment, attach, attachment_of
+from znorm.kernels import reference
+from znorm.optim.rounded import gradients_of, loss_of, prepare, without_hooks
 from znorm.transforms.composition import Transform
 
 __all__ = ["Adam", "AdamW"]
@@ -27,7 +31,12 @@ class Adam(torch.optim.Adam):
     transform : transform, optional
         Such as ``znorm.ZNorm()``; without one this is plain Adam.
     model : torch.nn.Module, optional
-        Gives names to parameters, and tells normalizations and transposed convolutions.
+        Gives names to parameters, and tells normalizations, transposed convolutions and the packed
+        weights of attention.
+    stochastic_rounding : bool, default False
+        Whether bfloat16 weights and their averages are updated in float32 and rounded up or down
+        at random, so that small updates are not lost. ``torch.manual_seed`` repeats it. Not
+        together with ``foreach``, ``fused``, ``capturable`` or ``differentiable``.
 
     Raises
     ------
@@ -49,6 +58,8 @@ class Adam(torch.optim.Adam):
     True
     """
 
+    stochastic_rounding: bool
+
     def __init__(
         self,
         params: ParamsT,
@@ -60,15 +71,30 @@ class Adam(torch.optim.Adam):
         *,
         transform: Transform | None = None,
         model: nn.Module | None = None,
+        stochastic_rounding: bool = False,
         **options: Any,
     ) -> None:
         super().__init__(params, lr, betas, eps, weight_decay, amsgrad, **options)
-        attach(self, transform, model=model)
+        prepare(self, stochastic_rounding)
+        if transform is not None:
+            attach(self, transform, model=model)
 
     @property
     def attachment(self) -> Attachment | None:
         """The transform at work here."""
         return attachment_of(self)
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Take one step, as torch's own; with stochastic rounding, in float32."""
+        if not self.stochastic_rounding:
+            return without_hooks(torch.optim.Adam.step)(self, closure)
+        loss = loss_of(closure)
+        _step_in_float32(self, decoupled=False)
+        return loss
+
+    def __getstate__(self) -> dict[str, Any]:
+        # torch's own leaves attributes out.
+        return {**super().__getstate__(), "stochastic_rounding": self.stochastic_rounding}
 
 
 class AdamW(torch.optim.AdamW):
@@ -81,7 +107,12 @@ class AdamW(torch.optim.AdamW):
     transform : transform, optional
         Such as ``znorm.ZNorm()``; without one this is plain AdamW.
     model : torch.nn.Module, optional
-        Gives names to parameters, and tells normalizations and transposed convolutions.
+        Gives names to parameters, and tells normalizations, transposed convolutions and the packed
+        weights of attention.
+    stochastic_rounding : bool, default False
+        Whether bfloat16 weights and their averages are updated in float32 and rounded up or down
+        at random, so that small updates are not lost. ``torch.manual_seed`` repeats it. Not
+        together with ``foreach``, ``fused``, ``capturable`` or ``differentiable``.
 
     Raises
     ------
@@ -99,6 +130,8 @@ class AdamW(torch.optim.AdamW):
     >>> optimizer = znorm.optim.AdamW(net.parameters(), lr=1e-3, transform=znorm.ZNorm())
     """
 
+    stochastic_rounding: bool
+
     def __init__(
         self,
         params: ParamsT,
@@ -110,12 +143,55 @@ class AdamW(torch.optim.AdamW):
         *,
         transform: Transform | None = None,
         model: nn.Module | None = None,
+        stochastic_rounding: bool = False,
         **options: Any,
     ) -> None:
         super().__init__(params, lr, betas, eps, weight_decay, amsgrad, **options)
-        attach(self, transform, model=model)
+        prepare(self, stochastic_rounding)
+        if transform is not None:
+            attach(self, transform, model=model)
 
     @property
     def attachment(self) -> Attachment | None:
         """The transform at work here."""
         return attachment_of(self)
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Take one step, as torch's own; with stochastic rounding, in float32."""
+        if not self.stochastic_rounding:
+            return without_hooks(torch.optim.AdamW.step)(self, closure)
+        loss = loss_of(closure)
+        _step_in_float32(self, decoupled=True)
+        return loss
+
+    def __getstate__(self) -> dict[str, Any]:
+        # torch's own leaves attributes out.
+        return {**super().__getstate__(), "stochastic_rounding": self.stochastic_rounding}
+
+
+@torch.no_grad()
+def _step_in_float32(optimizer: Optimizer, *, decoupled: bool) -> None:
+    for group, parameter, gradient, skip in gradients_of(optimizer):
+        state = optimizer.state[parameter]
+        if not state:
+            # As torch's own, so that checkpoints load into either.
+            state["step"] = torch.tensor(0.0)
+            state["exp_avg"] = torch.zeros_like(parameter)
+            state["exp_avg_sq"] = torch.zeros_like(parameter)
+            if group["amsgrad"]:
+                state["max_exp_avg_sq"] = torch.zeros_like(parameter)
+        reference.adam_(
+            parameter,
+            gradient,
+            state["exp_avg"],
+            state["exp_avg_sq"],
+            state.get("max_exp_avg_sq"),
+            state["step"],
+            lr=group["lr"],
+            betas=cast(tuple[float, float], group["betas"]),
+            eps=group["eps"],
+            weight_decay=group["weight_decay"],
+            decoupled=decoupled,
+            maximize=group["maximize"],
+            skip=skip,
+        )

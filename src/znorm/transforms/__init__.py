@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from znorm.transforms.adaptive import AdaptiveClip
 from znorm.transforms.centralize import Centralize
 from znorm.transforms.clip import ClipGlobalNorm, ClipNorm, ClipValue
 from znorm.transforms.composition import Chain, Transform, chain
 from znorm.transforms.zscore import UnitNorm, ZNorm
 
 __all__ = [
+    "AdaptiveClip",
     "Centralize",
     "Chain",
     "ClipGlobalNorm",

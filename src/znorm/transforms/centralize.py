@@ -55,6 +55,7 @@ class Centralize:
 
     granularity: ClassVar[str] = "channel"
     joint: ClassVar[bool] = False
+    relative: ClassVar[bool] = False
     skips_single_elements: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

@@ -52,6 +52,7 @@ class ClipValue:
     select: Select = "all"
 
     joint: ClassVar[bool] = False
+    relative: ClassVar[bool] = False
     skips_single_elements: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
@@ -95,6 +96,7 @@ class ClipNorm:
 
     granularity: ClassVar[str] = "tensor"
     joint: ClassVar[bool] = False
+    relative: ClassVar[bool] = False
     skips_single_elements: ClassVar[bool] = False
 
     def __post_init__(self) -> None:

@@ -10,10 +10,20 @@ from torch import Tensor
 
 from znorm.moments import Affine, Moments
 from znorm.selection import Select
-from znorm.transforms.clip import ClipNorm, ClipValue
-from znorm.transforms.zscore import UnitNorm, ZNorm
+from znorm.transforms.clip import ClipValue
+from znorm.transforms.order import void_links
 
-__all__ = ["Chain", "Elementwise", "Link", "Measured", "Transform", "chain", "links", "stages"]
+__all__ = [
+    "Chain",
+    "Elementwise",
+    "Link",
+    "Measured",
+    "Relative",
+    "Transform",
+    "chain",
+    "links",
+    "stages",
+]
 
 
 class Measured(Protocol):
@@ -21,7 +31,7 @@ class Measured(Protocol):
 
     ``granularity`` says what one unit is, "tensor" or "channel"; ``joint`` that one decision is
     taken over all tensors together; ``skips_single_elements`` that a tensor of one element is
-    left alone.
+    left alone; ``relative`` that it is a :class:`Relative`.
     """
 
     @property
@@ -31,10 +41,31 @@ class Measured(Protocol):
     @property
     def joint(self) -> bool: ...
     @property
+    def relative(self) -> bool: ...
+    @property
     def skips_single_elements(self) -> bool: ...
 
     def decide(self, moments: Moments) -> Affine:
         """The map for these units; a pure function."""
+        ...
+
+
+class Relative(Protocol):
+    """A measured transform that compares gradients with their parameters."""
+
+    @property
+    def select(self) -> Select: ...
+    @property
+    def granularity(self) -> str: ...
+    @property
+    def joint(self) -> bool: ...
+    @property
+    def relative(self) -> bool: ...
+    @property
+    def skips_single_elements(self) -> bool: ...
+
+    def decide(self, moments: Moments, parameters: Moments) -> Affine:
+        """The map for these units, from their moments and those of their parameters."""
         ...
 
 
@@ -53,7 +84,7 @@ class Elementwise(Protocol):
         ...
 
 
-Link: TypeAlias = Measured | Elementwise
+Link: TypeAlias = Measured | Relative | Elementwise
 
 
 @dataclass(frozen=True, repr=False)
@@ -87,7 +118,7 @@ def chain(*transforms: Transform) -> Chain:
     Warns
     -----
     UserWarning
-        If a link is made void by a later one: a change of scale that ZNorm or UnitNorm undoes.
+        If a link is made void by another: a change of scale before ZNorm, a looser clip.
 
     Examples
     --------
@@ -101,23 +132,9 @@ def chain(*transforms: Transform) -> Chain:
             flat.extend(links(transform))
         except TypeError as error:
             raise TypeError(f"chain: argument {position}: {error}") from None
-    for earlier, link in enumerate(flat):
-        for later in flat[earlier + 1 :]:
-            if isinstance(later, ClipValue):
-                break  # what it cuts off depends on the scale
-            if isinstance(link, ClipNorm | UnitNorm) and _sets_scale(later):
-                warnings.warn(
-                    f"chain: {link!r} has no effect on the tensors that {later!r} acts on: "
-                    "it only changes their scale, which the later link sets anew; "
-                    "put it last, or leave it out",
-                    stacklevel=2,
-                )
-                break
+    for sentence in void_links(flat):
+        warnings.warn(f"chain: {sentence}", stacklevel=2)
     return Chain(tuple(flat))
-
-
-def _sets_scale(link: Link) -> bool:
-    return isinstance(link, UnitNorm) or (isinstance(link, ZNorm) and link.scale)
 
 
 def links(transform: Transform | None) -> tuple[Link, ...]:

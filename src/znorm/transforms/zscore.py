@@ -65,6 +65,7 @@ class ZNorm:
     select: Select = "weights"
 
     joint: ClassVar[bool] = False
+    relative: ClassVar[bool] = False
     skips_single_elements: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -115,6 +116,7 @@ class UnitNorm:
 
     granularity: ClassVar[str] = "tensor"
     joint: ClassVar[bool] = False
+    relative: ClassVar[bool] = False
     skips_single_elements: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

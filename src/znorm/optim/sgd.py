@@ -1,0 +1,114 @@
+"""SGD that transforms each gradient before the update."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.optimizer import ParamsT
+
+from znorm.attachment import Attachment, attach, attachment_of
+from znorm.kernels import reference
+from znorm.optim.rounded import gradients_of, loss_of, prepare, without_hooks
+from znorm.transforms.composition import Transform
+
+__all__ = ["SGD"]
+
+
+class SGD(torch.optim.SGD):
+    """``torch.optim.SGD`` with a gradient transform.
+
+    The transform acts before weight decay and momentum see the gradient. ``state_dict`` is
+    torch's own: checkpoints load into either class.
+
+    Parameters
+    ----------
+    params, lr, momentum, dampening, weight_decay, nesterov, **options
+        As in ``torch.optim.SGD``; ``options`` are its keyword arguments (``fused`` and others).
+    transform : transform, optional
+        Such as ``znorm.ZNorm()``; without one this is plain SGD.
+    model : torch.nn.Module, optional
+        Gives names to parameters, and tells normalizations, transposed convolutions and the packed
+        weights of attention.
+    stochastic_rounding : bool, default False
+        Whether bfloat16 weights and their momentum are updated in float32 and rounded up or down
+        at random, so that small updates are not lost. ``torch.manual_seed`` repeats it. Not
+        together with ``foreach``, ``fused`` or ``differentiable``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As ``torch.optim.SGD`` and :func:`znorm.attach` do.
+
+    Examples
+    --------
+    >>> import torch, znorm
+    >>> net = torch.nn.Linear(4, 2)
+    >>> optimizer = znorm.optim.SGD(net.parameters(), lr=0.1, transform=znorm.ZNorm(), model=net)
+    >>> net(torch.randn(8, 4)).square().mean().backward()
+    >>> optimizer.step()
+    """
+
+    stochastic_rounding: bool
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        momentum: float = 0,
+        dampening: float = 0,
+        weight_decay: float = 0,
+        nesterov: bool = False,
+        *,
+        transform: Transform | None = None,
+        model: nn.Module | None = None,
+        stochastic_rounding: bool = False,
+        **options: Any,
+    ) -> None:
+        super().__init__(params, lr, momentum, dampening, weight_decay, nesterov, **options)
+        prepare(self, stochastic_rounding)
+        if transform is not None:
+            attach(self, transform, model=model)
+
+    @property
+    def attachment(self) -> Attachment | None:
+        """The transform at work here."""
+        return attachment_of(self)
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Take one step, as torch's own; with stochastic rounding, in float32."""
+        if not self.stochastic_rounding:
+            return without_hooks(torch.optim.SGD.step)(self, closure)
+        loss = loss_of(closure)
+        self._step_in_float32()
+        return loss
+
+    def __getstate__(self) -> dict[str, Any]:
+        # torch's own leaves attributes out.
+        return {**super().__getstate__(), "stochastic_rounding": self.stochastic_rounding}
+
+    @torch.no_grad()
+    def _step_in_float32(self) -> None:
+        for group, parameter, gradient, skip in gradients_of(self):
+            buffer, first = None, False
+            if group["momentum"]:
+                state = self.state[parameter]
+                first = state.get("momentum_buffer") is None
+                if first:
+                    state["momentum_buffer"] = torch.zeros_like(parameter)
+                buffer = state["momentum_buffer"]
+            reference.sgd_(
+                parameter,
+                gradient,
+                buffer,
+                first=first,
+                lr=group["lr"],
+                momentum=group["momentum"],
+                dampening=group["dampening"],
+                weight_decay=group["weight_decay"],
+                nesterov=group["nesterov"],
+                maximize=group["maximize"],
+                skip=skip,
+            )

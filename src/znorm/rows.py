@@ -1,0 +1,261 @@
+"""What a transform does to each parameter: one row for each, with the layers that it holds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from znorm import kernels
+from znorm.layers import Layer, Layers
+from znorm.selection import Origin, Selector
+from znorm.transforms.clip import ClipValue
+from znorm.transforms.composition import Link
+from znorm.transforms.observe import Observe
+
+__all__ = ["Description", "Row", "rows_of"]
+
+OBSERVED = "observed only"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One parameter of a layout.
+
+    Parameters
+    ----------
+    name : str
+        As shown in messages.
+    shape : tuple of int
+    acts : tuple of bool
+        For each link whether it acts on this tensor.
+    why : str
+        Why it is transformed in this way, or why not.
+    held : Layers
+        The layers that it holds.
+    layers : tuple of Layer
+        What of it is measured; none if nothing is.
+    units : int
+        Of all of its layers.
+    kernel : str
+        Which kernels serve it.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    acts: tuple[bool, ...]
+    why: str
+    held: Layers
+    layers: tuple[Layer, ...]
+    units: int
+    kernel: str
+
+    @property
+    def selected(self) -> bool:
+        """Whether any link acts on it."""
+        return any(self.acts)
+
+    @property
+    def first(self) -> int:
+        """The place of its first unit, if it has any."""
+        return self.layers[0].first
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "shape": self.shape,
+            "units": self.units,
+            "kernel": self.kernel,
+            "transformed": self.selected and self.why != OBSERVED,
+            "why": self.why,
+        }
+
+
+@dataclass(frozen=True)
+class Description:
+    """A table of parameters: ``str()`` prints it, ``rows`` are its dicts."""
+
+    rows: tuple[dict[str, Any], ...]
+
+    def __str__(self) -> str:
+        table = [["name", "shape", "units", "kernel", "transformed"]]
+        for row in self.rows:
+            done = ("yes: " if row["transformed"] else "no: ") + row["why"]
+            table.append([row["name"], str(row["shape"]), str(row["units"]), row["kernel"], done])
+        widths = [max(len(line[column]) for line in table) for column in range(5)]
+        return "\n".join(
+            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+            for line in table
+        )
+
+
+def rows_of(
+    named: Sequence[tuple[str | None, Tensor]], known: Sequence[Origin], links: Sequence[Link]
+) -> tuple[Row, ...]:
+    """A row for each parameter, for a chain of these links.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For a parameter that a link acts on and that cannot be transformed or split; for a rule
+        that matches nothing.
+    """
+    selectors = [
+        Selector(
+            type(link).__name__,
+            link.select,
+            type(link).__dataclass_fields__["select"].default,  # type: ignore[union-attr]
+            link.skips_single_elements,
+        )
+        for link in links
+    ]
+    rows: list[Row] = []
+    first = 0
+    for position, ((label, tensor), origin) in enumerate(zip(named, known, strict=True)):
+        if isinstance(tensor, nn.UninitializedParameter):
+            raise ValueError(
+                f"{label or position}: not initialized yet; run one forward pass first"
+            )
+        name = label or origin.name or f"parameter {position} {tuple(tensor.shape)}"
+        verdicts = [selector.judge(tensor, origin, name) for selector in selectors]
+        reasons = [reason for reason, _ in verdicts]
+        acts = tuple(reason is None for reason in reasons)
+        if any(acts):
+            _check_supported(name, tensor)
+        held = _held(name, [layers for _, layers in verdicts], origin)
+        layers: tuple[Layer, ...] = ()
+        if any(
+            act and not isinstance(link, ClipValue) for link, act in zip(links, acts, strict=True)
+        ):
+            by_channel = any(
+                act and getattr(link, "granularity", "") == "channel"
+                for link, act in zip(links, acts, strict=True)
+            )
+            layers = _layers(name, tensor, held, origin, by_channel, first)
+        rows.append(
+            Row(
+                name,
+                tuple(tensor.shape),
+                acts,
+                _explain(links, reasons, layers, held, origin),
+                held,
+                layers,
+                sum(layer.units for layer in layers),
+                kernels.choose(tensor).NAME,
+            )
+        )
+        first += rows[-1].units
+    if named:
+        for selector in selectors:
+            selector.check_all_matched()
+    return tuple(rows)
+
+
+def _held(name: str, said: Sequence[Layers | None], origin: Origin) -> Layers:
+    """The layers that the tensor holds: as a rule says, else as its module does, else one."""
+    rules = list(dict.fromkeys(layers for layers in said if layers is not None))
+    if len(rules) > 1:
+        raise ValueError(
+            f"{name}: one link's rule says {rules[0]!r}, another's {rules[1]!r}; say the same, or "
+            "leave all but one out"
+        )
+    if rules and origin.transposed and rules[0].parts != 1:
+        raise ValueError(
+            f"{name}: the weight of a transposed convolution cannot be split; leave out the rule "
+            f"that says {rules[0]!r}"
+        )
+    return rules[0] if rules else origin.layers or Layers(1)
+
+
+def _layers(
+    name: str, tensor: Tensor, held: Layers, origin: Origin, by_channel: bool, first: int
+) -> tuple[Layer, ...]:
+    shape = tuple(tensor.shape)
+    # As torch's own optimizers take complex numbers: each as two real ones.
+    parts = (2,) if tensor.is_complex() else ()
+    if held == Layers(1) or tensor.dim() == 0:
+        return (_layer(None, shape, parts, origin.transposed, by_channel, first),)
+    sizes = held.sizes(name, shape)
+    dim = held.dim % len(shape)
+    found: list[Layer] = []
+    start = 0
+    # A length of 0 takes the dim out.
+    for length in (0,) * shape[dim] if sizes is None else sizes:
+        rest = shape[:dim] + ((length,) if length else ()) + shape[dim + 1 :]
+        found.append(_layer((dim, start, length), rest, parts, 0, by_channel, first))
+        first += found[-1].units
+        start += length or 1
+    return tuple(found)
+
+
+def _layer(
+    slice: tuple[int, int, int] | None,
+    shape: tuple[int, ...],
+    parts: tuple[int, ...],
+    groups: int,
+    by_channel: bool,
+    first: int,
+) -> Layer:
+    # A vector has no dim to average over but the output one: it stays one unit.
+    if not by_channel or len(shape) < 2 or 0 in shape:
+        return Layer(slice, shape + parts, (), first)
+    if groups:
+        # The weight is (in, out / groups, ...), its first dim running over groups.
+        view = (groups, shape[0] // groups, *shape[1:], *parts)
+        return Layer(slice, view, (0, 2), first)
+    return Layer(slice, shape + parts, (0,), first)
+
+
+def _check_supported(name: str, tensor: Tensor) -> None:
+    leave_out = 'leave it out by a rule of select, such as ("NAME", False)'
+    if not (tensor.is_floating_point() or tensor.is_complex()):
+        raise TypeError(
+            f"{name}: {tensor.dtype} is not supported, only floating point and complex; {leave_out}"
+        )
+    if tensor.dtype == torch.complex32:
+        raise TypeError(f"{name}: {tensor.dtype} is not supported; {leave_out}")
+    if getattr(tensor, "_is_flat_param", False):
+        raise TypeError(
+            f"{name}: a flat parameter of FSDP1, in which layers are no longer apart; use "
+            "fully_shard (FSDP2)"
+        )
+    # A shard's own statistics would be silently wrong; named by duck type, since importing
+    # torch.distributed.tensor costs 0.2 s.
+    if hasattr(tensor, "placements") and hasattr(tensor, "device_mesh"):
+        raise TypeError(f"{name}: sharded tensors (DTensor) are not supported yet; {leave_out}")
+
+
+def _explain(
+    links: Sequence[Link],
+    reasons: Sequence[str | None],
+    layers: Sequence[Layer],
+    held: Layers,
+    origin: Origin,
+) -> str:
+    if not links:
+        return "no transform"
+    acting = [link for link, reason in zip(links, reasons, strict=True) if reason is None]
+    if not acting:
+        return ", ".join(dict.fromkeys(reason for reason in reasons if reason is not None))
+    if all(isinstance(link, Observe) for link in acting):
+        return OBSERVED
+    parts = []
+    for link in acting:
+        part = type(link).__name__
+        if getattr(link, "granularity", "") == "channel" and layers and layers[0].unit_dims:
+            stacked = layers[0].slice is not None and layers[0].slice[:3:2] == (0, 0)
+            axis = 1 if layers[0].unit_dims == (0, 2) or stacked else 0
+            part += f" by axis {axis}" + ("" if origin.module else ", assumed")
+        parts.append(part)
+    text = ", ".join(parts)
+    if len(layers) > 1:
+        text += f" in {len(layers)} layers along axis {held.dim}"
+    left_out = [
+        f"not {type(link).__name__}: {reason}"
+        for link, reason in zip(links, reasons, strict=True)
+        if reason is not None
+    ]
+    return "; ".join([text, *left_out])

@@ -1,0 +1,77 @@
+"""Clipping of each output channel relative to its weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from znorm.moments import Affine, Moments
+from znorm.selection import Select, freeze
+from znorm.transforms.arguments import check_number
+
+__all__ = ["AdaptiveClip"]
+
+
+@dataclass(frozen=True)
+class AdaptiveClip:
+    """Scale each output channel's gradient down to ``threshold`` times the norm of its weights.
+
+    ``g * min(1, threshold * max(||w||, eps) / ||g||)`` for each output channel, a vector being one.
+    The weights are read once a step, as the gradients are. Its authors leave the last linear layer
+    out: ``select=[("head.*", False)]``.
+
+    Parameters
+    ----------
+    threshold : float
+        Greater than 0; 0.01 in the paper for large batches.
+    eps : float, default 1e-3
+        What the norm of weights counts for at least, so that those that start at 0 can move.
+    select : "all", "weights" or rules, default "all"
+        Which parameters; see :mod:`znorm.selection`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For an argument of a wrong type or value.
+
+    References
+    ----------
+    Brock, De, Smith and Simonyan, "High-Performance Large-Scale Image Recognition Without
+    Normalization", ICML 2021, Eq. 3.
+
+    Examples
+    --------
+    >>> import torch, znorm
+    >>> w = torch.tensor([[3.0, 4.0], [0.0, 1.0]])
+    >>> g = torch.tensor([[0.3, 0.4], [0.0, 5.0]])
+    >>> transform = znorm.AdaptiveClip(0.1)
+    >>> layout = znorm.Layout([("w", w)], transform)
+    >>> moments, weights = znorm.measure([g], layout), znorm.measure([w], layout)
+    >>> znorm.apply_([g], znorm.decide(transform, moments, weights))
+    >>> g
+    tensor([[0.3000, 0.4000],
+            [0.0000, 0.1000]])
+    """
+
+    threshold: float
+    eps: float = 1e-3
+    select: Select = "all"
+
+    granularity: ClassVar[str] = "channel"
+    joint: ClassVar[bool] = False
+    relative: ClassVar[bool] = True
+    skips_single_elements: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        check_number("AdaptiveClip", "threshold", self.threshold, above=0)
+        check_number("AdaptiveClip", "eps", self.eps)
+        object.__setattr__(self, "select", freeze("AdaptiveClip", self.select))
+
+    def decide(self, moments: Moments, parameters: Moments) -> Affine:
+        norm = moments.norm()
+        most = self.threshold * parameters.norm().clamp(min=self.eps)
+        # 0 / 0, where eps is 0 and the weights and the gradient are: there is nothing to clip.
+        scale = torch.where((norm == 0) & (most == 0), 1.0, most / norm)
+        return Affine(torch.zeros_like(norm), scale.clamp(max=1.0))

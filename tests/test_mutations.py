@@ -1,0 +1,113 @@
+"""Each mistake that is easy to make here, made in a copy of the source: the tests must see it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+TESTS = [
+    "tests/transforms/test_accuracy.py",
+    "tests/transforms/test_statements.py",
+    "tests/test_attachment.py",
+    "tests/test_layers.py",
+    "tests/test_set_ups.py",
+]
+
+# What goes wrong, where, what stands there, and what a mistake would make of it.
+MUTATIONS: dict[str, tuple[str, str, str]] = {
+    "eps dropped": (
+        "transforms/zscore.py",
+        "scale = 1 / (std + self.eps)",
+        "scale = 1 / std",
+    ),
+    "center and scale swapped": (
+        "transforms/zscore.py",
+        "return Affine(center, scale)",
+        "return Affine(scale, center)",
+    ),
+    "scaled before it is centered": (
+        "kernels/reference.py",
+        """    for center in centers:
+        wide.sub_(center)
+    wide.mul_(scale)
+""",
+        """    wide.mul_(scale)
+    for center in centers:
+        wide.sub_(center)
+""",
+    ),
+    "sample for population": (
+        "transforms/zscore.py",
+        "correction: int = 0",
+        "correction: int = 1",
+    ),
+    "mean not split": (
+        "kernels/reference.py",
+        "return (high, (center - high).to(compute)), scale.to(compute)",
+        "return (high,), scale.to(compute)",
+    ),
+    "axis off by one": (
+        "rows.py",
+        "return Layer(slice, shape + parts, (0,), first)",
+        "return Layer(slice, shape + parts, (1,), first)",
+    ),
+    "unscale done twice": (
+        "attachment.py",
+        "cast(Any, optimizer).grad_scale = None",
+        "pass",
+    ),
+    "closure run after the transform": (
+        "attachment.py",
+        """    if closure is None:
+        attachment""",
+        """    if True:
+        attachment""",
+    ),
+}
+
+
+def run(source: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *TESTS]
+    environment = {**os.environ, "PYTHONPATH": str(source)}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
+@pytest.fixture
+def copied(tmp_path: Path) -> Path:
+    source = tmp_path / "src"
+    shutil.copytree(ROOT / "src", source, ignore=shutil.ignore_patterns("__pycache__"))
+    return source
+
+
+@pytest.mark.slow
+def test_the_copy_is_what_is_tested_and_passes_as_it_is(copied: Path) -> None:
+    found = subprocess.run(
+        [sys.executable, "-c", "import znorm; print(znorm.__file__)"],
+        env={**os.environ, "PYTHONPATH": str(copied)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert found.stdout.strip() == str(copied / "znorm" / "__init__.py")
+    result = run(copied)
+    assert result.returncode == 0, result.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mistake", MUTATIONS)
+def test_a_mistake_is_caught(mistake: str, copied: Path) -> None:
+    path, right, wrong = MUTATIONS[mistake]
+    file = copied / "znorm" / path
+    text = file.read_text()
+    assert text.count(right) == 1
+    file.write_text(text.replace(right, wrong))
+    result = run(copied)
+    # 1: tests ran and some failed; an error in collection would be 2 or more.
+    assert result.returncode == 1, result.stdout
+    assert "failed" in result.stdout
