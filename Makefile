@@ -51,7 +51,7 @@ bench: setup
 
 floor:
 	@test -x .venv-floor/bin/python || $(PYTHON) -m venv .venv-floor
-	.venv-floor/bin/python -m pip install --quiet --disable-pip-version-check torch==2.6.0 numpy hypothesis pytest pytorch_optimizer expecttest
+	.venv-floor/bin/python -m pip install --quiet --disable-pip-version-check torch==2.6.0 numpy numba hypothesis pytest pytorch_optimizer expecttest
 	PYTHONPATH=src .venv-floor/bin/python -m pytest tests src/znorm --ignore src/znorm/lab \
 	  --ignore tests/lab --ignore tests/test_examples.py
 

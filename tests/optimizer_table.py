@@ -158,10 +158,12 @@ class Outcome:
     same: float
     """The share of entries with the same bits."""
     settings: int
+    still: int
+    """Settings in which torch's own step left a whole tensor as it was."""
 
 
 def run(row: TableRow) -> Outcome:
-    error, equal, total, settings = 0.0, 0, 0, 0
+    error, equal, total, settings, still = 0.0, 0, 0, 0, 0
     for options in options_of(row):
         expected = [p.detach() for p in train_bare(row, options)]
         found = [p.detach() for p in train_attached(row, options, znorm.ZNorm())]
@@ -172,7 +174,8 @@ def run(row: TableRow) -> Outcome:
             equal += int((one == other).sum())
             total += one.numel()
         settings += 1
-    return Outcome(error, equal / total, settings)
+        still += any(torch.equal(p, q) for p, q in zip(expected, start(row), strict=True))
+    return Outcome(error, equal / total, settings, still)
 
 
 def markdown() -> str:
@@ -194,6 +197,9 @@ def markdown() -> str:
         else:
             outcome = run(row)
             result = f"{outcome.settings} | {outcome.error:.1e} | {outcome.same:.2%} |"
+            if outcome.still:
+                note = f"(in {outcome.still} torch itself left a tensor as it was)"
+                result = f"{result[:-1]}{note} |"
         lines.append(f"| {' | '.join(row.key)} | {result}")
     return "\n".join(lines) + "\n"
 

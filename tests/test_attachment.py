@@ -244,7 +244,10 @@ def test_describe_tells_what_why_and_by_which_kernel() -> None:
     assert rows[2]["why"] == "ClipNorm; not Centralize: normalization (LayerNorm)"
     text = str(attachment.describe())
     assert text.splitlines()[0].split() == ["name", "shape", "units", "kernel", "transformed"]
-    assert len({line.find("reference") for line in text.splitlines()[1:]}) == 1
+    # Columns stand under one another.
+    kernels = {line[line.index(")") :].split()[2] for line in text.splitlines()[1:]}
+    assert kernels <= {"cpu", "reference"}
+    assert len({len(line.split("  yes: ")[0]) for line in text.splitlines()[1:]}) == 1
     attachment.detach()
     bare = znorm.attach(optimizer, znorm.Centralize()).describe().rows
     assert bare[0]["why"] == "Centralize by axis 0, assumed"
@@ -407,3 +410,177 @@ def test_parameters_that_move_to_another_dtype_or_shape_are_laid_out_anew() -> N
     parameter.grad = torch.randn(5, 6)
     optimizer.step()
     assert attachment.describe().rows[0]["shape"] == (5, 6)
+
+
+def test_a_new_parameter_is_never_taken_for_one_that_has_gone() -> None:
+    for _ in range(60):
+        model = nn.Sequential(nn.Linear(3, 3), nn.LayerNorm((3, 3)))
+        optimizer = torch.optim.SGD(model[0].parameters(), lr=0.1)
+        attachment = znorm.attach(optimizer, znorm.ZNorm(), model=model)
+        model[1] = nn.Identity()
+        # Often at the address of what was just freed.
+        optimizer.add_param_group({"params": [nn.Parameter(torch.randn(3, 3))]})
+        row = attachment.describe().rows[-1]
+        assert (row["name"], row["transformed"]) == ("group 1, parameter 0 (3, 3)", True)
+
+
+def test_two_steps_of_the_parent_within_one_step_are_transformed_once_each_closure() -> None:
+    torch.optim.SGD(net().parameters(), lr=0.1)  # torch patches the step of what it instantiates
+
+    class Extra(torch.optim.SGD):
+        def step(self, closure: Any = None) -> Any:
+            closure()
+            super().step()
+            loss = closure()
+            super().step()
+            return loss
+
+    transform = znorm.chain(znorm.ZNorm(), znorm.ClipValue(1.0))
+    model, plain = net(), net()
+    extra, reference = Extra(model.parameters(), lr=0.1), torch.optim.SGD(plain.parameters(), 0.1)
+    attachment = znorm.attach(extra, transform)
+    znorm.attach(reference, transform)
+    extra.step(lambda: backward(model))
+    for _ in range(2):
+        backward(plain)
+        reference.step()
+    assert same(weights(model), weights(plain))
+    assert {values["steps"] for values in attachment.receipt().values()} == {2}
+
+
+def test_a_users_wrapper_around_step_is_not_taken_for_torchs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Mine(torch.optim.SGD):
+        def step(self, closure: Any = None) -> Any:
+            return super().step(closure)
+
+    model = net()
+    optimizer = Mine(model.parameters(), lr=0.1)
+    znorm.attach(optimizer, znorm.ZNorm(select="all"))
+    inner = Mine.step
+
+    def wrapper(self: Any, closure: Any = None) -> Any:
+        return inner(self, closure)
+
+    monkeypatch.setattr(Mine, "step", wrapper)
+    with pytest.raises(KeyError):
+        optimizer.step(lambda: {}["data"])  # type: ignore[arg-type]
+    backward(model)
+    optimizer.step()
+    gradient = model[0].weight.grad
+    assert isinstance(gradient, Tensor)
+    assert gradient.mean().abs() < 1e-6
+
+
+def test_names_that_two_groups_share_are_told_apart() -> None:
+    one, two = nn.Linear(3, 3), nn.Linear(3, 3)
+    optimizer = torch.optim.SGD([{"params": list(one.named_parameters())}], lr=0.1)
+    attachment = znorm.attach(optimizer, znorm.ZNorm())
+
+    def step(*models: nn.Module) -> None:
+        for model in models:
+            for p in model.parameters():
+                p.grad = torch.randn_like(p)
+        optimizer.step()
+
+    step(one)
+    optimizer.add_param_group({"params": list(two.named_parameters())})
+    step(one, two)
+    names = [row["name"] for row in attachment.describe().rows]
+    assert names == ["group 0: weight", "group 0: bias", "group 1: weight", "group 1: bias"]
+    steps = {name: values["steps"] for name, values in attachment.receipt().items()}
+    assert steps == {"group 0: weight": 2, "group 1: weight": 1}
+
+
+@pytest.mark.parametrize("how", [copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))])
+def test_an_attachment_is_copied_with_its_optimizer(how: Any) -> None:
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    attachment = znorm.attach(optimizer, znorm.ZNorm(), model=model)
+    held = {"attachment": attachment, "optimizer": optimizer}
+    twin = how(held)
+    assert twin["attachment"]._optimizer() is twin["optimizer"]
+    assert twin["attachment"] is not attachment
+    attachment.detach()
+    with pytest.raises(TypeError, match="it is detached"):
+        how(attachment)
+
+
+def test_a_rule_by_a_class_made_inside_a_function_survives_deepcopy() -> None:
+    class Mine(nn.Linear):
+        pass
+
+    model = nn.Sequential(Mine(3, 3), nn.Linear(3, 3))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    znorm.attach(optimizer, znorm.ZNorm(select=[(Mine, False)]), model=model)
+    from znorm.attachment import attachment_of
+
+    copied = copy.deepcopy(optimizer)
+    twin = attachment_of(copied)
+    assert twin is not None
+    assert [row["transformed"] for row in twin.describe().rows] == [False, False, True, False]
+
+
+def test_an_error_in_one_group_leaves_all_gradients_as_they_were() -> None:
+    dense, sparse = nn.Parameter(torch.zeros(2, 3)), nn.Parameter(torch.zeros(2, 3))
+    optimizer = torch.optim.SGD([{"params": [dense]}, {"params": [sparse]}], lr=0.1)
+    znorm.attach(optimizer, [znorm.ZNorm(), znorm.ZNorm()])
+    dense.grad, sparse.grad = torch.arange(6.0).reshape(2, 3), torch.eye(2, 3).to_sparse()
+    with pytest.raises(ValueError, match="its gradient is sparse"):
+        optimizer.step()
+    assert torch.equal(dense.grad, torch.arange(6.0).reshape(2, 3))
+
+
+def test_a_conjugated_gradient_is_resolved() -> None:
+    parameter = nn.Parameter(torch.zeros(2, 2, dtype=torch.complex64))
+    optimizer = torch.optim.SGD([parameter], lr=1.0)
+    znorm.attach(optimizer, znorm.ZNorm())
+    raw = torch.randn(2, 2, dtype=torch.complex64)
+    parameter.grad = raw.conj()
+    optimizer.step()
+    expected = oracle.whole(oracle.z_score, torch.view_as_real(raw.conj().resolve_conj()))
+    found = torch.view_as_real(-parameter.detach()).double()
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+
+
+def test_observing_takes_what_cannot_be_transformed() -> None:
+    embedding, frozen = nn.Embedding(4, 2, sparse=True), torch.ones(3, dtype=torch.int8)
+    quantized = nn.Parameter(frozen, requires_grad=False)
+    optimizer = torch.optim.SGD([*embedding.parameters(), quantized], lr=0.1)
+    attachment = znorm.attach(optimizer, None)
+    assert [row["why"] for row in attachment.describe().rows] == ["observed only", "torch.int8"]
+    embedding(torch.tensor([1])).sum().backward()
+    optimizer.step()
+    assert attachment.receipt() == {}
+    with pytest.raises(ValueError, match="SGD is observed already; detach that first"):
+        znorm.attach(optimizer, znorm.ZNorm())
+    attachment.detach()
+    # What is frozen never has a gradient.
+    rows = znorm.attach(optimizer, znorm.ClipNorm(1.0)).describe().rows
+    assert rows[1]["why"] == "torch.int8"
+
+
+def test_more_wrong_use_is_named() -> None:
+    optimizer = torch.optim.SGD(net().parameters(), lr=0.1)
+    with pytest.raises(TypeError, match=r"transform: expected a transform .*, found 'znorm'"):
+        znorm.attach(optimizer, "znorm")  # type: ignore[arg-type]
+    lazy = nn.Sequential(nn.LazyLinear(3))
+    for model in (None, lazy):
+        with pytest.raises(ValueError, match="group 0, parameter 0: not initialized yet"):
+            znorm.attach(torch.optim.SGD(lazy.parameters()), znorm.ZNorm(), model=model)
+    with pytest.raises(TypeError, match=r"gradients: entry 1 is torch\.int64"):
+        znorm.z_score_([torch.zeros(2), torch.zeros(2, dtype=torch.int64)])
+    attachment = znorm.attach(optimizer, znorm.ZNorm())
+    with pytest.raises(TypeError, match="not callable"):
+        optimizer.step(3)  # type: ignore[arg-type]
+    attachment.detach()
+
+
+def test_what_lies_on_the_meta_device_without_a_gradient_does_no_harm() -> None:
+    meta, real = nn.Parameter(torch.zeros(2, 2, device="meta")), nn.Parameter(torch.zeros(2, 2))
+    optimizer = torch.optim.SGD([meta, real], lr=1.0)
+    znorm.attach(optimizer, znorm.ZNorm())
+    real.grad = torch.tensor([[1.0, 2.0], [3.0, 6.0]])
+    optimizer.step()
+    assert real.grad.mean().abs() < 1e-6

@@ -172,6 +172,8 @@ def test_what_would_be_wrong_is_refused_with_the_reason() -> None:
         znorm.in_backward([nn.Parameter(torch.zeros(2))], adam)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="none of its parameters requires a gradient"):
         znorm.in_backward(Net().requires_grad_(False), adam)
+    with pytest.raises(TypeError, match=r"make_optimizer: expected a function .* found str 'sgd'"):
+        znorm.in_backward(Net(), "sgd")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="make_optimizer: expected it to return"):
         znorm.in_backward(Net(), lambda p: None)  # type: ignore[arg-type,return-value]
     whole = Net()
@@ -187,18 +189,83 @@ def test_what_would_be_wrong_is_refused_with_the_reason() -> None:
         znorm.in_backward(Net(), adam, znorm.ZNorm(select=[("tail", False)]))
 
 
-def test_a_grad_scaler_is_refused_at_the_first_backward_and_nothing_is_stepped() -> None:
+SCALED: dict[str, Any] = {
+    "as it is": lambda s, loss: s.scale(loss),
+    "divided": lambda s, loss: s.scale(loss) / 2,
+    "summed": lambda s, loss: s.scale(loss).sum(),
+    "two": lambda s, loss: s.scale(loss) + s.scale(loss),
+    "stacked": lambda s, loss: torch.stack([s.scale(loss)]).mean(),
+    "a list": lambda s, loss: sum(s.scale([loss, 2 * loss])),
+}
+
+
+@pytest.mark.parametrize("how", SCALED)
+@pytest.mark.parametrize("steps_before", [0, 2])
+def test_a_scaled_loss_is_refused_and_nothing_is_stepped(how: str, steps_before: int) -> None:
     model = Net()
     znorm.in_backward(model, adam, znorm.ZNorm())
+    for _ in range(steps_before):
+        loss_of(model).backward()
     before = weights(model)
     scaler = torch.amp.GradScaler("cpu")
     with pytest.raises(RuntimeError, match="the loss is scaled by a GradScaler"):
-        scaler.scale(loss_of(model)).backward()
+        SCALED[how](scaler, loss_of(model)).backward()
     assert same(before, weights(model))
     assert all(p.grad is None for p in model.parameters())
-    # One that is there for another net is no obstacle.
-    loss_of(model).backward()
-    assert not same(before, weights(model))
+
+
+def test_a_scaler_of_another_net_or_one_that_is_off_is_no_obstacle() -> None:
+    other, model = Net(), Net()
+    znorm.in_backward(model, adam, znorm.ZNorm())
+    scaler, off = torch.amp.GradScaler("cpu"), torch.amp.GradScaler("cpu", enabled=False)
+    scaler.scale(loss_of(other)).backward()
+    for make in (lambda: 10.0 * loss_of(model), lambda: off.scale(loss_of(model))):
+        before = weights(model)
+        make().backward()
+        assert not same(before, weights(model))
+
+
+def test_a_shared_layer_in_reentrant_checkpoints_is_refused() -> None:
+    from torch.utils.checkpoint import checkpoint
+
+    def backward_through(model: Net, reentrant: bool) -> None:
+        hidden = IMAGES.clone().requires_grad_()
+        for _ in range(2):
+            hidden = checkpoint(model.first, hidden, use_reentrant=reentrant)
+        model.head(hidden).square().mean().backward()
+
+    ordinary, model = Net(), Net()
+    optimizer = torch.optim.SGD(ordinary.parameters(), lr=0.1)
+    znorm.attach(optimizer, znorm.ZNorm(), model=ordinary)
+    backward_through(ordinary, reentrant=False)
+    optimizer.step()
+    znorm.in_backward(model, lambda p: torch.optim.SGD(p, lr=0.1), znorm.ZNorm())
+    backward_through(model, reentrant=False)
+    assert same(weights(ordinary), weights(model))
+    with pytest.raises(RuntimeError, match="use_reentrant=False"):
+        backward_through(model, reentrant=True)
+
+
+def test_twice_on_one_model_and_gradients_from_elsewhere_are_refused() -> None:
+    model = Net()
+    handle = znorm.in_backward(model, adam, znorm.ZNorm())
+    with pytest.raises(ValueError, match=r"first\.weight: steps in backward already"):
+        znorm.in_backward(model, adam, znorm.ZNorm())
+    model.head.bias.grad = torch.ones(3)
+    with pytest.raises(RuntimeError, match="bias: has a gradient, to which"):
+        loss_of(model)
+    model.head.bias.grad = None
+    handle.detach()
+    znorm.in_backward(model, adam, znorm.ZNorm())
+
+
+def test_a_handle_cannot_be_copied() -> None:
+    import pickle
+
+    handle = znorm.in_backward(Net(), adam, znorm.ZNorm())
+    for how in (copy.deepcopy, pickle.dumps):
+        with pytest.raises(TypeError, match=r"save state_dict\(\)"):
+            how(handle)
 
 
 @pytest.fixture
@@ -223,6 +290,11 @@ def test_ddp_is_refused_before_and_after(process_group: Any) -> None:
     with pytest.raises(RuntimeError, match="whose all-reduce comes after"):
         nn.parallel.DistributedDataParallel(model)(IMAGES)
     model(IMAGES)
+    part = nn.Sequential(nn.Linear(6, 3))
+    znorm.in_backward(part, adam, znorm.ZNorm())
+    part[0] = nn.parallel.DistributedDataParallel(part[0])
+    with pytest.raises(RuntimeError, match="whose all-reduce comes after"):
+        part(IMAGES)
 
 
 @pytest.mark.slow

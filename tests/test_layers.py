@@ -89,7 +89,7 @@ def test_packed_attention_is_three_layers_where_the_model_is_known() -> None:
         row["name"]: row for row in znorm.Layout(named, znorm.ZNorm(), model=model).describe().rows
     }
     assert rows["in_proj_weight"]["units"] == 3
-    assert rows["in_proj_weight"]["why"] == "ZNorm in 3 layers along axis 0"
+    assert rows["in_proj_weight"]["why"] == "ZNorm; 3 layers along axis 0"
     assert rows["out_proj.weight"]["units"] == 1
     # Not known, or told otherwise: one layer.
     rule: Any = [("in_proj_weight", znorm.Layers(1)), ("*", False)]
@@ -129,7 +129,7 @@ def test_stacked_experts_are_layers_each_with_channels_of_its_own() -> None:
     row = znorm.Layout(named, znorm.Centralize(select=rule)).describe().rows[0]
     assert (row["units"], row["why"]) == (
         24,
-        "Centralize by axis 1, assumed in 4 layers along axis 0",
+        "Centralize by axis 1, assumed; 4 layers along axis 0",
     )
 
 
@@ -206,3 +206,46 @@ def test_a_nan_in_one_layer_makes_the_whole_tensor_nan() -> None:
         [gradient], znorm.Layout([("w", gradient)], znorm.ZNorm(select=[("w", znorm.Layers(3))]))
     )
     assert gradient.isnan().all()
+
+
+def test_units_of_one_element_are_left_alone_and_said_so() -> None:
+    weight_norm = nn.utils.parametrizations.weight_norm(nn.Linear(3, 4))
+    one_input, depthwise = nn.Linear(1, 8), nn.Conv2d(4, 4, 1, groups=4)
+    for model in (weight_norm, one_input, depthwise):
+        named = [(name, p) for name, p in model.named_parameters() if p.dim() > 1]
+        found = transformed(named, znorm.Centralize(), model)
+        rows = znorm.Layout(named, znorm.Centralize(), model=model).describe().rows
+        for row, gradient, raw in zip(rows, found, drawn([p for _, p in named]), strict=True):
+            if row["shape"][1:].count(1) == len(row["shape"]) - 1:
+                assert (row["transformed"], row["why"]) == (False, "units of one element")
+                assert torch.equal(gradient, raw)
+            else:
+                assert row["transformed"]
+    # The other links of a chain still act.
+    chain = znorm.chain(znorm.Centralize(), znorm.ZNorm())
+    (gradient,) = transformed([("w", torch.zeros(8, 1))], chain)
+    torch.testing.assert_close(gradient, z(drawn([torch.zeros(8, 1)])[0]), rtol=1e-9, atol=1e-9)
+    for select in ([("w", znorm.Layers())], [("w", znorm.Layers((1, 7)))]):
+        layout = znorm.Layout([("w", torch.zeros(8, 1))], znorm.ZNorm(select=select))
+        assert layout.describe().rows[0]["why"] == "units of one element"
+
+
+def test_the_same_split_may_be_said_in_two_ways() -> None:
+    for one, other in (
+        (znorm.Layers(2, dim=1), znorm.Layers(2, dim=-1)),
+        (znorm.Layers(3), znorm.Layers((8, 8, 8))),
+        (znorm.Layers(1), znorm.Layers((24,))),
+    ):
+        chain = znorm.chain(
+            znorm.Centralize(select=[("w", one)]), znorm.ZNorm(select=[("w", other)])
+        )
+        assert znorm.Layout([("w", torch.zeros(24, 8))], chain).rows[0].selected
+
+
+def test_a_split_in_one_keeps_the_axis_of_a_transposed_convolution() -> None:
+    model = nn.ConvTranspose2d(4, 6, 3, groups=2)
+    for layers in (znorm.Layers(1), znorm.Layers(1, dim=1)):
+        rule: Any = [("weight", layers)]
+        layout = znorm.Layout(model.named_parameters(), znorm.Centralize(select=rule), model=model)
+        assert layout.describe().rows[0]["why"] == "Centralize by axis 1"
+        assert layout.describe().rows[0]["units"] == 6

@@ -23,8 +23,8 @@ TESTS = [
 MUTATIONS: dict[str, tuple[str, str, str]] = {
     "eps dropped": (
         "transforms/zscore.py",
-        "scale = 1 / (std + self.eps)",
-        "scale = 1 / std",
+        "scale = 1 / (std.masked_fill(constant, 1.0) + self.eps)",
+        "scale = 1 / std.masked_fill(constant, 1.0)",
     ),
     "center and scale swapped": (
         "transforms/zscore.py",
@@ -54,8 +54,33 @@ MUTATIONS: dict[str, tuple[str, str, str]] = {
     ),
     "axis off by one": (
         "rows.py",
-        "return Layer(slice, shape + parts, (0,), first)",
-        "return Layer(slice, shape + parts, (1,), first)",
+        "return Layer(cut, shape + parts, (0,), first)",
+        "return Layer(cut, shape + parts, (1,), first)",
+    ),
+    "eps dropped in the kernel": (
+        "kernels/cpu/drivers.py",
+        "scale = factor / (std + eps)",
+        "scale = factor / std",
+    ),
+    "sample for population in the kernel": (
+        "kernels/cpu/drivers.py",
+        "std = np.sqrt(m2 / max(n - correction, 1.0)) * factor",
+        "std = np.sqrt(m2 / max(n - 1, 1.0)) * factor",
+    ),
+    "mean not split in the kernel": (
+        "kernels/cpu/drivers.py",
+        "low = np.float32(center - np.float64(high))",
+        "low = np.float32(0)",
+    ),
+    "given mean not split": (
+        "kernels/cpu/plan.py",
+        "self.given[1] = wide - self.given[0]",
+        "self.given[1] = 0",
+    ),
+    "scaled before it is centered in the kernel": (
+        "kernels/cpu/loops.py",
+        "store(g, i, ((load(g, i) - high) - low) * scale)",
+        "store(g, i, (load(g, i) * scale - high) - low)",
     ),
     "unscale done twice": (
         "attachment.py",
@@ -64,10 +89,8 @@ MUTATIONS: dict[str, tuple[str, str, str]] = {
     ),
     "closure run after the transform": (
         "attachment.py",
-        """    if closure is None:
-        attachment""",
-        """    if True:
-        attachment""",
+        "    if closure is None:\n",
+        "    if True:\n",
     ),
 }
 

@@ -194,6 +194,32 @@ def test_a_differentiable_step_is_differentiated_through_the_transform(transform
     assert torch.equal(gradient, held)  # replaced, not written
 
 
+@pytest.mark.parametrize(
+    "transform",
+    [
+        znorm.ZNorm(),
+        znorm.UnitNorm(),
+        znorm.ClipNorm(0.1),
+        znorm.ClipGlobalNorm(0.1),
+        znorm.AdaptiveClip(0.1),
+        znorm.Centralize(),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("constant", [0.0, 0.5])
+def test_a_constant_gradient_has_no_nan_behind_it(transform: Any, constant: float) -> None:
+    weights = torch.ones(3, 4, requires_grad=True)
+    gradient = torch.full((3, 4), constant, requires_grad=True)
+    parameter = weights.clone()
+    parameter.grad = gradient
+    optimizer = torch.optim.SGD([nn.Parameter(torch.ones(3, 4))], lr=0.1, differentiable=True)
+    optimizer.param_groups[0]["params"] = [parameter]
+    znorm.attach(optimizer, transform)
+    optimizer.step()
+    found = torch.autograd.grad(parameter.square().sum(), [weights, gradient])
+    assert all(part.isfinite().all() for part in found)
+
+
 def test_functional_training_by_measure_decide_apply() -> None:
     model, functional = net(), net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import sys
 import weakref
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any, cast
@@ -13,13 +14,14 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from znorm.kernels.reference import statistics_dtype
 from znorm.layout import Layout
 from znorm.receipts import Receipt
 from znorm.rows import Description
 from znorm.selection import Origin, origins
-from znorm.step import scale_, transform_
+from znorm.step import check, scale_, transform_
 from znorm.transforms.composition import Transform
 from znorm.transforms.observe import Observe
 
@@ -27,6 +29,8 @@ __all__ = ["Attachment", "attach", "attachment_of"]
 
 # What marks an optimizer as attached: an instance attribute, so that it goes with the optimizer.
 _MARK = "_znorm_attachment"
+
+_OPTIMIZER_FILE = Optimizer.profile_hook_step.__code__.co_filename
 
 
 def attach(
@@ -47,7 +51,8 @@ def attach(
         Any, in any variant.
     transform : transform, None, or a list of them
         Such as ``znorm.ZNorm()``. None observes: gradients are measured for the receipt and left
-        alone. A list holds one for each parameter group.
+        alone. A list holds one for each parameter group: each rule must then match in its own
+        group, and a clip by global norm takes the norm of its group.
     model : torch.nn.Module, optional
         Gives names to parameters, and tells normalizations, transposed convolutions and the packed
         weights of attention.
@@ -70,6 +75,9 @@ def attach(
     are replaced, not written, and the transform is differentiated through. Under
     ``torch.compile(optimizer.step)`` the transform stays outside of what is compiled.
 
+    Under GradScaler with a fused optimizer gradients are unscaled here and written back; those of
+    float16 parameters can then be too small for float16, where torch's kernel divides in float32.
+
     Examples
     --------
     >>> import torch, znorm
@@ -86,13 +94,25 @@ def attach(
             f"optimizer: expected a torch.optim.Optimizer, found {type(optimizer).__name__}{hint}"
         )
     present = attachment_of(optimizer)
+    if present is not None and present.transform is None:
+        raise ValueError(
+            f"optimizer: {type(optimizer).__name__} is observed already; detach that first"
+        )
     if present is not None:
         raise ValueError(
             f"optimizer: {type(optimizer).__name__} has {present.transform!r} attached already; "
             "detach that first, or attach znorm.chain(first, second)"
         )
-    known = {} if model is None else origins(model)
-    if model is not None and not any(id(p) in known for p in _parameters(optimizer)):
+    for number, group in enumerate(optimizer.param_groups):
+        for position, parameter in enumerate(group["params"]):
+            if isinstance(parameter, nn.UninitializedParameter):
+                raise ValueError(
+                    f"group {number}, parameter {position}: not initialized yet; run one forward "
+                    "pass first"
+                )
+    known: Mapping[Tensor, Origin]
+    known = WeakTensorKeyDictionary() if model is None else origins(model)
+    if model is not None and not any(p in known for p in _parameters(optimizer)):
         raise ValueError(
             "model: none of the optimizer's parameters belongs to it; pass the very model whose "
             "parameters the optimizer trains, not a copy"
@@ -118,7 +138,7 @@ class Attachment:
         self,
         optimizer: Optimizer,
         transform: Transform | tuple[Transform | None, ...] | None,
-        known: dict[int, Origin],
+        known: Mapping[Tensor, Origin],
     ) -> None:
         self.transform = transform
         self._known = known
@@ -145,21 +165,28 @@ class Attachment:
         """The layouts of the optimizer's parameters as they are now."""
         optimizer = self._live()
         groups = optimizer.param_groups
-        identity = [(id(p), p.device, p.shape) for group in groups for p in group["params"]]
+        identity = [
+            (id(p), p.device, p.shape, p.dtype) for group in groups for p in group["params"]
+        ]
         if self._parts and identity == self._parts_of:
             return self._parts
         labels, found = _labels(optimizer, self._known)
         parts: list[_Part] = []
-        earlier = {number: part.receipt for number, part in enumerate(self._parts)}
+        sums = {
+            id(parameter): part.receipt.sums_of(row)
+            for part in self._parts
+            for row, parameter in enumerate(part.parameters)
+        }
         start = 0
-        for number, (held, transform) in enumerate(self._divided(groups)):
+        for held, transform in self._divided(groups):
             end = start + len(held)
             layout = Layout(
                 list(zip(labels[start:end], held, strict=True)),
                 Observe() if transform is None else transform,
                 origins=found[start:end],
             )
-            parts.append(_Part(held, layout, Receipt(layout, earlier.get(number))))
+            receipt = Receipt(layout, [sums.get(id(parameter)) for parameter in held])
+            parts.append(_Part(held, layout, receipt))
             start = end
         self._parts, self._parts_of = parts, identity
         return parts
@@ -187,9 +214,9 @@ class Attachment:
         >>> net = torch.nn.Linear(4, 2)
         >>> optimizer = torch.optim.Adam(net.parameters())
         >>> print(znorm.attach(optimizer, znorm.ZNorm(), model=net).describe())
-        name    shape   units  kernel     transformed
-        weight  (2, 4)  1      reference  yes: ZNorm
-        bias    (2,)    0      reference  no: one dimension
+        name    shape   units  kernel  transformed
+        weight  (2, 4)  1      cpu     yes: ZNorm
+        bias    (2,)    0      cpu     no: one dimension
         """
         return Description(
             tuple(row for part in self._current() for row in part.layout.describe().rows)
@@ -209,8 +236,10 @@ class Attachment:
 
         Notes
         -----
-        It costs no reading of gradients, but for chains that hold :class:`~znorm.ClipValue`: those
-        are copied and read twice more.
+        It costs no reading of gradients, but for :class:`~znorm.ClipValue`: what it acts on is
+        copied, tensor by tensor (in a chain with others, all at once), and read once more; of a
+        large tensor its figures are good to about 1e-5 of the norm. A gradient that is not finite
+        makes the means so, for good.
 
         Examples
         --------
@@ -245,10 +274,12 @@ class Attachment:
         parts = self._current()
         writes = any(part.layout.writes for part in parts)
         factor, skipped = _loss_scale(optimizer, take_over=writes)
+        given = [_gradients(part) for part in parts]
+        for part, gradients in zip(parts, given, strict=True):
+            check(gradients, part.layout)  # before any is written
         with torch.set_grad_enabled(differentiable):
-            for part in parts:
+            for part, gradients in zip(parts, given, strict=True):
                 layout, unscale = part.layout, factor
-                gradients = [parameter.grad for parameter in part.parameters]
                 if writes and not layout.writes and factor is not None:
                     # What is taken over for one group is taken over for all.
                     scale_(gradients, factor)
@@ -261,10 +292,7 @@ class Attachment:
                     gradients,
                     layout,
                     factor=unscale,
-                    parameters=[
-                        None if gradient is None else parameter.detach()
-                        for parameter, gradient in zip(part.parameters, gradients, strict=True)
-                    ],
+                    parameters=part.parameters,
                     receipt=part.receipt,
                     skipped=skipped,
                 )
@@ -272,11 +300,28 @@ class Attachment:
                     for parameter, gradient in zip(part.parameters, gradients, strict=True):
                         parameter.grad = gradient
 
+    def single(self) -> tuple[Layout, Receipt] | None:
+        """Layout and receipt, if one transform that reads once serves all groups."""
+        if self.transform is None or isinstance(self.transform, tuple):
+            return None
+        (part,) = self._current()
+        layout = part.layout
+        if not layout.writes or layout.elementwise or len(layout.stages) > 1:
+            return None
+        return layout, part.receipt
+
     def _live(self) -> Optimizer:
         optimizer = self._optimizer()
         if optimizer is None:
             raise RuntimeError("attachment: its optimizer no longer exists")
         return optimizer
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A copy goes with the copy of its optimizer, which attaches anew.
+        optimizer = self._live()
+        if attachment_of(optimizer) is not self:
+            raise TypeError("attachment: it is detached and cannot be copied; attach to the copy")
+        return _attached_again, (optimizer,)
 
     def __repr__(self) -> str:
         return f"Attachment({self.transform!r})"
@@ -294,16 +339,22 @@ def _before_step(
     if attachment is None or (attachment.stepping and _inside_another_step(optimizer)):
         return None
     attachment.stepping = True
+    own = getattr(optimizer, "transforms_in_step", False)
     # This hook runs before the closure, when there is no gradient yet, or the last step's.
     closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
     if closure is None:
-        attachment.transform_gradients()
+        if not own:
+            attachment.transform_gradients()
         return None
-    if _stepped_by_grad_scaler(optimizer):
+    if not callable(closure):
+        return None  # torch's own step says what it takes
+    if _stepped_by_grad_scaler():
         raise RuntimeError(
             "closure: GradScaler cannot unscale what a closure computes, so that the step would be "
             "taken on scaled gradients; call scaler.step(optimizer) without a closure"
         )
+    if own:
+        return None
 
     @functools.wraps(closure)
     def transformed() -> Any:
@@ -318,7 +369,7 @@ def _before_step(
 
 def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     attachment = attachment_of(optimizer)
-    if attachment is not None:
+    if attachment is not None and not _inside_another_step(optimizer):
         attachment.stepping = False
 
 
@@ -330,11 +381,24 @@ def _inside_another_step(optimizer: Optimizer) -> bool:
     steps = 0
     frame = sys._getframe()
     while frame is not None and steps < 2:
+        code = frame.f_code
         # torch runs the hooks of a step in a function of this name around it.
-        if frame.f_code.co_name == "wrapper" and frame.f_locals.get("self") is optimizer:
-            steps += 1
+        if code.co_name == "wrapper" and code.co_filename == _OPTIMIZER_FILE:
+            steps += frame.f_locals.get("self") is optimizer
         frame = cast(FrameType, frame.f_back)
     return steps == 2
+
+
+def _gradients(part: _Part) -> list[Tensor | None]:
+    found: list[Tensor | None] = []
+    for parameter in part.parameters:
+        gradient = parameter.grad
+        if gradient is not None and gradient.is_conj():
+            gradient = parameter.grad = gradient.resolve_conj()
+        if gradient is not None and part.layout.observes and gradient.layout != torch.strided:
+            gradient = None  # nothing is written, so that nothing can be wrong
+        found.append(gradient)
+    return found
 
 
 def _loss_scale(optimizer: Optimizer, *, take_over: bool) -> tuple[Tensor | None, Tensor | None]:
@@ -354,13 +418,13 @@ def _loss_scale(optimizer: Optimizer, *, take_over: bool) -> tuple[Tensor | None
     return factor, skipped
 
 
-def _stepped_by_grad_scaler(optimizer: Optimizer) -> bool:
+def _stepped_by_grad_scaler() -> bool:
     """Whether an enabled GradScaler is taking this step."""
     frame = cast(FrameType | None, sys._getframe())
     while frame is not None:
         if frame.f_code is torch.amp.GradScaler.step.__code__:
-            scaler = frame.f_locals["self"]
-            return scaler.is_enabled() and frame.f_locals["optimizer"] is optimizer
+            # Of whatever optimizer: a wrapper hands the closure on to this one.
+            return bool(frame.f_locals["self"].is_enabled())
         frame = frame.f_back
     return False
 
@@ -369,20 +433,35 @@ def _parameters(optimizer: Optimizer) -> list[Tensor]:
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
-def _labels(optimizer: Optimizer, known: dict[int, Origin]) -> tuple[list[str], list[Origin]]:
+def _labels(optimizer: Optimizer, known: Mapping[Tensor, Origin]) -> tuple[list[str], list[Origin]]:
     """What to call each parameter in messages, and what is known of it."""
-    labels: list[str] = []
     found: list[Origin] = []
+    places: list[tuple[int, int, Tensor]] = []
     for number, group in enumerate(optimizer.param_groups):
         names = group.get("param_names")
         for position, parameter in enumerate(group["params"]):
-            origin = known.get(id(parameter))
+            origin = known.get(parameter)
             if origin is None:
                 origin = Origin(names[position] if names else None)
-            place = f"group {number}, parameter {position} {tuple(parameter.shape)}"
-            labels.append(origin.name or place)
             found.append(origin)
+            places.append((number, position, parameter))
+    often = Counter(origin.name for origin in found)
+    labels = []
+    for origin, (number, position, parameter) in zip(found, places, strict=True):
+        if origin.name is None:
+            labels.append(f"group {number}, parameter {position} {tuple(parameter.shape)}")
+        else:
+            # Groups made of several models' named parameters may share names.
+            several = often[origin.name] > 1
+            labels.append(f"group {number}: {origin.name}" if several else origin.name)
     return labels, found
+
+
+def _attached_again(optimizer: Optimizer) -> Attachment:
+    """What is attached to the copy of an optimizer."""
+    attachment = attachment_of(optimizer)
+    assert attachment is not None
+    return attachment
 
 
 def _reduce(reference: weakref.ref[Optimizer], protocol: Any) -> tuple[Any, ...]:
@@ -403,6 +482,6 @@ def _restore(
 ) -> Optimizer:
     optimizer = kind.__new__(kind)
     cast(Any, optimizer).__setstate__(state)
-    known = {id(p): o for p, o in zip(_parameters(optimizer), found, strict=True)}
+    known = WeakTensorKeyDictionary(zip(_parameters(optimizer), found, strict=True))
     Attachment(optimizer, transform, known)
     return optimizer

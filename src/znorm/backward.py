@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import gc
+import functools
 import inspect
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from znorm.attachment import Attachment, attachment_of
 from znorm.layout import Layout
@@ -21,6 +22,11 @@ from znorm.selection import origins
 from znorm.transforms.composition import Chain, Transform, links
 
 __all__ = ["BackwardStepping", "in_backward"]
+
+_MARK = "_znorm_in_backward"
+
+# Operations from the loss back to where it was scaled: sums and means of a few losses.
+_LOOKED_AT = 64
 
 
 def in_backward(
@@ -33,7 +39,8 @@ def in_backward(
     At no time are all gradients there together, which saves most of their memory. One backward is
     one step: gradients cannot be accumulated over several, and nothing that needs them all at
     once, such as clipping by their global norm, is possible. There is no ``optimizer.step()`` to
-    call.
+    call. It takes more time than one step for all: each parameter has an optimizer of its own. What
+    is frozen now stays untrained when it is unfrozen later; detach, and call this again.
 
     Parameters
     ----------
@@ -53,11 +60,14 @@ def in_backward(
     ------
     TypeError, ValueError
         Where it would be wrong: under DistributedDataParallel, whose all-reduce comes after this
-        step; for a joint transform; if a parameter has a gradient already; for an optimizer whose
-        step needs a closure; and for what :func:`znorm.attach` refuses.
+        step; for a joint transform; if a parameter has a gradient already, or steps in backward
+        already; for an optimizer whose step needs a closure; and for what :func:`znorm.attach`
+        refuses.
     RuntimeError
-        From the first backward, if the loss is scaled by a GradScaler: what overflowed would be
-        stepped on before it is known.
+        From a later forward or backward: if the loss is scaled by a GradScaler, since what
+        overflowed would be stepped on before that is known; if a parameter has been given a
+        gradient meanwhile, or its module been wrapped in DistributedDataParallel; within a
+        reentrant checkpoint, where a shared parameter's gradient comes in several parts.
 
     Examples
     --------
@@ -70,6 +80,11 @@ def in_backward(
     (True, False)
     >>> handle.detach()
     """
+    if not callable(make_optimizer):
+        raise TypeError(
+            "make_optimizer: expected a function such as lambda p: torch.optim.Adam(p), found "
+            f"{type(make_optimizer).__name__} {make_optimizer!r}"
+        )
     known = origins(model)
     for path, module in model.named_modules():
         if isinstance(module, DistributedDataParallel):
@@ -84,17 +99,20 @@ def in_backward(
     if not named:
         raise ValueError("model: none of its parameters requires a gradient")
     for name, parameter in named:
+        if hasattr(parameter, _MARK):
+            raise ValueError(f"{name}: steps in backward already; detach() that handle first")
         if parameter.grad is not None:
             raise ValueError(
                 f"{name}: has a gradient already, to which the next backward would add; call "
                 "model.zero_grad() first"
             )
-    layout = Layout(named, transform, origins=[known[id(p)] for _, p in named])
+    layout = Layout(named, transform, origins=[known[p] for _, p in named])
     optimizers = {name: _optimizer_of(name, p, make_optimizer) for name, p in named}
     for row, (name, parameter) in zip(layout.rows, named, strict=True):
         if row.selected:
-            origin = replace(known[id(parameter)], layers=row.held)
-            Attachment(optimizers[name], _for_one(row, layout), {id(parameter): origin})
+            origin = replace(known[parameter], layers=row.held)
+            its = WeakTensorKeyDictionary({parameter: origin})
+            Attachment(optimizers[name], _for_one(row, layout), its)
     return BackwardStepping(model, optimizers)
 
 
@@ -109,29 +127,51 @@ class BackwardStepping:
 
     def __init__(self, model: nn.Module, optimizers: dict[str, Optimizer]) -> None:
         self.optimizers = optimizers
-        self._checked = False
-        self._handles: list[Any] = [model.register_forward_pre_hook(_refuse_ddp)]
-        for optimizer in optimizers.values():
-            parameter = optimizer.param_groups[0]["params"][0]
+        self._parameters = {
+            name: cast(Tensor, optimizer.param_groups[0]["params"][0])
+            for name, optimizer in optimizers.items()
+        }
+        self._checked = -1  # the number of the backward that was looked at last
+        self._handles: list[Any] = []
+        _mark_scaled_losses()
+        for module in model.modules():
+            if any(True for _ in module.parameters(recurse=False)) or module is model:
+                self._handles.append(module.register_forward_pre_hook(self._before_forward))
+        for name, parameter in self._parameters.items():
+            setattr(parameter, _MARK, True)
             self._handles.append(
-                parameter.register_post_accumulate_grad_hook(self._hook_of(optimizer))
+                parameter.register_post_accumulate_grad_hook(self._hook_of(optimizers[name]))
             )
+
+    def _before_forward(self, module: nn.Module, inputs: Any) -> None:
+        if DistributedDataParallel._get_active_ddp_module() is not None:
+            raise RuntimeError(_reason_against_ddp("in_backward: the model"))
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter.grad is not None and hasattr(parameter, _MARK):
+                raise RuntimeError(
+                    f"{name}: has a gradient, to which the next backward would add; leave "
+                    "gradients to in_backward, or set it to None"
+                )
 
     def _hook_of(self, optimizer: Optimizer) -> Callable[[Tensor], None]:
         def step(parameter: Tensor) -> None:
-            if not self._checked:
-                if _is_scaled_by_grad_scaler():
+            backward: int = torch._C._current_graph_task_id()
+            if backward != self._checked:
+                reason = _reason_against(_running_backwards())
+                if reason is not None:
                     parameter.grad = None
-                    raise RuntimeError(
-                        "in_backward: the loss is scaled by a GradScaler, which could skip a step "
-                        "that overflowed only before it is taken; use znorm.attach, or bfloat16, "
-                        "which needs no scaler"
-                    )
-                self._checked = True
+                    raise RuntimeError(f"in_backward: {reason}")
+                self._checked = backward
             optimizer.step()
             parameter.grad = None
 
         return step
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        raise TypeError(
+            "in_backward: its handle cannot be copied or pickled; save state_dict(), and call "
+            "in_backward on the copy of the model"
+        )
 
     def receipt(self) -> dict[str, dict[str, float]]:
         """As :meth:`znorm.Attachment.receipt`, for all parameters."""
@@ -167,6 +207,9 @@ class BackwardStepping:
         """Let backward only compute gradients again; a second call does nothing."""
         for handle in self._handles:
             handle.remove()
+        for parameter in self._parameters.values():
+            if hasattr(parameter, _MARK):
+                delattr(parameter, _MARK)
         for optimizer in self.optimizers.values():
             attachment = attachment_of(optimizer)
             if attachment is not None:
@@ -215,11 +258,6 @@ def _for_one(row: Row, layout: Layout) -> Chain:
     return Chain(tuple(replace(cast(Any, link), select=((_always, True),)) for link in acting))
 
 
-def _refuse_ddp(module: nn.Module, inputs: Any) -> None:
-    if DistributedDataParallel._get_active_ddp_module() is not None:
-        raise RuntimeError(_reason_against_ddp("in_backward: the model"))
-
-
 def _reason_against_ddp(what: str) -> str:
     return (
         f"{what} is wrapped in DistributedDataParallel, whose all-reduce comes after a step that "
@@ -228,31 +266,66 @@ def _reason_against_ddp(what: str) -> str:
     )
 
 
-def _is_scaled_by_grad_scaler() -> bool:
-    """Whether the backward that is running began at a loss that a GradScaler has scaled.
-
-    Nothing in torch says so. What tells is that a scaler has been used and that the loss is a
-    product, as scaled ones are.
-    """
-    # type(), since isinstance would ask proxies among all these objects.
-    used = any(
-        issubclass(type(thing), torch.amp.GradScaler)
-        and thing.is_enabled()
-        and thing._scale is not None
-        for thing in gc.get_objects()
-    )
-    return used and any(
-        loss.grad_fn is not None and loss.grad_fn.name() == "MulBackward0"
-        for loss in _losses_in_backward()
-    )
+def _reason_against(losses: Sequence[tuple[Tensor, ...]]) -> str | None:
+    """Why this backward must not step, if so."""
+    if len(losses) > 1:
+        return (
+            "this backward runs within another one, as reentrant checkpoints do, where the "
+            "gradient of a shared parameter comes in several parts; use use_reentrant=False"
+        )
+    if any(_is_scaled(loss) for several in losses for loss in several):
+        return (
+            "the loss is scaled by a GradScaler, which can tell that a step overflowed only "
+            "before it is taken; use znorm.attach, or bfloat16, which needs no scaler"
+        )
+    return None
 
 
-def _losses_in_backward() -> Iterator[Tensor]:
-    # All threads: hooks of gradients on a GPU run in one of its own.
+def _running_backwards() -> list[tuple[Tensor, ...]]:
+    """The losses of each backward that this one is part of, the innermost first."""
+    # All threads, but each by itself: hooks of gradients on a GPU run in a thread of torch's own,
+    # while the one that called backward waits.
+    longest: list[tuple[Tensor, ...]] = []
     for frame in sys._current_frames().values():
+        losses: list[tuple[Tensor, ...]] = []
         found: Any = frame
         while found is not None:
             if found.f_code is torch.autograd.backward.__code__:
                 tensors = found.f_locals["tensors"]
-                yield from (tensors,) if isinstance(tensors, Tensor) else tensors
+                losses.append((tensors,) if isinstance(tensors, Tensor) else tuple(tensors))
             found = found.f_back
+        longest = max(longest, losses, key=len)
+    return longest
+
+
+def _mark_scaled_losses() -> None:
+    """Make GradScaler leave a mark on the graph of what it scales; torch itself leaves none."""
+    scale = torch.amp.GradScaler.scale
+    if hasattr(scale, _MARK):
+        return
+
+    @functools.wraps(scale)
+    def marking(self: Any, outputs: Any) -> Any:
+        scaled = scale(self, outputs)
+        for output in (scaled,) if isinstance(scaled, Tensor) else scaled:
+            if self.is_enabled() and isinstance(output, Tensor) and output.grad_fn is not None:
+                cast(Any, output.grad_fn).metadata[_MARK] = True
+        return scaled
+
+    setattr(marking, _MARK, True)
+    torch.amp.GradScaler.scale = marking  # type: ignore[method-assign]
+
+
+def _is_scaled(loss: Tensor) -> bool:
+    """Whether the mark is among the last operations that made the loss."""
+    seen: set[Any] = set()
+    nodes = [loss.grad_fn]
+    while nodes and len(seen) < _LOOKED_AT:
+        node = nodes.pop(0)
+        if node is None or node in seen:
+            continue
+        if cast(Any, node).metadata.get(_MARK):
+            return True
+        seen.add(node)
+        nodes += [following for following, _ in node.next_functions]
+    return False

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-__all__ = ["Layer", "Layers"]
+__all__ = ["Cut", "Layer", "Layers", "is_dense"]
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,9 @@ class Layers:
     >>> rules = [("*.qkv", znorm.Layers(3)), ("*.experts", znorm.Layers())]
     >>> named = [("a.qkv", fused), ("a.experts", experts)]
     >>> print(znorm.Layout(named, znorm.ZNorm(select=rules)).describe())
-    name       shape      units  kernel     transformed
-    a.qkv      (12, 4)    3      reference  yes: ZNorm in 3 layers along axis 0
-    a.experts  (8, 5, 4)  8      reference  yes: ZNorm in 8 layers along axis 0
+    name       shape      units  kernel  transformed
+    a.qkv      (12, 4)    3      cpu     yes: ZNorm; 3 layers along axis 0
+    a.experts  (8, 5, 4)  8      cpu     yes: ZNorm; 8 layers along axis 0
     """
 
     parts: int | tuple[int, ...] | None = None
@@ -61,32 +61,54 @@ class Layers:
                 f"Layers: dim must be a number, found {type(self.dim).__name__} {self.dim!r}"
             )
 
-    def sizes(self, name: str, shape: tuple[int, ...]) -> tuple[int, ...] | None:
-        """The layers' sizes along ``dim`` of a tensor; None where they are stacked.
+    def cuts(self, name: str, shape: tuple[int, ...]) -> tuple[Cut, ...]:
+        """Where a tensor of that shape is cut into its layers; none if it is one.
 
         Raises
         ------
         ValueError
             If the tensor cannot be split so; it is named.
         """
+        if self.parts == 1:
+            return ()
         if not -len(shape) <= self.dim < len(shape):
             raise ValueError(f"{name}: has no dim {self.dim} to split, its shape is {shape}")
-        length = shape[self.dim]
+        dim = self.dim % len(shape)
+        length = shape[dim]
         if self.parts is None:
-            return None
+            return tuple(Cut(dim, start, 1, stacked=True) for start in range(length))
+        sizes = self.parts if isinstance(self.parts, tuple) else ()
         if isinstance(self.parts, int):
             if length % self.parts:
                 raise ValueError(
                     f"{name}: {length} along dim {self.dim} cannot be split in {self.parts} equal "
                     "layers; give Layers their sizes"
                 )
-            return (length // self.parts,) * self.parts
-        if sum(self.parts) != length:
+            sizes = (length // self.parts,) * self.parts
+        if sum(sizes) != length:
             raise ValueError(
-                f"{name}: the sizes {self.parts} of Layers sum to {sum(self.parts)}, but the "
-                f"shape {shape} has {length} along dim {self.dim}"
+                f"{name}: the sizes {sizes} of Layers sum to {sum(sizes)}, but the shape {shape} "
+                f"has {length} along dim {self.dim}"
             )
-        return self.parts
+        if len(sizes) == 1:
+            return ()
+        starts = (sum(sizes[:number]) for number in range(len(sizes)))
+        return tuple(Cut(dim, start, size) for start, size in zip(starts, sizes, strict=True))
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A stretch of one dim of a parameter; ``stacked`` takes a single place and the dim out."""
+
+    dim: int
+    start: int
+    length: int
+    stacked: bool = False
+
+    def shape(self, whole: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of what is cut out of a tensor of that shape."""
+        kept = () if self.stacked else (self.length,)
+        return whole[: self.dim] + kept + whole[self.dim + 1 :]
 
 
 @dataclass(frozen=True)
@@ -95,10 +117,10 @@ class Layer:
 
     Parameters
     ----------
-    slice : (dim, start, length), or None
-        Of the parameter; None for all of it. Length 0 takes the dim out, as stacked layers need.
+    cut : Cut, or None
+        What it is of the parameter; None for all of it.
     view : tuple of int
-        The shape in which units are counted: the slice's own, with dim 0 split where a transposed
+        The shape in which units are counted: the layer's own, with dim 0 split where a transposed
         convolution has groups, and a last dim of 2 where numbers are complex.
     unit_dims : tuple of int
         The dims of ``view`` that number the units; none if the layer is one unit.
@@ -108,7 +130,7 @@ class Layer:
         How many units there are, and the elements of each.
     """
 
-    slice: tuple[int, int, int] | None
+    cut: Cut | None
     view: tuple[int, ...]
     unit_dims: tuple[int, ...]
     first: int
@@ -120,11 +142,46 @@ class Layer:
         object.__setattr__(self, "units", units)
         object.__setattr__(self, "size", math.prod(self.view) // units)
 
+    def stretch(
+        self, shape: tuple[int, ...], stride: tuple[int, ...]
+    ) -> tuple[int, int, int] | None:
+        """Start, elements of a unit and units, if units lie one after the other in memory.
+
+        Parameters
+        ----------
+        shape, stride : tuple of int
+            Of a real tensor that has the parameter's shape.
+
+        Returns
+        -------
+        tuple of three int, or None
+            In elements; None if a unit is not one stretch of memory.
+        """
+        size = math.prod(shape)
+        if not is_dense(shape, stride):
+            return None
+        if self.cut is None and not self.unit_dims:
+            return 0, size, 1
+        if len(self.view) > len(shape) or self.unit_dims not in ((), (0,)):
+            return None
+        # What is numbered by the first dim lies apart only if that dim is the slowest in memory.
+        if not size or stride[0] * shape[0] != size:
+            return None
+        if self.cut is None:
+            return 0, stride[0], shape[0]
+        if self.cut.dim != 0:
+            return None
+        if self.cut.stacked and self.unit_dims and stride[1] * shape[1] != stride[0]:
+            return None
+        length = self.cut.length * stride[0]
+        return self.cut.start * stride[0], length // self.units, self.units
+
     def of(self, tensor: Tensor) -> Tensor:
         """The layer's part of a real tensor that has the parameter's shape, shared with it."""
-        if self.slice is not None:
-            dim, start, length = self.slice
-            tensor = tensor.narrow(dim, start, length) if length else tensor.select(dim, start)
+        if self.cut is not None:
+            tensor = tensor.narrow(self.cut.dim, self.cut.start, self.cut.length)
+            if self.cut.stacked:
+                tensor = tensor.squeeze(self.cut.dim)
         return tensor if tensor.shape == self.view else tensor.view(self.view)
 
     def spread(self, values: Tensor) -> Tensor:
@@ -133,3 +190,14 @@ class Layer:
             return values[self.first]
         shape = [size if d in self.unit_dims else 1 for d, size in enumerate(self.view)]
         return values[self.first : self.first + self.units].view(shape)
+
+
+def is_dense(shape: tuple[int, ...], stride: tuple[int, ...]) -> bool:
+    """Whether the elements fill a stretch of memory, in any order of the dims."""
+    expected = 1
+    for step, size in sorted(zip(stride, shape, strict=True)):
+        if size != 1:
+            if step != expected:
+                return False
+            expected *= size
+    return True

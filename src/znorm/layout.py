@@ -17,6 +17,7 @@ from znorm.transforms.adaptive import AdaptiveClip
 from znorm.transforms.clip import ClipNorm, ClipValue
 from znorm.transforms.composition import Chain, Transform, links, stages
 from znorm.transforms.observe import Observe
+from znorm.transforms.zscore import ZNorm
 
 __all__ = ["Decision", "Layout"]
 
@@ -102,11 +103,11 @@ class Layout:
     >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8))
     >>> layout = znorm.Layout(net.named_parameters(), znorm.Centralize(), model=net)
     >>> print(layout.describe())
-    name      shape         units  kernel     transformed
-    0.weight  (8, 3, 3, 3)  8      reference  yes: Centralize by axis 0
-    0.bias    (8,)          0      reference  no: one dimension
-    1.weight  (8,)          0      reference  no: one dimension
-    1.bias    (8,)          0      reference  no: one dimension
+    name      shape         units  kernel  transformed
+    0.weight  (8, 3, 3, 3)  8      cpu     yes: Centralize by axis 0
+    0.bias    (8,)          0      cpu     no: one dimension
+    1.weight  (8,)          0      cpu     no: one dimension
+    1.bias    (8,)          0      cpu     no: one dimension
     """
 
     def __init__(
@@ -120,11 +121,18 @@ class Layout:
         named = _named(named_parameters)
         known = tuple(origins) if origins is not None else _origins(named, model)
         self.transform: Transform = Chain() if transform is None else transform
-        self.links = links(self.transform)
+        try:
+            self.links = links(self.transform)
+        except TypeError as error:
+            raise TypeError(f"transform: {error}") from None
         self.rows = rows_of(named, known, self.links)
         self.units = sum(row.units for row in self.rows)
         measured = [tensor for (_, tensor), row in zip(named, self.rows, strict=True) if row.units]
-        self.device = measured[0].device if measured else torch.device("cpu")
+        # What is on the meta device is refused once it has a gradient.
+        real = [tensor for tensor in measured if tensor.device.type != "meta"]
+        self.device = real[0].device if real else torch.device("cpu")
+        # Plans of compiled kernels for gradients of this layout, as they were last seen.
+        self.plans: dict[Any, Any] = {}
         self._scopes: dict[tuple[int, torch.device], _Scope | None] = {}
         self._owners: dict[torch.device, Tensor] = {}
         runs = stages(self.transform)
@@ -152,6 +160,14 @@ class Layout:
     def observes(self) -> bool:
         """Whether gradients are measured alone, and none is written."""
         return bool(self.links) and all(isinstance(link, Observe) for link in self.links)
+
+    @property
+    def z_score(self) -> tuple[float, float, float, float] | None:
+        """eps, center, scale and correction, if the whole layout is one ZNorm by tensor."""
+        link = self.links[0] if len(self.links) == 1 else None
+        if not isinstance(link, ZNorm) or link.granularity != "tensor":
+            return None
+        return float(link.eps), float(link.center), float(link.scale), float(link.correction)
 
     @property
     def writes(self) -> bool:
@@ -196,13 +212,13 @@ class Layout:
         whole = total if factor is None else start.then(total)
         return Decision(whole, total, before, moments, clipped)
 
-    def by_row(self, flags: Tensor) -> list[tuple[int, Tensor]]:
+    def by_row(self, flags: Tensor) -> dict[int, Tensor]:
         """Of flags by unit, for each measured row whether any of its units has it."""
-        return [
-            (number, flags[row.first : row.first + row.units].any())
+        return {
+            number: flags[row.first : row.first + row.units].any()
             for number, row in enumerate(self.rows)
             if row.units
-        ]
+        }
 
     def _spread_nonfinite(self, moments: Moments) -> Moments:
         """A tensor that holds NaN or inf anywhere is NaN in all of its units."""
@@ -277,9 +293,9 @@ def _origins(
     named: Sequence[tuple[str | None, Tensor]], model: nn.Module | None
 ) -> tuple[Origin, ...]:
     known = {} if model is None else origins(model)
-    if model is not None and named and not any(id(tensor) in known for _, tensor in named):
+    if model is not None and named and not any(tensor in known for _, tensor in named):
         raise ValueError(
             "model: none of the parameters belongs to it; pass the very model whose parameters "
             "are trained, not a copy"
         )
-    return tuple(known.get(id(tensor), Origin(name)) for name, tensor in named)
+    return tuple(known.get(tensor, Origin(name)) for name, tensor in named)

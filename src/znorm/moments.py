@@ -104,11 +104,11 @@ class Moments:
 
     def std(self, correction: int = 0) -> Tensor:
         """Standard deviation of each unit, over ``count - correction``."""
-        return (self.m2 / (self.count - correction).clamp(min=1)).sqrt()
+        return _root(self.m2 / (self.count - correction).clamp(min=1))
 
     def norm(self) -> Tensor:
         """Euclidean norm of each unit: ``sqrt(m2 + count * mean^2)``."""
-        return (self.m2 + self.count * self.mean.square()).sqrt()
+        return _root(self.m2 + self.count * self.mean.square())
 
     def take(self, index: Tensor) -> Moments:
         """The units at ``index``."""
@@ -137,3 +137,9 @@ class Moments:
         deviation = self.mean - mean[segment]
         m2 = total(self.m2 + self.count * deviation.square())
         return Moments(count, mean, m2)
+
+
+def _root(squares: Tensor) -> Tensor:
+    """The square root; of 0 with a derivative of 0, not of inf, which would become NaN."""
+    zero = squares == 0
+    return squares.masked_fill(zero, 1.0).sqrt().masked_fill(zero, 0.0)

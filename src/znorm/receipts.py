@@ -7,16 +7,23 @@ nothing more. Nothing waits for the device until a receipt is read.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 
-from znorm import kernels
+from znorm.kernels import reference
 from znorm.layout import Decision, Layout
 from znorm.moments import Moments
 
-__all__ = ["FIELDS", "Receipt", "write"]
+if TYPE_CHECKING:
+    from znorm.kernels.cpu import Part
+
+__all__ = ["FIELDS", "Look", "Receipt", "write"]
+
+# Elements up to which what is clamped is read in float64.
+_SMALL = 1 << 16
 
 FIELDS = ("norm_before", "norm_after", "mean", "std", "cosine", "clipped")
 
@@ -27,11 +34,11 @@ class Receipt:
     Parameters
     ----------
     layout : Layout
-    earlier : Receipt, optional
-        Sums to go on from, tensor by tensor of the same name.
+    earlier : sequence of Tensor or None
+        For each row of the layout sums of :meth:`sums_of` to go on from.
     """
 
-    def __init__(self, layout: Layout, earlier: Receipt | None = None) -> None:
+    def __init__(self, layout: Layout, earlier: Sequence[Tensor | None] = ()) -> None:
         rows = [number for number, row in enumerate(layout.rows) if row.selected]
         self.names = [layout.rows[number].name for number in rows]
         self._place = {number: place for place, number in enumerate(rows)}
@@ -43,10 +50,13 @@ class Receipt:
         self._sums = torch.zeros(
             len(rows), len(FIELDS) + 1, dtype=layout.count.dtype, device=layout.device
         )
-        if earlier is not None:
-            for place, name in enumerate(self.names):
-                if name in earlier.names:
-                    self._sums[place] = earlier._sums[earlier.names.index(name)]
+        for number, sums in enumerate(earlier):
+            if sums is not None and number in self._place:
+                self._sums[self._place[number]] = sums
+
+    def sums_of(self, row: int) -> Tensor | None:
+        """The running sums of a row of the layout, for a receipt that goes on from them."""
+        return self._sums[self._place[row]] if row in self._place else None
 
     @torch.no_grad()
     def record(self, decision: Decision, skipped: Tensor | None = None) -> None:
@@ -72,57 +82,61 @@ class Receipt:
             skipped,
         )
 
-    def keep(self, gradients: Sequence[Tensor | None], factor: Tensor | None) -> list[_Kept]:
-        """Copies of the gradients that will be transformed, for :meth:`compare`."""
-        return [
-            _Kept(place, gradient.detach().clone(), factor)
-            for number, place in self._place.items()
-            if (gradient := gradients[number]) is not None and gradient.numel()
-        ]
+    def record_compiled(self, part: Part, z_score: tuple[float, ...], factor: float) -> None:
+        """Add one step of ZNorm that compiled kernels took, one unit a tensor."""
+        part.record(self._sums, z_score, factor)
 
-    @torch.no_grad()
-    def compare(
-        self,
-        before: Sequence[_Kept],
-        after: Sequence[Tensor | None],
-        clipped: Sequence[tuple[int, Tensor]],
-        skipped: Tensor | None = None,
-    ) -> None:
-        """Add one step by reading gradients as they were and as they are now.
+    def look(self, row: int, before: Tensor, after: Tensor, clipped: Tensor) -> Look:
+        """What reading a gradient before and after tells, for :meth:`compare`.
 
         Parameters
         ----------
-        before : sequence
-            Of :meth:`keep`.
-        after : sequence of Tensor or None
-            All gradients of the layout.
-        clipped : sequence of (row of the layout, Tensor of one element)
+        row : int
+            Of the layout.
+        before, after : Tensor
+        clipped : Tensor of one element, bool
             Whether a clip acted on it.
+        """
+        g, h = (_flat(tensor) for tensor in (before, after))
+        read = torch.stack([g.sum(), torch.dot(g, g), torch.dot(g, h), torch.dot(h, h)])
+        return Look(self._place[row], g.numel(), read, clipped)
+
+    def seen(self, row: int, size: int, read: Tensor, clipped: Tensor) -> Look:
+        """As :meth:`look`, of what a kernel has read: sum, square, dot product, square after."""
+        return Look(self._place[row], size, read, clipped)
+
+    @torch.no_grad()
+    def compare(
+        self, looks: Sequence[Look], factor: Tensor | None, skipped: Tensor | None = None
+    ) -> None:
+        """Add one step of which gradients were read before and after.
+
+        Parameters
+        ----------
+        looks : sequence
+            Of :meth:`look`.
+        factor : Tensor of one element, optional
+            What gradients were multiplied by before they were read as they are after.
         skipped : Tensor of one element, optional
             As in :meth:`record`.
         """
-        numbers = {place: number for number, place in self._place.items()}
-        count, mean, m2, norm, dot = torch.zeros(
-            5, len(self.names), dtype=self._sums.dtype, device=self._sums.device
-        )
-        acted = torch.zeros_like(count)
-        for row, value in clipped:
-            acted[self._place[row]] += value.to(acted)
-        for kept in before:
-            now = after[numbers[kept.place]]
-            assert now is not None
-            one, two = _real_flat(kept.gradient), _real_flat(now.detach())
-            kernel = kernels.choose(one)
-            factor = 1.0 if kept.factor is None else kept.factor.to(self._sums)
-            first, second = kernel.moments(one, ()), kernel.moments(two, ())
-            wide = kernel.statistics_dtype(one.device)
-            count[kept.place] = one.numel()
-            mean[kept.place] = first[0].to(mean) * factor
-            m2[kept.place] = first[1].to(mean) * factor * factor
-            norm[kept.place] = (second[1] + one.numel() * second[0].square()).sqrt().to(mean)
-            dot[kept.place] = torch.dot(one.to(wide), two.to(wide)).to(mean) * factor
+        if not looks:
+            return
+        sums = self._sums
+        places = torch.tensor([look.place for look in looks], device=sums.device)
+        sizes = torch.tensor([look.size for look in looks], device=sums.device)
+        count = torch.zeros_like(sums[:, 0]).index_copy_(0, places, sizes.to(sums))
+        read = torch.stack([look.read.to(sums) for look in looks])
+        acted = torch.stack([look.clipped.to(sums) for look in looks])
+        total, square, dot, after = sums.new_zeros(4, len(sums)).index_copy_(1, places, read.T)
+        clipped = torch.zeros_like(count).index_copy_(0, places, acted)
+        if factor is not None:
+            scale = factor.to(sums)
+            total, square, dot = total * scale, square * scale * scale, dot * scale
+        mean = total / count.clamp(min=1)
+        m2 = (square - total * mean).clamp(min=0)
         moments = Moments(count, mean, m2)
-        self._add(moments, norm, dot, (acted > 0).to(dot), count > 0, skipped)
+        self._add(moments, after.sqrt(), dot, clipped, count > 0, skipped)
 
     def _add(
         self,
@@ -165,13 +179,23 @@ class Receipt:
         return found
 
 
-class _Kept:
-    def __init__(self, place: int, gradient: Tensor, factor: Tensor | None) -> None:
-        self.place, self.gradient, self.factor = place, gradient, factor
+@dataclass(frozen=True)
+class Look:
+    """Sum, square, dot product and square after of one gradient."""
+
+    place: int
+    size: int
+    read: Tensor
+    clipped: Tensor
 
 
-def _real_flat(tensor: Tensor) -> Tensor:
-    return (torch.view_as_real(tensor) if tensor.is_complex() else tensor).reshape(-1)
+def _flat(tensor: Tensor) -> Tensor:
+    """One-dimensional and real; float64 where that costs little, else float32 or wider."""
+    real = torch.view_as_real(tensor) if tensor.is_complex() else tensor
+    flat = real.detach().reshape(-1)
+    small = flat.numel() <= _SMALL
+    wide = reference.statistics_dtype(flat.device) if small else torch.float32
+    return flat.to(torch.promote_types(flat.dtype, wide))
 
 
 class Writer(Protocol):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from znorm import kernels
-from znorm.layers import Layer, Layers
+from znorm.layers import Cut, Layer, Layers, is_dense
 from znorm.selection import Origin, Selector
 from znorm.transforms.clip import ClipValue
 from znorm.transforms.composition import Link
@@ -120,12 +121,16 @@ def rows_of(
                 f"{label or position}: not initialized yet; run one forward pass first"
             )
         name = label or origin.name or f"parameter {position} {tuple(tensor.shape)}"
+        shape = tuple(tensor.shape)
         verdicts = [selector.judge(tensor, origin, name) for selector in selectors]
-        reasons = [reason for reason, _ in verdicts]
+        held = _held(name, [layers for _, layers in verdicts], origin, shape)
+        reasons = [
+            reason
+            or _why_unsupported(name, tensor)
+            or _why_too_small(link, name, held, origin, shape)
+            for (reason, _), link in zip(verdicts, links, strict=True)
+        ]
         acts = tuple(reason is None for reason in reasons)
-        if any(acts):
-            _check_supported(name, tensor)
-        held = _held(name, [layers for _, layers in verdicts], origin)
         layers: tuple[Layer, ...] = ()
         if any(
             act and not isinstance(link, ClipValue) for link, act in zip(links, acts, strict=True)
@@ -134,17 +139,17 @@ def rows_of(
                 act and getattr(link, "granularity", "") == "channel"
                 for link, act in zip(links, acts, strict=True)
             )
-            layers = _layers(name, tensor, held, origin, by_channel, first)
+            layers = _layers(tensor, held.cuts(name, shape), origin, by_channel, first)
         rows.append(
             Row(
                 name,
-                tuple(tensor.shape),
+                shape,
                 acts,
-                _explain(links, reasons, layers, held, origin),
+                _explain(links, reasons, layers, origin),
                 held,
                 layers,
                 sum(layer.units for layer in layers),
-                kernels.choose(tensor).NAME,
+                kernels.name_of(tensor, _is_stretched(tensor, layers)),
             )
         )
         first += rows[-1].units
@@ -154,15 +159,18 @@ def rows_of(
     return tuple(rows)
 
 
-def _held(name: str, said: Sequence[Layers | None], origin: Origin) -> Layers:
+def _held(
+    name: str, said: Sequence[Layers | None], origin: Origin, shape: tuple[int, ...]
+) -> Layers:
     """The layers that the tensor holds: as a rule says, else as its module does, else one."""
     rules = list(dict.fromkeys(layers for layers in said if layers is not None))
-    if len(rules) > 1:
-        raise ValueError(
-            f"{name}: one link's rule says {rules[0]!r}, another's {rules[1]!r}; say the same, or "
-            "leave all but one out"
-        )
-    if rules and origin.transposed and rules[0].parts != 1:
+    for other in rules[1:]:
+        if other.cuts(name, shape) != rules[0].cuts(name, shape):
+            raise ValueError(
+                f"{name}: one link's rule says {rules[0]!r}, another's {other!r}; say the same, "
+                "or leave all but one out"
+            )
+    if rules and origin.transposed and rules[0].cuts(name, shape):
         raise ValueError(
             f"{name}: the weight of a transposed convolution cannot be split; leave out the rule "
             f"that says {rules[0]!r}"
@@ -170,29 +178,40 @@ def _held(name: str, said: Sequence[Layers | None], origin: Origin) -> Layers:
     return rules[0] if rules else origin.layers or Layers(1)
 
 
+def _why_too_small(
+    link: Link, name: str, held: Layers, origin: Origin, shape: tuple[int, ...]
+) -> str | None:
+    """Of one element the z-score is 0 whatever its gradient: it would never be trained."""
+    if not link.skips_single_elements:
+        return None
+    by_channel = getattr(link, "granularity", "") == "channel"
+    pieces = [cut.shape(shape) for cut in held.cuts(name, shape)] or [shape]
+    for piece in pieces:
+        size = math.prod(piece)
+        if by_channel and len(piece) > 1 and size:
+            size //= piece[1] * origin.transposed if origin.transposed else piece[0]
+        if size == 1:
+            return "units of one element"
+    return None
+
+
 def _layers(
-    name: str, tensor: Tensor, held: Layers, origin: Origin, by_channel: bool, first: int
+    tensor: Tensor, cuts: Sequence[Cut], origin: Origin, by_channel: bool, first: int
 ) -> tuple[Layer, ...]:
     shape = tuple(tensor.shape)
     # As torch's own optimizers take complex numbers: each as two real ones.
     parts = (2,) if tensor.is_complex() else ()
-    if held == Layers(1) or tensor.dim() == 0:
+    if not cuts:
         return (_layer(None, shape, parts, origin.transposed, by_channel, first),)
-    sizes = held.sizes(name, shape)
-    dim = held.dim % len(shape)
     found: list[Layer] = []
-    start = 0
-    # A length of 0 takes the dim out.
-    for length in (0,) * shape[dim] if sizes is None else sizes:
-        rest = shape[:dim] + ((length,) if length else ()) + shape[dim + 1 :]
-        found.append(_layer((dim, start, length), rest, parts, 0, by_channel, first))
+    for cut in cuts:
+        found.append(_layer(cut, cut.shape(shape), parts, 0, by_channel, first))
         first += found[-1].units
-        start += length or 1
     return tuple(found)
 
 
 def _layer(
-    slice: tuple[int, int, int] | None,
+    cut: Cut | None,
     shape: tuple[int, ...],
     parts: tuple[int, ...],
     groups: int,
@@ -201,17 +220,33 @@ def _layer(
 ) -> Layer:
     # A vector has no dim to average over but the output one: it stays one unit.
     if not by_channel or len(shape) < 2 or 0 in shape:
-        return Layer(slice, shape + parts, (), first)
+        return Layer(cut, shape + parts, (), first)
     if groups:
         # The weight is (in, out / groups, ...), its first dim running over groups.
         view = (groups, shape[0] // groups, *shape[1:], *parts)
-        return Layer(slice, view, (0, 2), first)
-    return Layer(slice, shape + parts, (0,), first)
+        return Layer(cut, view, (0, 2), first)
+    return Layer(cut, shape + parts, (0,), first)
 
 
-def _check_supported(name: str, tensor: Tensor) -> None:
+def _is_stretched(tensor: Tensor, layers: Sequence[Layer]) -> bool:
+    if tensor.layout != torch.strided:
+        return False
+    shape, stride = tuple(tensor.shape), tensor.stride()
+    return is_dense(shape, stride) and all(layer.stretch(shape, stride) for layer in layers)
+
+
+def _why_unsupported(name: str, tensor: Tensor) -> str | None:
+    """Why a parameter cannot be transformed, where it will never have to be.
+
+    Raises
+    ------
+    TypeError
+        Where it will.
+    """
     leave_out = 'leave it out by a rule of select, such as ("NAME", False)'
     if not (tensor.is_floating_point() or tensor.is_complex()):
+        if isinstance(tensor, nn.Parameter) and not tensor.requires_grad:
+            return str(tensor.dtype)  # quantized and frozen
         raise TypeError(
             f"{name}: {tensor.dtype} is not supported, only floating point and complex; {leave_out}"
         )
@@ -226,13 +261,13 @@ def _check_supported(name: str, tensor: Tensor) -> None:
     # torch.distributed.tensor costs 0.2 s.
     if hasattr(tensor, "placements") and hasattr(tensor, "device_mesh"):
         raise TypeError(f"{name}: sharded tensors (DTensor) are not supported yet; {leave_out}")
+    return None
 
 
 def _explain(
     links: Sequence[Link],
     reasons: Sequence[str | None],
     layers: Sequence[Layer],
-    held: Layers,
     origin: Origin,
 ) -> str:
     if not links:
@@ -246,16 +281,18 @@ def _explain(
     for link in acting:
         part = type(link).__name__
         if getattr(link, "granularity", "") == "channel" and layers and layers[0].unit_dims:
-            stacked = layers[0].slice is not None and layers[0].slice[:3:2] == (0, 0)
-            axis = 1 if layers[0].unit_dims == (0, 2) or stacked else 0
+            cut = layers[0].cut
+            first_dim_gone = cut is not None and cut.stacked and cut.dim == 0
+            axis = 1 if layers[0].unit_dims == (0, 2) or first_dim_gone else 0
             part += f" by axis {axis}" + ("" if origin.module else ", assumed")
         parts.append(part)
     text = ", ".join(parts)
-    if len(layers) > 1:
-        text += f" in {len(layers)} layers along axis {held.dim}"
+    extra = []
+    if layers and layers[0].cut is not None:
+        extra.append(f"{len(layers)} layers along axis {layers[0].cut.dim}")
     left_out = [
         f"not {type(link).__name__}: {reason}"
         for link, reason in zip(links, reasons, strict=True)
         if reason is not None
     ]
-    return "; ".join([text, *left_out])
+    return "; ".join([text, *extra, *left_out])

@@ -18,7 +18,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, MutableMapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, TypeAlias, cast
@@ -26,6 +26,7 @@ from typing import Any, TypeAlias, cast
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.utils.parametrize import ParametrizationList
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from znorm.layers import Layers
 
@@ -64,6 +65,9 @@ class Origin:
     transposed: int = 0
     layers: Layers | None = None
 
+    def __deepcopy__(self, memo: Any) -> Origin:
+        return self
+
     def __getstate__(self) -> dict[str, Any]:
         # A class that was made inside a function cannot be pickled: its nearest base that can
         # tells as much about its parameters.
@@ -79,8 +83,10 @@ def _is_importable(kind: type) -> bool:
     return found is kind
 
 
-def origins(model: nn.Module) -> dict[int, Origin]:
-    """For each parameter of ``model``, by ``id``: its first name, and the module that owns it.
+def origins(model: nn.Module) -> MutableMapping[Tensor, Origin]:
+    """For each parameter of ``model``: its first name, and the module that owns it.
+
+    By identity and weakly held: a parameter that has gone makes no other one known.
 
     Raises
     ------
@@ -91,7 +97,7 @@ def origins(model: nn.Module) -> dict[int, Origin]:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, found {type(model).__name__}")
-    found: dict[int, Origin] = {}
+    found: MutableMapping[Tensor, Origin] = WeakTensorKeyDictionary()
     for path, module in model.named_modules():
         # By name: importing it would load all of torch.distributed.
         if type(module).__name__ == "FullyShardedDataParallel":
@@ -106,7 +112,7 @@ def origins(model: nn.Module) -> dict[int, Origin]:
             full = f"{path}.{name}" if path else name
             groups = _transposed(owner, parameter)
             packed = _packed(owner, name)
-            found.setdefault(id(parameter), Origin(full, type(owner), groups, packed))
+            found.setdefault(parameter, Origin(full, type(owner), groups, packed))
     return found
 
 

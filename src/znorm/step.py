@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from znorm import kernels
-from znorm.layers import Layer
+from znorm.kernels import reference
 from znorm.layout import Decision, Layout
 from znorm.moments import Affine, Moments
 from znorm.rows import Row
@@ -18,9 +18,19 @@ from znorm.transforms.composition import Transform, chain, links
 from znorm.transforms.zscore import ZNorm
 
 if TYPE_CHECKING:
-    from znorm.receipts import Receipt
+    from znorm.receipts import Look, Receipt
 
-__all__ = ["apply_", "decide", "measure", "scale_", "transform_", "z_score_"]
+__all__ = [
+    "apply_",
+    "check",
+    "compiled_parts",
+    "decide",
+    "decide_stage",
+    "measure",
+    "scale_",
+    "transform_",
+    "z_score_",
+]
 
 
 @torch.no_grad()
@@ -58,28 +68,59 @@ def measure(gradients: Iterable[Tensor | None], layout: Layout) -> Moments:
 
 
 def _measure(given: Sequence[Tensor | None], layout: Layout) -> Moments:
-    dtype = layout.count.dtype
+    count = layout.count.clone()
+    for row, gradient in zip(layout.rows, given, strict=True):
+        if gradient is None and row.units:
+            count[row.first : row.first + row.units] = 0
+    parts = compiled_parts(given, layout, measures=True)
+    held = count.new_zeros(2, layout.units)
+    for part in parts:
+        with part.plan.lock:
+            part.point_at(given)
+            part.plan.run(part.MEASURE)
+            held[:, part.units] = torch.from_numpy(part.plan.moments[:, part.units])
+    done = {number for part in parts for number in part.numbers}
     means: list[Tensor] = []
     m2s: list[Tensor] = []
-    missing: list[Layer] = []
-    for row, gradient in zip(layout.rows, given, strict=True):
+    some = False
+    for number, (row, gradient) in enumerate(zip(layout.rows, given, strict=True)):
         for layer in row.layers:
-            if gradient is None:
-                missing.append(layer)
-            if gradient is None or gradient.numel() == 0:
-                mean = m2 = torch.zeros(layer.units, dtype=dtype, device=layout.device)
+            if gradient is None or gradient.numel() == 0 or number in done:
+                mean, m2 = held[:, layer.first : layer.first + layer.units]
             else:
-                kernel = kernels.choose(gradient)
-                mean, m2 = kernel.moments(layer.of(_real(gradient)), layer.unit_dims)
+                some = True
+                part_ = layer.of(_real(gradient))
+                mean, m2 = reference.moments(part_, layer.unit_dims)
             means.append(mean.to(layout.device).reshape(layer.units))
             m2s.append(m2.to(layout.device).reshape(layer.units))
-    if not means:
-        empty = layout.count.new_zeros(0)
-        return Moments(empty, empty.clone(), empty.clone(), layout)
-    count = layout.count.clone()
-    for layer in missing:
-        count[layer.first : layer.first + layer.units] = 0
+    if not some:
+        return Moments(count, held[0], held[1], layout)
     return Moments(count, torch.cat(means), torch.cat(m2s), layout)
+
+
+def compiled_parts(
+    tensors: Sequence[Tensor | None],
+    layout: Layout,
+    *,
+    measures: bool,
+    everything: bool = False,
+    kept: bool = True,
+) -> list[Any]:
+    """The rows that compiled kernels serve: those that are measured, or everything.
+
+    Their plans are kept with the layout, or are the caller's own.
+    """
+    module = kernels.compiled()
+    if module is None or torch.is_grad_enabled():
+        return []
+    parts: list[Any] = module.parts_of(
+        layout.rows,
+        tensors,
+        measures=measures,
+        everything=everything,
+        cache=layout.plans if kept else {},
+    )
+    return parts
 
 
 def _real(tensor: Tensor) -> Tensor:
@@ -169,20 +210,26 @@ def apply_(gradients: Iterable[Tensor | None], affine: Affine) -> None:
 
 
 def _apply_(given: Sequence[Tensor | None], affine: Affine, layout: Layout) -> None:
+    parts = compiled_parts(given, layout, measures=False)
+    for part in parts:
+        with part.plan.lock:
+            part.point_at(given)
+            part.plan.give(affine.center, affine.scale)
+            part.plan.run(part.AFFINE)
+    done = {number for part in parts for number in part.numbers}
     split: dict[tuple[torch.device, torch.dtype], tuple[tuple[Tensor, ...], Tensor]] = {}
-    for row, gradient in zip(layout.rows, given, strict=True):
-        if gradient is None or gradient.numel() == 0:
+    for number, (row, gradient) in enumerate(zip(layout.rows, given, strict=True)):
+        if number in done or gradient is None or gradient.numel() == 0:
             continue
         for layer in row.layers:
-            kernel = kernels.choose(gradient)
-            part = layer.of(_real(gradient))
-            key = (part.device, part.dtype)
+            slice_ = layer.of(_real(gradient))
+            key = (slice_.device, slice_.dtype)
             if key not in split:
                 center, scale = affine.center.to(key[0]), affine.scale.to(key[0])
-                split[key] = kernel.split(center, scale, key[1])
+                split[key] = reference.split(center, scale, key[1])
             centers, scales = split[key]
-            kernel.apply_(
-                part, tuple(layer.spread(center) for center in centers), layer.spread(scales)
+            reference.apply_(
+                slice_, tuple(layer.spread(center) for center in centers), layer.spread(scales)
             )
 
 
@@ -222,19 +269,35 @@ def transform_(
         if receipt is not None:
             receipt.record(decision, skipped)
         return
+    looks: list[Look] = []
+    if layout.elementwise:
+        _clamp_(given, layout, factor, receipt, looks)
+        if receipt is not None:
+            receipt.compare(looks, None, skipped)
+        return
     # What clamping does to norms cannot be told from moments: it is read off the gradients.
-    before = receipt.keep(given, factor) if receipt is not None else []
-    clipped: list[tuple[int, Tensor]] = []
+    rows = [
+        (number, gradient)
+        for number, (row, gradient) in enumerate(zip(layout.rows, given, strict=True))
+        if row.selected and gradient is not None and gradient.numel()
+    ]
+    before = [gradient.clone() for _, gradient in rows] if receipt is not None else []
+    clipped: dict[int, Tensor] = {}
+    scale = factor
     for stage in layout.stages:
         if stage.elementwise:
-            clipped += _clamp_(given, stage, factor)
+            acted = _clamp_(given, stage, scale, None, looks)
         else:
-            decision = _stage_(given, stage, factor, parameters)
-            if decision.clipped is not None:
-                clipped += stage.by_row(decision.clipped)
-        factor = None
+            decision = _stage_(given, stage, scale, parameters)
+            acted = {} if decision.clipped is None else stage.by_row(decision.clipped)
+        for number, flag in acted.items():
+            clipped[number] = clipped[number] | flag if number in clipped else flag
+        scale = None
     if receipt is not None:
-        receipt.compare(before, given, clipped, skipped)
+        for (number, gradient), kept in zip(rows, before, strict=True):
+            flag = clipped.get(number, torch.zeros((), dtype=torch.bool, device=gradient.device))
+            looks.append(receipt.look(number, kept, gradient, flag))
+        receipt.compare(looks, factor, skipped)
 
 
 def _stage_(
@@ -243,30 +306,110 @@ def _stage_(
     factor: Tensor | None,
     parameters: Sequence[Tensor | None],
 ) -> Decision:
-    weights = _measure(_aligned(parameters, stage.rows), stage) if stage.relative else None
-    decision = stage.decide(_measure(given, stage), factor, weights)
     if factor is not None:
         unmeasured = zip(given, stage.rows, strict=True)
         scale_((gradient for gradient, row in unmeasured if not row.units), factor)
+    if stage.z_score is not None:
+        moments = _z_score_compiled_(given, stage, factor)
+        if moments is not None:
+            return stage.decide(moments, factor)
+    decision = decide_stage(given, stage, factor, parameters)
     _apply_(given, decision.affine, stage)
     return decision
 
 
-def _clamp_(
+def decide_stage(
+    gradients: Sequence[Tensor | None],
+    stage: Layout,
+    factor: Tensor | None,
+    parameters: Sequence[Tensor | None],
+) -> Decision:
+    """Measure what the layout's links need, and decide; nothing is written."""
+    weights = None
+    if stage.relative:
+        present = [
+            None if gradient is None or parameter is None else parameter.detach()
+            for parameter, gradient in zip(parameters, gradients, strict=True)
+        ]
+        weights = _measure(_aligned(present, stage.rows), stage)
+    return stage.decide(_measure(gradients, stage), factor, weights)
+
+
+def _z_score_compiled_(
     given: Sequence[Tensor | None], stage: Layout, factor: Tensor | None
-) -> list[tuple[int, Tensor]]:
-    """Clamp each gradient; says of each row whether that did anything."""
+) -> Moments | None:
+    """Measure, decide and apply tensor by tensor, each while it is in cache.
+
+    Returns
+    -------
+    Moments, or None
+        Of the gradients before; None, and nothing done, if the kernel does not serve all of them.
+    """
+    parts = compiled_parts(given, stage, measures=True)
+    done = {number for part in parts for number in part.numbers}
+    for number, (row, gradient) in enumerate(zip(stage.rows, given, strict=True)):
+        served = number in done and row.units == 1
+        if row.units and not served and gradient is not None and gradient.numel():
+            return None
+    count = stage.count.clone()
+    held = count.new_zeros(2, stage.units)
+    assert stage.z_score is not None
+    for part in parts:
+        with part.plan.lock:
+            part.point_at(given)
+            scale = 1.0 if factor is None else float(factor)
+            part.plan.run(part.AFFINE, stage.z_score, scale)
+            held[:, part.units] = torch.from_numpy(part.plan.moments[:, part.units])
+    for row, gradient in zip(stage.rows, given, strict=True):
+        if gradient is None and row.units:
+            count[row.first : row.first + row.units] = 0
+    return Moments(count, held[0], held[1], stage)
+
+
+def _clamp_(
+    given: Sequence[Tensor | None],
+    stage: Layout,
+    factor: Tensor | None,
+    receipt: Receipt | None,
+    looks: list[Look],
+) -> dict[int, Tensor]:
+    """Clamp each gradient, and say of each row whether that did anything."""
     link = stage.links[0]
     assert isinstance(link, ClipValue)
     if factor is not None:
         scale_(given, factor)
-    acted: list[tuple[int, Tensor]] = []
-    for number, (row, gradient) in enumerate(zip(stage.rows, given, strict=True)):
-        if gradient is not None and row.selected and gradient.numel():
-            part = _real(gradient)
-            acted.append((number, part.detach().abs().amax() > link.threshold))
-            link.clamp_(part)
+    acted: dict[int, Tensor] = {}
+    chosen = [
+        gradient if row.selected and gradient is not None and gradient.numel() else None
+        for row, gradient in zip(stage.rows, given, strict=True)
+    ]
+    for part in compiled_parts(chosen, stage, measures=False, everything=True):
+        read = part.clamp(chosen, link.threshold)
+        for number, found, changed in zip(
+            part.numbers, read[:, :4].unbind(), (read[:, 4] > 0).unbind(), strict=True
+        ):
+            gradient = chosen[number]
+            assert gradient is not None
+            acted[number] = changed
+            if receipt is not None:
+                looks.append(receipt.seen(number, gradient.numel(), found, changed))
+    for number, gradient in enumerate(chosen):
+        if gradient is None or number in acted:
+            continue
+        real = _real(gradient)
+        # The largest and the smallest, which is one reading.
+        low, high = real.detach().aminmax()
+        acted[number] = (high > link.threshold) | (low < -link.threshold)
+        before = None if receipt is None else gradient.clone()
+        link.clamp_(real)
+        if receipt is not None and before is not None:
+            looks.append(receipt.look(number, before, gradient, acted[number]))
     return acted
+
+
+def check(gradients: Sequence[Tensor | None], layout: Layout) -> None:
+    """Raise for a gradient that the layout's links cannot transform; it is named."""
+    _aligned(gradients, layout.rows)
 
 
 def scale_(gradients: Iterable[Tensor | None], factor: Tensor) -> None:
@@ -309,6 +452,11 @@ def z_score_(gradients: Iterable[Tensor | None], eps: float = 1e-10) -> None:
         if not isinstance(gradient, Tensor):
             raise TypeError(
                 f"gradients: entry {position} must be a tensor, found {type(gradient).__name__}"
+            )
+        if not gradient.is_floating_point():
+            raise TypeError(
+                f"gradients: entry {position} is {gradient.dtype}; only floating point has a "
+                "z-score"
             )
         if seen.setdefault(id(gradient), position) != position:
             raise ValueError(

@@ -53,7 +53,11 @@ def test_steps_are_those_of_torch_fed_the_transformed_gradient(name: str, method
         ours.step()
         theirs.step()
     for one, other in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
-        assert torch.equal(one, other)
+        if method == "baseline":
+            assert torch.equal(one, other)
+        else:
+            # The step takes the transform in, and rounds once less.
+            torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
 
 
 def test_adam_with_a_decay_is_adamw() -> None:

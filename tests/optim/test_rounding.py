@@ -129,9 +129,9 @@ def test_the_seed_repeats_it_and_another_seed_does_not() -> None:
     assert not torch.equal(train(0), train(1))
 
 
-@pytest.mark.parametrize("overflow", [False, True])
+@pytest.mark.parametrize("overflow", [None, 0, 1])
 def test_under_grad_scaler_nothing_is_waited_for_and_overflow_changes_nothing(
-    overflow: bool,
+    overflow: int | None,
 ) -> None:
     generator = torch.Generator().manual_seed(0)
     weights = torch.randn(8, 4, generator=generator)
@@ -139,14 +139,14 @@ def test_under_grad_scaler_nothing_is_waited_for_and_overflow_changes_nothing(
     for transform in (None, znorm.ZNorm()):
         for make in (znorm.optim.Adam, znorm.optim.SGD):
             plain, scaled = (nn.Parameter(weights.clone()) for _ in range(2))
-            options = {"momentum": 0.9} if make is znorm.optim.SGD else {}
+            options = {"momentum": 0.9, "dampening": 0.5} if make is znorm.optim.SGD else {}
             first, second = (
                 make([p], transform=transform, stochastic_rounding=True, **options)
                 for p in (plain, scaled)
             )
             scaler = torch.amp.GradScaler("cpu", init_scale=4096.0)
             for step in range(3):
-                bad = overflow and step == 1
+                bad = step == overflow
                 plain.grad = gradient.clone()
                 scaled.grad = gradient * scaler.scale(torch.ones(()))
                 if bad:
@@ -172,6 +172,7 @@ def test_copies_keep_it(how: Any, transform: Any) -> None:
         p.grad = torch.linspace(-1, 1, 256).reshape(16, 16).bfloat16()
         one.step()
     assert twin.stochastic_rounding
+    assert twin._step_supports_amp_scaling  # else GradScaler waits for the device
     assert torch.equal(parameter, copied)
 
 
@@ -203,6 +204,12 @@ def test_what_cannot_round_is_refused() -> None:
         znorm.optim.SGD([weight], stochastic_rounding=1)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"AdamW: stochastic_rounding is for bfloat16 .*float16"):
         znorm.optim.AdamW([nn.Parameter(torch.zeros(2).half())], stochastic_rounding=True)
+    late = znorm.optim.SGD([nn.Parameter(torch.zeros(2).bfloat16())], stochastic_rounding=True)
+    half = nn.Parameter(torch.zeros(2).half())
+    late.add_param_group({"params": [half]})
+    half.grad = torch.ones_like(half)
+    with pytest.raises(TypeError, match=r"SGD: stochastic_rounding is for bfloat16 .*float16"):
+        late.step()
     embedding = nn.Embedding(4, 2, sparse=True)
     optimizer = znorm.optim.SGD(embedding.parameters(), stochastic_rounding=True)
     embedding(torch.tensor([1])).sum().backward()

@@ -99,3 +99,28 @@ def test_of_two_clips_the_looser_is_void_whatever_the_order() -> None:
     for names in (("clip_norm", "clip_norm_tighter"), ("clip_norm_tighter", "clip_norm")):
         (message,) = messages(*names)
         assert message.startswith("chain: ClipNorm(threshold=0.5")
+
+
+def test_two_clips_on_either_side_of_a_centering_are_two() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        znorm.chain(znorm.ClipNorm(2.0), znorm.Centralize(), znorm.ClipNorm(1.0))
+
+
+def test_links_that_may_act_on_different_tensors_do_not_warn() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        znorm.chain(
+            znorm.ZNorm(select=[("conv.*", True), ("*", False)]),
+            znorm.ZNorm(granularity="channel", select=[("head.*", True), ("*", False)]),
+        )
+        znorm.chain(znorm.ClipNorm(1.0, select=[("*.bias", True), ("*", False)]), znorm.ZNorm())
+    rules = [("conv.*", True), ("*", False)]
+    with pytest.warns(UserWarning, match="no effect"):
+        znorm.chain(znorm.ClipNorm(1.0, select=rules), znorm.ZNorm(select=rules))
+
+
+def test_an_epsilon_that_counts_keeps_the_scale_alive() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        znorm.chain(znorm.ClipNorm(1e-3), znorm.ZNorm(eps=0.1))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -12,7 +13,8 @@ from torch.optim.optimizer import ParamsT
 
 from znorm.attachment import Attachment, attach, attachment_of
 from znorm.kernels import reference
-from znorm.optim.rounded import gradients_of, loss_of, prepare, without_hooks
+from znorm.optim.folded import Update, step_folded
+from znorm.optim.rounded import gradients_of, loss_of, prepare, transform_now, without_hooks
 from znorm.transforms.composition import Transform
 
 __all__ = ["Adam", "AdamW"]
@@ -59,6 +61,8 @@ class Adam(torch.optim.Adam):
     """
 
     stochastic_rounding: bool
+    # The step transforms gradients itself: the hook of an attachment leaves it to that.
+    transforms_in_step = True
 
     def __init__(
         self,
@@ -86,15 +90,21 @@ class Adam(torch.optim.Adam):
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one step, as torch's own; with stochastic rounding, in float32."""
-        if not self.stochastic_rounding:
-            return without_hooks(torch.optim.Adam.step)(self, closure)
         loss = loss_of(closure)
+        if not self.stochastic_rounding:
+            if not step_folded(self, _ADAM):
+                transform_now(self)
+                without_hooks(torch.optim.Adam.step)(self)
+            return loss
+        transform_now(self)
         _step_in_float32(self, decoupled=False)
         return loss
 
     def __getstate__(self) -> dict[str, Any]:
         # torch's own leaves attributes out.
-        return {**super().__getstate__(), "stochastic_rounding": self.stochastic_rounding}
+        kept = ("stochastic_rounding", "_step_supports_amp_scaling")
+        own = {name: self.__dict__[name] for name in kept if name in self.__dict__}
+        return {**super().__getstate__(), **own}
 
 
 class AdamW(torch.optim.AdamW):
@@ -131,6 +141,8 @@ class AdamW(torch.optim.AdamW):
     """
 
     stochastic_rounding: bool
+    # The step transforms gradients itself: the hook of an attachment leaves it to that.
+    transforms_in_step = True
 
     def __init__(
         self,
@@ -158,15 +170,21 @@ class AdamW(torch.optim.AdamW):
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one step, as torch's own; with stochastic rounding, in float32."""
-        if not self.stochastic_rounding:
-            return without_hooks(torch.optim.AdamW.step)(self, closure)
         loss = loss_of(closure)
+        if not self.stochastic_rounding:
+            if not step_folded(self, _ADAMW):
+                transform_now(self)
+                without_hooks(torch.optim.AdamW.step)(self)
+            return loss
+        transform_now(self)
         _step_in_float32(self, decoupled=True)
         return loss
 
     def __getstate__(self) -> dict[str, Any]:
         # torch's own leaves attributes out.
-        return {**super().__getstate__(), "stochastic_rounding": self.stochastic_rounding}
+        kept = ("stochastic_rounding", "_step_supports_amp_scaling")
+        own = {name: self.__dict__[name] for name in kept if name in self.__dict__}
+        return {**super().__getstate__(), **own}
 
 
 @torch.no_grad()
@@ -174,12 +192,7 @@ def _step_in_float32(optimizer: Optimizer, *, decoupled: bool) -> None:
     for group, parameter, gradient, skip in gradients_of(optimizer):
         state = optimizer.state[parameter]
         if not state:
-            # As torch's own, so that checkpoints load into either.
-            state["step"] = torch.tensor(0.0)
-            state["exp_avg"] = torch.zeros_like(parameter)
-            state["exp_avg_sq"] = torch.zeros_like(parameter)
-            if group["amsgrad"]:
-                state["max_exp_avg_sq"] = torch.zeros_like(parameter)
+            _fill(state, parameter, group["amsgrad"])
         reference.adam_(
             parameter,
             gradient,
@@ -195,3 +208,52 @@ def _step_in_float32(optimizer: Optimizer, *, decoupled: bool) -> None:
             maximize=group["maximize"],
             skip=skip,
         )
+
+
+def _prepare(group: dict[str, Any], state: dict[str, Any], parameter: Tensor) -> bool | None:
+    begun = bool(state)
+    if not begun:
+        _fill(state, parameter, group["amsgrad"])
+    step = state["step"]
+    known = isinstance(step, Tensor) and step.dtype == torch.float32 and step.device.type == "cpu"
+    return begun if known else None
+
+
+def _fill(state: dict[str, Any], parameter: Tensor, amsgrad: bool) -> None:
+    """An empty state as torch's own, so that checkpoints load into either."""
+    state["step"] = torch.tensor(0.0, dtype=torch.float32)
+    state["exp_avg"] = torch.zeros_like(parameter)
+    state["exp_avg_sq"] = torch.zeros_like(parameter)
+    if amsgrad:
+        state["max_exp_avg_sq"] = torch.zeros_like(parameter)
+
+
+def _advance(decoupled: bool) -> Callable[..., None]:
+    def advance(
+        part: Any,
+        owners: list[int],
+        groups: list[dict[str, Any]],
+        states: list[dict[str, Any]],
+        begun: list[bool],
+    ) -> None:
+        options = np.array(
+            [
+                [
+                    float(group["lr"]),
+                    float(group["betas"][0]),
+                    float(group["betas"][1]),
+                    float(group["eps"]),
+                    float(group["weight_decay"]),
+                    float(decoupled),
+                    float(group["maximize"]),
+                ]
+                for group in groups
+            ]
+        )
+        part.advance_adam([state.get("step") for state in states], owners, options)
+
+    return advance
+
+
+_ADAM = Update("ADAM", ("exp_avg", "exp_avg_sq"), _prepare, _advance(decoupled=False))
+_ADAMW = Update("ADAM", ("exp_avg", "exp_avg_sq"), _prepare, _advance(decoupled=True))

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
 
 from znorm.attachment import Attachment, attach, attachment_of
 from znorm.kernels import reference
-from znorm.optim.rounded import gradients_of, loss_of, prepare, without_hooks
+from znorm.optim.folded import Update, step_folded
+from znorm.optim.rounded import gradients_of, loss_of, prepare, transform_now, without_hooks
 from znorm.transforms.composition import Transform
 
 __all__ = ["SGD"]
@@ -52,6 +54,8 @@ class SGD(torch.optim.SGD):
     """
 
     stochastic_rounding: bool
+    # The step transforms gradients itself: the hook of an attachment leaves it to that.
+    transforms_in_step = True
 
     def __init__(
         self,
@@ -79,15 +83,21 @@ class SGD(torch.optim.SGD):
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one step, as torch's own; with stochastic rounding, in float32."""
-        if not self.stochastic_rounding:
-            return without_hooks(torch.optim.SGD.step)(self, closure)
         loss = loss_of(closure)
+        if not self.stochastic_rounding:
+            if not step_folded(self, _SGD):
+                transform_now(self)
+                without_hooks(torch.optim.SGD.step)(self)
+            return loss
+        transform_now(self)
         self._step_in_float32()
         return loss
 
     def __getstate__(self) -> dict[str, Any]:
         # torch's own leaves attributes out.
-        return {**super().__getstate__(), "stochastic_rounding": self.stochastic_rounding}
+        kept = ("stochastic_rounding", "_step_supports_amp_scaling")
+        own = {name: self.__dict__[name] for name in kept if name in self.__dict__}
+        return {**super().__getstate__(), **own}
 
     @torch.no_grad()
     def _step_in_float32(self) -> None:
@@ -96,6 +106,8 @@ class SGD(torch.optim.SGD):
             if group["momentum"]:
                 state = self.state[parameter]
                 first = state.get("momentum_buffer") is None
+                if first and skip is not None and float(skip):
+                    continue  # once: a first step that is skipped leaves no buffer behind
                 if first:
                     state["momentum_buffer"] = torch.zeros_like(parameter)
                 buffer = state["momentum_buffer"]
@@ -112,3 +124,36 @@ class SGD(torch.optim.SGD):
                 maximize=group["maximize"],
                 skip=skip,
             )
+
+
+def _prepare(group: dict[str, Any], state: dict[str, Any], parameter: Tensor) -> bool | None:
+    begun = state.get("momentum_buffer") is not None
+    if group["momentum"] and not begun:
+        state["momentum_buffer"] = torch.zeros_like(parameter)
+    return begun
+
+
+def _advance(
+    part: Any,
+    owners: list[int],
+    groups: list[dict[str, Any]],
+    states: list[dict[str, Any]],
+    begun: list[bool],
+) -> None:
+    options = np.array(
+        [
+            [
+                float(group["lr"]),
+                float(group["momentum"]),
+                float(group["dampening"]),
+                float(group["weight_decay"]),
+                float(group["nesterov"]),
+                float(group["maximize"]),
+            ]
+            for group in groups
+        ]
+    )
+    part.advance_sgd(begun, owners, options)
+
+
+_SGD = Update("SGD", ("momentum_buffer",), _prepare, _advance)

@@ -72,6 +72,7 @@ class AdaptiveClip:
     def decide(self, moments: Moments, parameters: Moments) -> Affine:
         norm = moments.norm()
         most = self.threshold * parameters.norm().clamp(min=self.eps)
-        # 0 / 0, where eps is 0 and the weights and the gradient are: there is nothing to clip.
-        scale = torch.where((norm == 0) & (most == 0), 1.0, most / norm)
+        # A norm of 0 needs no clip: 1 stands in for something / 0.
+        zero = norm == 0
+        scale = (most / norm.masked_fill(zero, 1.0)).masked_fill(zero, 1.0)
         return Affine(torch.zeros_like(norm), scale.clamp(max=1.0))

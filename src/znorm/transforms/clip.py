@@ -105,7 +105,9 @@ class ClipNorm:
 
     def decide(self, moments: Moments) -> Affine:
         norm = moments.norm()
-        return Affine(torch.zeros_like(norm), (self.threshold / norm).clamp(max=1.0))
+        # A norm of 0 needs no clip: 1 stands in for threshold / 0.
+        scale = self.threshold / norm.masked_fill(norm == 0, self.threshold)
+        return Affine(torch.zeros_like(norm), scale.clamp(max=1.0))
 
 
 @dataclass(frozen=True)

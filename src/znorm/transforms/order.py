@@ -17,6 +17,9 @@ from znorm.transforms.zscore import UnitNorm, ZNorm
 
 __all__ = ["void_links"]
 
+# Beyond this an epsilon may count beside a deviation, and a change of scale is not undone.
+_SMALL = 1e-6
+
 
 def void_links(links: Sequence[Any]) -> Iterator[str]:
     """A sentence for each link that has no effect, naming it, the other one, and what to do.
@@ -27,6 +30,8 @@ def void_links(links: Sequence[Any]) -> Iterator[str]:
     """
     for position, link in enumerate(links):
         for later in links[position + 1 :]:
+            if not _overlap(link, later):
+                break
             if _undoes(later, link):
                 yield (
                     f"{link!r} has no effect on the tensors that {later!r} acts on, which sets "
@@ -34,7 +39,7 @@ def void_links(links: Sequence[Any]) -> Iterator[str]:
                     "out"
                 )
                 break
-            if _same_clip(link, later):
+            if later is links[position + 1] and _same_clip(link, later):
                 loose, tight = sorted((link, later), key=lambda one: -float(one.threshold))
                 yield (
                     f"{loose!r} has no effect on the tensors that {tight!r} acts on, which clips "
@@ -44,6 +49,8 @@ def void_links(links: Sequence[Any]) -> Iterator[str]:
             if not _lets_through(later, link):
                 break
         for earlier in reversed(links[:position]):
+            if not _overlap(earlier, link):
+                break
             if _has_done(earlier, link):
                 if not _undoes(link, earlier):
                     yield (
@@ -55,6 +62,12 @@ def void_links(links: Sequence[Any]) -> Iterator[str]:
                 break
 
 
+def _overlap(one: Any, other: Any) -> bool:
+    """Whether both surely act on a tensor: rules can be known to only where they are the same."""
+    by_rules = any(not isinstance(link.select, str) for link in (one, other))
+    return not by_rules or one.select == other.select
+
+
 def _changes(link: Any) -> set[str]:
     """What of a gradient the link can change; nothing known of ClipValue or a stranger."""
     if isinstance(link, ClipNorm | AdaptiveClip):
@@ -64,6 +77,8 @@ def _changes(link: Any) -> set[str]:
 
 def _sets(link: Any) -> set[str]:
     """What is the same after the link, whatever it was before."""
+    if getattr(link, "eps", 0.0) > _SMALL:
+        return {"center"} if isinstance(link, ZNorm) and link.center else set()
     if isinstance(link, UnitNorm):
         return {"scale"}
     if isinstance(link, Centralize):

@@ -78,10 +78,14 @@ class ZNorm:
 
     def decide(self, moments: Moments) -> Affine:
         center = moments.mean if self.center else torch.zeros_like(moments.mean)
+        constant = moments.m2 == 0
         std = moments.std(self.correction)
-        scale = 1 / (std + self.eps) if self.scale else torch.ones_like(std)
+        # Of a constant unit 1 stands in, so that no 1 / 0 gets into what is differentiated.
+        scale = 1 / (std.masked_fill(constant, 1.0) + self.eps)
+        if not self.scale:
+            scale = torch.ones_like(std)
         if self.center or self.scale:
-            scale = torch.where(moments.m2 == 0, 0.0, scale)
+            scale = torch.where(constant, 0.0, scale)
         return Affine(center, scale)
 
 
@@ -125,5 +129,6 @@ class UnitNorm:
 
     def decide(self, moments: Moments) -> Affine:
         norm = moments.norm()
-        scale = torch.where(norm == 0, 0.0, 1 / (norm + self.eps))
+        zero = norm == 0
+        scale = torch.where(zero, 0.0, 1 / (norm.masked_fill(zero, 1.0) + self.eps))
         return Affine(torch.zeros_like(norm), scale)

@@ -240,7 +240,9 @@ def test_rows_by_hand() -> None:
     # The row of the false pixel is nearest to an empty row, 1 pixel off; the distance is 3.6.
     assert hausdorff_rows(drawn(FALSE_PIXEL), lesion).tolist() == [1]
     # Columns 3, 4 against columns 1, 2: nearest is an empty row, 2 pixels off.
-    assert hausdorff_rows(drawn(TOUCHING), lesion).tolist() == pytest.approx([math.sqrt(2)], rel=1e-14)
+    assert hausdorff_rows(drawn(TOUCHING), lesion).tolist() == pytest.approx(
+        [math.sqrt(2)], rel=1e-14
+    )
     # Two rows lower it has the same rows, so 0: this is no distance between masks.
     lower = torch.roll(lesion, 2, 1)
     assert hausdorff_rows(lower, lesion).tolist() == [0]

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+import znorm
 from znorm.lab import models, tasks
 from znorm.lab.datasets import Dataset
 from znorm.lab.errors import Interrupted
@@ -80,12 +81,10 @@ def test_weights_equal_those_of_a_plain_loop_to_the_bit(method: str) -> None:
     if decay:
         optimizer = torch.optim.AdamW(model.parameters(), 1e-3, weight_decay=decay, fused=True)
     else:
-        optimizer = torch.optim.Adam(model.parameters(), 1e-3, fused=True)
-    transform = make_transform(METHODS[method].transform)
-    if transform is not None:
-        import znorm
-
-        znorm.attach(optimizer, transform, model=model)
+        transform = make_transform(METHODS[method].transform)
+        optimizer = znorm.optim.Adam(
+            model.parameters(), 1e-3, transform=transform, model=model, fused=True
+        )
     pixels = dataset.train.images.numpy().astype(np.float64)
     mean = torch.tensor(pixels.mean((0, 2, 3)), dtype=torch.float32)[:, None, None]
     std = torch.tensor(pixels.std((0, 2, 3)), dtype=torch.float32)[:, None, None]

@@ -1,0 +1,9 @@
+"""Kernels for a CPU, compiled by numba."""
+
+from __future__ import annotations
+
+from znorm.kernels.cpu.lists import Part, parts_of
+
+__all__ = ["NAME", "Part", "parts_of"]
+
+NAME = "cpu"

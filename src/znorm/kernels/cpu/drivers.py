@@ -1,0 +1,353 @@
+"""What one thread does of a step over a list of tensors; all threads call `run` at once.
+
+A tensor is decided and finished while it is in cache: small ones whole, by whichever thread is
+free; large ones by all threads together, which wait for each other once, between measuring and
+finishing. How many threads there are changes no bit: a small tensor is one thread's, and a large
+one is summed in blocks of one size, which are merged in their order.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+from znorm.kernels.cpu import loops
+from znorm.kernels.cpu.intrinsics import at, atomic_add, atomic_load, load, rest, single_at
+
+__all__ = [
+    "ADAM",
+    "AFFINE",
+    "BLOCK",
+    "MEASURE",
+    "SGD",
+    "advance_adam",
+    "advance_sgd",
+    "clamp",
+    "record",
+    "run",
+]
+
+MEASURE, AFFINE, ADAM, SGD = range(4)
+
+# Elements; a tensor of more is shared by all threads.
+BLOCK = 1 << 17
+
+_OPTIONS: dict[str, Any] = {"nogil": True, "cache": True, "error_model": "numpy"}
+
+
+@njit(**_OPTIONS)
+def run(
+    thread,
+    threads,
+    kind,
+    measures,
+    dtype,
+    addresses,
+    split,
+    whole,
+    transform,
+    factor,
+    given,
+    moments,
+    constants,
+    partial,
+    sync,
+):
+    """A thread's share of one step.
+
+    Parameters
+    ----------
+    thread, threads : int
+    kind : int
+        MEASURE, AFFINE (in place), ADAM or SGD: what is done to a unit once it is decided.
+    measures : bool
+        Whether units are measured here and decided by ``transform``; else ``given`` holds what was
+        decided for each unit.
+    dtype
+        A value of `intrinsics.DTYPES`.
+    addresses : int64 array of shape (4, tensors)
+        Of parameters, gradients (0: missing), and the optimizer's two states.
+    split : int64 array of shape (n, 5)
+        Tensor, start, length, unit and first row of ``partial`` of what all threads share; there
+        is none if not ``measures``.
+    whole : int64 array of shape (n, 5)
+        Tensor, start, elements of a unit, units, first unit (-1: not transformed) of what one
+        thread does.
+    transform : float64 array of 4
+        ZNorm's eps, center, scale and correction.
+    factor : float
+        What gradients are multiplied by before all else: the inverse of a loss scale.
+    given : float32 array of shape (3, units)
+        High and low part of the center, and the scale.
+    moments : float64 array of shape (2, units)
+        Written where ``measures``: means and sums of squared deviations, without ``factor``.
+    constants : float32 array of shape (tensors, 10)
+        Of the update, see `loops`.
+    partial : float64 array of shape (blocks, 2)
+        Where threads leave their sums for each other, by block of a tensor.
+    sync : int64 array of n + 2
+        0 at the start: the next whole item, whether to give up, and for each split item how many
+        threads have measured it.
+    """
+    for item in range(split.shape[0]):
+        tensor, origin, length = split[item, 0], split[item, 1], split[item, 2]
+        unit, row = split[item, 3], split[item, 4]
+        gradient = addresses[1, tensor]
+        if gradient == 0:
+            continue
+        blocks = (length + BLOCK - 1) // BLOCK
+        begin, end = thread * blocks // threads, (thread + 1) * blocks // threads
+        shift = np.float64(load(at(gradient, origin, dtype), 0))
+        for block in range(begin, end):
+            start = block * BLOCK
+            size = min(BLOCK, length - start)
+            total, squares = loops.sums(gradient, origin + start, size, shift, dtype)
+            partial[row + block, 0] = total
+            partial[row + block, 1] = squares
+        atomic_add(sync, 2 + item, 1)
+        turns = 0
+        while atomic_load(sync, 2 + item) < threads:
+            turns += 1
+            if turns > 2000:
+                if atomic_load(sync, 1) != 0:
+                    return
+                rest()
+        total = 0.0
+        squares = 0.0
+        for block in range(row, row + blocks):
+            total += partial[block, 0]
+            squares += partial[block, 1]
+        mean, m2 = _finish_sums(shift, total, squares, length)
+        if thread == 0:
+            moments[0, unit] = mean
+            moments[1, unit] = m2
+        high, low, scale = _z_score(mean, m2, length, transform, factor)
+        start = begin * BLOCK
+        mine = min(end * BLOCK, length) - start
+        start += origin
+        _finish(kind, addresses, tensor, start, mine, high, low, scale, constants, dtype)
+
+    while True:
+        item = atomic_add(sync, 0, 1)
+        if item >= whole.shape[0]:
+            return
+        tensor, start, size = whole[item, 0], whole[item, 1], whole[item, 2]
+        units, first = whole[item, 3], whole[item, 4]
+        gradient = addresses[1, tensor]
+        if gradient == 0:
+            continue
+        for number in range(units):
+            high, low, scale = np.float32(0), np.float32(0), np.float32(factor)
+            begin = start + number * size
+            unit = first + number
+            if first >= 0 and measures:
+                shift = np.float64(load(at(gradient, begin, dtype), 0))
+                total, squares = loops.sums(gradient, begin, size, shift, dtype)
+                mean, m2 = _finish_sums(shift, total, squares, size)
+                moments[0, unit] = mean
+                moments[1, unit] = m2
+                high, low, scale = _z_score(mean, m2, size, transform, factor)
+            elif first >= 0:
+                # Decided on whole tensors: a large one may come in several items of one unit.
+                high, low, scale = given[0, unit], given[1, unit], given[2, unit]
+            _finish(kind, addresses, tensor, begin, size, high, low, scale, constants, dtype)
+
+
+@njit(**_OPTIONS)
+def clamp(thread, threads, dtype, addresses, whole, bound, read, sync):
+    """A thread's share of clamping a list of tensors.
+
+    Parameters
+    ----------
+    thread, threads, dtype, addresses, whole
+        As in `run`.
+    bound : float32
+        Clamped to this and its negative.
+    read : float64 array of shape (n, 5)
+        Written for each item of ``whole``, see `loops.clamp`.
+    sync : int64 array of 1
+        0 at the start: the next item.
+    """
+    while True:
+        item = atomic_add(sync, 0, 1)
+        if item >= whole.shape[0]:
+            return
+        gradient = addresses[1, whole[item, 0]]
+        if gradient != 0:
+            found = loops.clamp(gradient, whole[item, 1], whole[item, 2], bound, dtype)
+            for k in range(5):
+                read[item, k] = found[k]
+
+
+@njit(**_OPTIONS)
+def _finish_sums(shift, total, squares, n):
+    m2 = squares - total * total / n
+    # Written so that NaN stays NaN: rounding alone can make a sum of squares negative.
+    if m2 < 0:
+        m2 = 0.0
+    return shift + total / n, m2
+
+
+@njit(**_OPTIONS)
+def _z_score(mean, m2, n, transform, factor):
+    """ZNorm's formula, as `znorm.ZNorm.decide` has it; a test holds the two equal."""
+    eps, centers, scales, correction = transform[0], transform[1], transform[2], transform[3]
+    scale = factor
+    if scales != 0:
+        std = np.sqrt(m2 / max(n - correction, 1.0)) * factor
+        scale = factor / (std + eps)
+    if (centers != 0 or scales != 0) and m2 == 0:
+        scale = 0.0
+    if not np.isfinite(mean + m2):
+        # All of the tensor: nothing is hidden from torch's own guards.
+        scale = np.nan
+    center = mean if centers != 0 else 0.0
+    high = np.float32(center)
+    low = np.float32(center - np.float64(high))
+    return high, low, np.float32(scale)
+
+
+@njit(**_OPTIONS)
+def _finish(kind, addresses, tensor, start, length, high, low, scale, constants, dtype):
+    if kind == AFFINE:
+        loops.affine(addresses[1, tensor], start, length, high, low, scale, dtype)
+    elif kind == ADAM:
+        loops.adam(
+            addresses[0, tensor],
+            addresses[1, tensor],
+            addresses[2, tensor],
+            addresses[3, tensor],
+            start,
+            length,
+            high,
+            low,
+            scale,
+            constants[tensor],
+            dtype,
+        )
+    elif kind == SGD:
+        loops.sgd(
+            addresses[0, tensor],
+            addresses[1, tensor],
+            addresses[2, tensor],
+            start,
+            length,
+            high,
+            low,
+            scale,
+            constants[tensor],
+            dtype,
+        )
+
+
+@njit(**_OPTIONS)
+def advance_adam(addresses, steps, groups, options, constants):
+    """Count a step up for each tensor with a gradient, and write down its update's constants.
+
+    Parameters
+    ----------
+    addresses : int64 array of shape (4, tensors)
+    steps : int64 array of tensors
+        Addresses of step counters, one float32 each.
+    groups : int64 array of tensors
+    options : float64 array of shape (groups, 7)
+        lr, beta1, beta2, eps, weight decay, whether that is decoupled, whether to maximize.
+    constants : float32 array of shape (tensors, 10)
+        Written.
+    """
+    for tensor in range(len(steps)):
+        if addresses[1, tensor] == 0:
+            continue
+        counter = single_at(steps[tensor])
+        counter[0] += np.float32(1)
+        t = np.float64(counter[0])
+        group = options[groups[tensor]]
+        lr, beta1, beta2, eps, decay = group[0], group[1], group[2], group[3], group[4]
+        constants[tensor, 0] = beta1
+        constants[tensor, 1] = 1 - beta1
+        constants[tensor, 2] = beta2
+        constants[tensor, 3] = 1 - beta2
+        constants[tensor, 4] = lr / (1 - beta1**t)
+        constants[tensor, 5] = 1 / np.sqrt(1 - beta2**t)
+        constants[tensor, 6] = eps
+        constants[tensor, 7] = 0.0 if group[5] != 0 else decay
+        constants[tensor, 8] = 1 - lr * decay if group[5] != 0 else 1.0
+        constants[tensor, 9] = -1.0 if group[6] != 0 else 1.0
+
+
+@njit(**_OPTIONS)
+def advance_sgd(addresses, started, groups, options, constants):
+    """Write down the constants of each tensor's update.
+
+    Parameters
+    ----------
+    addresses : int64 array of shape (4, tensors)
+    started : int64 array of tensors
+        Whether its momentum buffer holds anything.
+    groups : int64 array of tensors
+    options : float64 array of shape (groups, 6)
+        lr, momentum, dampening, weight decay, whether momentum is Nesterov's, whether to maximize.
+    constants : float32 array of shape (tensors, 10)
+        Written.
+    """
+    for tensor in range(len(started)):
+        if addresses[1, tensor] == 0:
+            continue
+        group = options[groups[tensor]]
+        momentum = group[1]
+        nesterov = group[4] != 0
+        constants[tensor, 0] = group[0]
+        constants[tensor, 1] = group[3]
+        # The first step sets the buffer to the gradient.
+        constants[tensor, 2] = momentum if started[tensor] != 0 else 0.0
+        constants[tensor, 3] = 1 - group[2] if started[tensor] != 0 else 1.0
+        constants[tensor, 4] = 1.0 if momentum == 0 or nesterov else 0.0
+        constants[tensor, 5] = 0.0 if momentum == 0 else (momentum if nesterov else 1.0)
+        constants[tensor, 6] = -1.0 if group[5] != 0 else 1.0
+
+
+@njit(**_OPTIONS)
+def record(sums, addresses, tensors, units, sizes, moments, transform, factor):
+    """Add a step of ZNorm to a receipt's running sums, as `znorm.receipts.Receipt.record` does.
+
+    Parameters
+    ----------
+    sums : float64 array of shape (units of the layout, 7)
+        norm before, norm after, mean, std, cosine, clipped, steps.
+    addresses : int64 array of shape (4, tensors)
+    tensors, units, sizes : int64 arrays of n
+        Of each measured tensor its place, its unit and its elements.
+    moments : float64 array of shape (2, units of the layout)
+    transform, factor
+        As in `run`.
+    """
+    eps, centers, scales, correction = transform[0], transform[1], transform[2], transform[3]
+    for k in range(len(units)):
+        if addresses[1, tensors[k]] == 0:
+            continue
+        n = np.float64(sizes[k])
+        mean = moments[0, units[k]] * factor
+        m2 = moments[1, units[k]] * factor * factor
+        scale = 1.0
+        if scales != 0:
+            scale = 1 / (np.sqrt(m2 / max(n - correction, 1.0)) + eps)
+        if (centers != 0 or scales != 0) and m2 == 0:
+            scale = 0.0
+        center = mean if centers != 0 else 0.0
+        before = np.sqrt(m2 + n * mean * mean)
+        after = scale * np.sqrt(m2 + n * (mean - center) * (mean - center))
+        both = before * after
+        cosine = 0.0
+        if both != 0:
+            cosine = scale * (m2 + n * mean * (mean - center)) / both
+            if cosine > 1:
+                cosine = 1.0
+        row = sums[units[k]]
+        row[0] += before
+        row[1] += after
+        row[2] += mean
+        row[3] += np.sqrt(m2 / n)
+        row[4] += cosine
+        row[6] += 1

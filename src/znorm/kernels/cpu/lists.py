@@ -1,0 +1,179 @@
+"""Lists of gradients as the CPU kernels take them: which fit, in plans that are kept."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from znorm.kernels.cpu import drivers
+from znorm.kernels.cpu.intrinsics import DTYPES
+from znorm.kernels.cpu.plan import Plan
+from znorm.kernels.cpu.ready import ready
+from znorm.layers import is_dense
+from znorm.rows import Row
+
+__all__ = ["Part", "parts_of"]
+
+
+@dataclass
+class Part:
+    """The rows of one dtype that kernels serve, and their plan.
+
+    Parameters
+    ----------
+    numbers : list of int
+        Of the rows.
+    units : int64 array
+        The layout's numbers of their units.
+    measured : int64 array
+        Of those numbers the places of the rows that have units.
+    sizes : int64 array of units
+        Elements of each.
+    plan : Plan
+    """
+
+    numbers: list[int]
+    units: Any
+    measured: Any
+    sizes: Any
+    plan: Plan
+
+    MEASURE: ClassVar[int] = drivers.MEASURE
+    AFFINE: ClassVar[int] = drivers.AFFINE
+    ADAM: ClassVar[int] = drivers.ADAM
+    SGD: ClassVar[int] = drivers.SGD
+
+    def point_at(self, tensors: Sequence[Tensor | None], place: int = 1) -> None:
+        """Write the addresses of all rows' tensors, 0 for what is missing."""
+        chosen = [tensors[number] for number in self.numbers]
+        self.plan.addresses[place] = [0 if t is None else t.data_ptr() for t in chosen]
+
+    def record(self, sums: Tensor, z_score: tuple[float, ...], factor: float) -> None:
+        """Add the step that was run last to a receipt's sums."""
+        drivers.record(
+            sums.numpy(),
+            self.plan.addresses,
+            self.measured,
+            self.units,
+            self.sizes,
+            self.plan.moments,
+            np.array(z_score),
+            factor,
+        )
+
+    def clamp(self, tensors: Sequence[Tensor | None], bound: float) -> Tensor:
+        """Clamp tensors in place, in the order of the layout; None: left alone.
+
+        Returns
+        -------
+        Tensor of shape (numbers, 5), float64
+            Sums of g, g^2, g * clamped and clamped^2, and how many entries were changed.
+        """
+        with self.plan.lock:
+            self.point_at(tensors)
+            return torch.from_numpy(self.plan.clamp(bound))
+
+    def advance_adam(
+        self, counters: Sequence[Tensor | None], groups: Sequence[int], options: Any
+    ) -> None:
+        """Count a step of Adam; see `drivers.advance_adam`."""
+        drivers.advance_adam(
+            self.plan.addresses,
+            self._of_rows([0 if c is None else c.data_ptr() for c in counters]),
+            self._of_rows(groups),
+            options,
+            self.plan.constants,
+        )
+
+    def advance_sgd(self, started: Sequence[int], groups: Sequence[int], options: Any) -> None:
+        """Write down the constants of a step of SGD; see `drivers.advance_sgd`."""
+        drivers.advance_sgd(
+            self.plan.addresses,
+            self._of_rows(started),
+            self._of_rows(groups),
+            options,
+            self.plan.constants,
+        )
+
+    def _of_rows(self, values: Sequence[int]) -> Any:
+        return np.array([values[number] for number in self.numbers], dtype=np.int64)
+
+
+def parts_of(
+    rows: Sequence[Row],
+    tensors: Sequence[Tensor | None],
+    *,
+    measures: bool,
+    everything: bool,
+    cache: dict[Any, tuple[Any, list[Part]]],
+) -> list[Part]:
+    """The rows whose tensors kernels serve, by dtype.
+
+    Parameters
+    ----------
+    rows, tensors
+        Of a layout, in its order.
+    measures : bool
+        Whether the kernel measures units; else they are given.
+    everything : bool
+        Whether rows of which nothing is measured are among them.
+    cache : dict
+        Where plans are kept from step to step.
+    """
+    threads = torch.get_num_threads()
+    key = (measures, everything, threads)
+    # What a plan depends on. Addresses are written anew each time.
+    seen = [None if t is None else (t.dtype, t.stride(), t.device.type) for t in tensors]
+    known = cache.get(key)
+    if known is not None and known[0] == seen:
+        return known[1]
+    parts: list[Part] = []
+    units = sum(row.units for row in rows)
+    for dtype in DTYPES:
+        numbers = [
+            number
+            for number, (row, tensor) in enumerate(zip(rows, tensors, strict=True))
+            if tensor is not None
+            and tensor.dtype == dtype
+            and (row.layers or everything)
+            and _serves(row, tensor)
+        ]
+        if not numbers or not ready(dtype):
+            continue
+        held = [tensors[number] for number in numbers]
+        plan = Plan(
+            [tuple(t.shape) for t in held if t is not None],
+            [t.stride() for t in held if t is not None],
+            [rows[number].layers for number in numbers],
+            dtype,
+            units=units,
+            measures=measures,
+            threads=threads,
+        )
+        own = [
+            (place, unit, layer.size)
+            for place, number in enumerate(numbers)
+            for layer in rows[number].layers
+            for unit in range(layer.first, layer.first + layer.units)
+        ]
+        measured, held_units, sizes = np.array(own, dtype=np.int64).reshape(-1, 3).T.copy()
+        parts.append(Part(numbers, held_units, measured, sizes, plan))
+    cache[key] = (seen, parts)
+    return parts
+
+
+def _serves(row: Row, tensor: Tensor) -> bool:
+    shape, stride = tuple(tensor.shape), tensor.stride()
+    return (
+        tensor.device.type == "cpu"
+        and tensor.layout == torch.strided
+        and tensor.numel() > 0
+        and not tensor.requires_grad
+        and is_dense(shape, stride)
+        and all(layer.stretch(shape, stride) is not None for layer in row.layers)
+    )

@@ -1,0 +1,167 @@
+"""Where the tensors of a layout lie in memory, as the kernels need to know it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from znorm.kernels.cpu import drivers, workers
+from znorm.kernels.cpu.intrinsics import DTYPES
+from znorm.layers import Layer
+
+__all__ = ["Plan"]
+
+# Elements that one thread takes at a time.
+_PIECE = 1 << 16
+
+_Array = np.ndarray[Any, Any]
+
+
+class Plan:
+    """Dense tensors of one dtype, the stretches of memory that are their units, and scratch.
+
+    Parameters
+    ----------
+    shapes, strides : sequence of tuples
+        Of each tensor.
+    layers : sequence of tuples of Layer
+        What is measured of each tensor; none where nothing is. All of them fit.
+    dtype : torch.dtype
+    measures : bool
+        Whether the kernel measures units, and decides them by ZNorm if they are to be finished.
+    threads : int
+
+    Attributes
+    ----------
+    addresses : int64 array of shape (4, tensors)
+        To be filled: parameters, gradients, the optimizer's two states.
+    moments : float64 array of shape (2, units)
+        By the layout's own numbers, from the first to the last unit of these tensors.
+    """
+
+    def __init__(
+        self,
+        shapes: Sequence[tuple[int, ...]],
+        strides: Sequence[tuple[int, ...]],
+        layers: Sequence[Sequence[Layer]],
+        dtype: torch.dtype,
+        *,
+        units: int,
+        measures: bool,
+        threads: int,
+    ) -> None:
+        self.dtype = DTYPES[dtype]
+        self.measures = measures
+        self.threads = threads
+        split: list[tuple[int, int, int, int, int]] = []
+        blocks = 0
+        whole: list[tuple[int, int, int, int, int]] = []
+        for tensor, (shape, stride, held) in enumerate(zip(shapes, strides, layers, strict=True)):
+            size = int(np.prod(shape, dtype=np.int64))
+            if not held:
+                whole += [(tensor, start, n, 1, -1) for start, n in _pieces(0, size)]
+            for layer in held:
+                stretch = layer.stretch(shape, stride)
+                assert stretch is not None
+                start, length, count = stretch
+                if measures and count == 1 and length > drivers.BLOCK:
+                    split.append((tensor, start, length, layer.first, blocks))
+                    blocks += -(-length // drivers.BLOCK)
+                elif count > 1:
+                    rows = max(1, _PIECE // max(1, length))
+                    whole += [
+                        (
+                            tensor,
+                            start + row * length,
+                            length,
+                            min(rows, count - row),
+                            layer.first + row,
+                        )
+                        for row in range(0, count, rows)
+                    ]
+                elif measures:
+                    whole.append((tensor, start, length, 1, layer.first))
+                else:
+                    whole += [(tensor, at, n, 1, layer.first) for at, n in _pieces(start, length)]
+        # The largest first, so that no thread is left with one at the end.
+        whole.sort(key=lambda item: -item[2] * item[3])
+        self.split = np.array(split, dtype=np.int64).reshape(-1, 5)
+        self.whole = np.array(whole, dtype=np.int64).reshape(-1, 5)
+        self.addresses = np.zeros((4, len(shapes)), dtype=np.int64)
+        self.constants = np.zeros((len(shapes), 10), dtype=np.float32)
+        self.moments = np.zeros((2, units))
+        self.given = np.zeros((3, units), dtype=np.float32)
+        self._partial = np.zeros((blocks, 2))
+        self._sync = np.zeros(len(split) + 2, dtype=np.int64)
+        self._transform = np.zeros(4)
+        # Two Python threads may transform lists of the same layout at once.
+        self.lock = threading.Lock()
+
+    def give(self, center: Tensor, scale: Tensor) -> None:
+        """Take decided units, of the whole layout, for a plan that measures none itself."""
+        wide = center.numpy()
+        self.given[0] = wide
+        self.given[1] = wide - self.given[0]
+        self.given[2] = scale.numpy()
+
+    def run(self, kind: int, transform: Sequence[float] | None = None, factor: float = 1.0) -> None:
+        """Do a step of ``kind`` with what the arrays hold."""
+        self._sync[:] = 0
+        if transform is not None:
+            self._transform[:] = transform
+        arguments = (
+            kind,
+            self.measures,
+            self.dtype,
+            self.addresses,
+            self.split,
+            self.whole,
+            self._transform,
+            factor,
+            self.given,
+            self.moments,
+            self.constants,
+            self._partial,
+            self._sync,
+        )
+        self._together(drivers.run, arguments)
+
+    def clamp(self, bound: float) -> _Array:
+        """Clamp gradients in place; nothing of these tensors is measured.
+
+        Returns
+        -------
+        float64 array of shape (tensors, 5)
+            Sums of g, g^2, g * clamped and clamped^2, and how many entries were changed.
+        """
+        read = np.zeros((len(self.whole), 5))
+        sync = np.zeros(1, dtype=np.int64)
+        self._together(
+            drivers.clamp,
+            (self.dtype, self.addresses, self.whole, np.float32(bound), read, sync),
+        )
+        found = np.zeros((self.addresses.shape[1], 5))
+        np.add.at(found, self.whole[:, 0], read)
+        return found
+
+    def _together(self, function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+        if self.threads == 1 or not workers.alone().acquire(blocking=False):
+            # The workers are another Python thread's now.
+            function(0, 1, *arguments)
+            return
+        try:
+            workers.run_together(function, self.threads, arguments, self._give_up)
+        finally:
+            workers.alone().release()
+
+    def _give_up(self) -> None:
+        self._sync[1] = 1
+
+
+def _pieces(start: int, length: int) -> list[tuple[int, int]]:
+    return [(start + at, min(_PIECE, length - at)) for at in range(0, length, _PIECE)]
