@@ -150,12 +150,15 @@ class Attachment:
         self.stepping = False
         # Outside of what torch.compile traces: torch breaks the graph at this very place, and
         # what is attached must add no frame, no guard and no recompilation of its own.
-        self._handles = (
-            optimizer.register_step_pre_hook(
-                cast(Callable[..., Any], torch.compiler.disable(_before_step))
-            ),
-            optimizer.register_step_post_hook(torch.compiler.disable(_after_step)),
-        )
+        self._handles: tuple[Any, ...] = ()
+        # The steps of znorm.optim transform by themselves.
+        if not getattr(optimizer, "transforms_in_step", False):
+            self._handles = (
+                optimizer.register_step_pre_hook(
+                    cast(Callable[..., Any], torch.compiler.disable(_before_step))
+                ),
+                optimizer.register_step_post_hook(torch.compiler.disable(_after_step)),
+            )
         optimizer.__dict__[_MARK] = self
         # deepcopy and pickle ask the instance first. torch drops hooks from copies without a
         # word, so a copy is attached anew.
@@ -339,22 +342,14 @@ def _before_step(
     if attachment is None or (attachment.stepping and _inside_another_step(optimizer)):
         return None
     attachment.stepping = True
-    own = getattr(optimizer, "transforms_in_step", False)
     # This hook runs before the closure, when there is no gradient yet, or the last step's.
     closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
     if closure is None:
-        if not own:
-            attachment.transform_gradients()
+        attachment.transform_gradients()
         return None
     if not callable(closure):
         return None  # torch's own step says what it takes
-    if _stepped_by_grad_scaler():
-        raise RuntimeError(
-            "closure: GradScaler cannot unscale what a closure computes, so that the step would be "
-            "taken on scaled gradients; call scaler.step(optimizer) without a closure"
-        )
-    if own:
-        return None
+    refuse_grad_scaler()
 
     @functools.wraps(closure)
     def transformed() -> Any:
@@ -418,15 +413,23 @@ def _loss_scale(optimizer: Optimizer, *, take_over: bool) -> tuple[Tensor | None
     return factor, skipped
 
 
-def _stepped_by_grad_scaler() -> bool:
-    """Whether an enabled GradScaler is taking this step."""
+def refuse_grad_scaler() -> None:
+    """Raise if a step with a closure is being taken by an enabled GradScaler.
+
+    Raises
+    ------
+    RuntimeError
+    """
     frame = cast(FrameType | None, sys._getframe())
     while frame is not None:
-        if frame.f_code is torch.amp.GradScaler.step.__code__:
-            # Of whatever optimizer: a wrapper hands the closure on to this one.
-            return bool(frame.f_locals["self"].is_enabled())
+        # Of whatever optimizer: a wrapper hands the closure on to this one.
+        is_scaler = frame.f_code is torch.amp.GradScaler.step.__code__
+        if is_scaler and frame.f_locals["self"].is_enabled():
+            raise RuntimeError(
+                "closure: GradScaler cannot unscale what a closure computes, so that the step "
+                "would be taken on scaled gradients; call scaler.step(optimizer) without a closure"
+            )
         frame = frame.f_back
-    return False
 
 
 def _parameters(optimizer: Optimizer) -> list[Tensor]:

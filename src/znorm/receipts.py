@@ -50,6 +50,8 @@ class Receipt:
         self._sums = torch.zeros(
             len(rows), len(FIELDS) + 1, dtype=layout.count.dtype, device=layout.device
         )
+        # The same memory, as the compiled kernels take it.
+        self._shared = self._sums.numpy() if layout.device.type == "cpu" else None
         for number, sums in enumerate(earlier):
             if sums is not None and number in self._place:
                 self._sums[self._place[number]] = sums
@@ -84,7 +86,7 @@ class Receipt:
 
     def record_compiled(self, part: Part, z_score: tuple[float, ...], factor: float) -> None:
         """Add one step of ZNorm that compiled kernels took, one unit a tensor."""
-        part.record(self._sums, z_score, factor)
+        part.record(self._shared, z_score, factor)
 
     def look(self, row: int, before: Tensor, after: Tensor, clipped: Tensor) -> Look:
         """What reading a gradient before and after tells, for :meth:`compare`.
@@ -154,7 +156,7 @@ class Receipt:
         if skipped is not None:
             present = present & (skipped.to(present.device) == 0)
         step = torch.stack([*values, torch.ones_like(norm)], 1).to(self._sums.device)
-        self._sums += torch.where(present.to(step.device)[:, None], step, 0.0)
+        self._sums.add_(torch.where(present.to(step.device)[:, None], step, 0.0))
 
     def _by_tensor(self, units: Moments) -> Moments:
         if self._one_unit_each:

@@ -386,6 +386,39 @@ def test_more_threads_than_cores_and_two_processes_at_once() -> None:
     assert all(float(out.split()[0]) <= 10 * plain + 1 for out, _ in both)
 
 
+@pytest.mark.slow
+def test_no_index_is_out_of_bounds(tmp_path: Path) -> None:
+    """numba's own check, which compiled code does without otherwise."""
+    code = """
+import torch, znorm
+from torch import nn
+shapes = [(600, 451), (3, 400_001), (64, 64), (9,), (33, 3, 3, 3)]
+for threads in (1, 2, 3):
+    torch.set_num_threads(threads)
+    for dtype in (torch.float32, torch.bfloat16):
+        for transform in (
+            znorm.ZNorm(),
+            znorm.ZNorm(granularity="channel"),
+            znorm.chain(znorm.Centralize(), znorm.ClipGlobalNorm(1.0)),
+            znorm.chain(znorm.ClipValue(0.01), znorm.ZNorm(select="all")),
+            znorm.ZNorm(select=[(lambda n, p: p.dim() == 2 and len(p) == 600, znorm.Layers(3))]),
+        ):
+            for make in (znorm.optim.Adam, znorm.optim.SGD):
+                parameters = [nn.Parameter(torch.randn(s).to(dtype)) for s in shapes]
+                optimizer = make(parameters, transform=transform)
+                for _ in range(2):
+                    for p in parameters:
+                        p.grad = torch.randn_like(p)
+                    optimizer.step()
+print("done")
+"""
+    out, err = finish(
+        run(code=code, NUMBA_BOUNDSCHECK="1", NUMBA_CACHE_DIR=str(tmp_path)), timeout=300
+    )
+    assert out.strip() == "done", err
+    assert "warn" not in err.lower()
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_a_forked_child_steps() -> None:
     code = (

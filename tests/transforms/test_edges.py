@@ -181,7 +181,7 @@ def test_chains_read_gradients_once_a_stage(
             split, whole = rest[2:4]
             if measures and thread == 0:
                 reads.extend(int(n) for _, _, n, _, _ in split)
-                reads.extend(int(n * units) for _, _, n, units, first in whole if first >= 0)
+                reads.extend(int(n * units) for _, _, n, units, first, _ in whole if first >= 0)
             run_kernels(thread, threads, kind, measures, *rest)
 
         monkeypatch.setattr(drivers, "run", counting_run)

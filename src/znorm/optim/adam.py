@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -228,32 +229,23 @@ def _fill(state: dict[str, Any], parameter: Tensor, amsgrad: bool) -> None:
         state["max_exp_avg_sq"] = torch.zeros_like(parameter)
 
 
-def _advance(decoupled: bool) -> Callable[..., None]:
-    def advance(
-        part: Any,
-        owners: list[int],
-        groups: list[dict[str, Any]],
-        states: list[dict[str, Any]],
-        begun: list[bool],
-    ) -> None:
-        options = np.array(
+def _options(groups: list[dict[str, Any]], *, decoupled: bool) -> Any:
+    return np.array(
+        [
             [
-                [
-                    float(group["lr"]),
-                    float(group["betas"][0]),
-                    float(group["betas"][1]),
-                    float(group["eps"]),
-                    float(group["weight_decay"]),
-                    float(decoupled),
-                    float(group["maximize"]),
-                ]
-                for group in groups
+                float(group["lr"]),
+                float(group["betas"][0]),
+                float(group["betas"][1]),
+                float(group["eps"]),
+                float(group["weight_decay"]),
+                float(decoupled),
+                float(group["maximize"]),
             ]
-        )
-        part.advance_adam([state.get("step") for state in states], owners, options)
+            for group in groups
+        ]
+    )
 
-    return advance
 
-
-_ADAM = Update("ADAM", ("exp_avg", "exp_avg_sq"), _prepare, _advance(decoupled=False))
-_ADAMW = Update("ADAM", ("exp_avg", "exp_avg_sq"), _prepare, _advance(decoupled=True))
+_STATES = ("exp_avg", "exp_avg_sq")
+_ADAM = Update("ADAM", _STATES, _prepare, partial(_options, decoupled=False))
+_ADAMW = Update("ADAM", _STATES, _prepare, partial(_options, decoupled=True))

@@ -10,10 +10,11 @@ pointer is used whose tensor has not just been looked at.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain, repeat
 from operator import attrgetter, is_
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,14 +47,14 @@ class Update:
     prepare : callable (group, state, parameter) -> bool or None
         Fills an empty state as torch does. Whether it was filled before; None if it is a state
         that kernels do not know.
-    advance : callable (part, owners, groups, states, begun) -> None
-        Counts a step, and writes down the constants of each tensor's update.
+    options : callable (groups) -> array
+        What the kernels need to know of each parameter group, see `kernels.cpu.drivers`.
     """
 
     kind: str
     states: tuple[str, ...]
     prepare: Callable[[dict[str, Any], dict[str, Any], Tensor], bool | None]
-    advance: Callable[..., None]
+    options: Callable[[list[dict[str, Any]]], Any]
 
 
 @dataclass
@@ -66,46 +67,33 @@ class _Fold:
     parameters: list[Tensor]
     owners: list[int]
     missing: list[bool]
-    shapes: list[Any]
+    some_missing: bool
     addresses: list[int]
-    gradient_strides: list[Any]
-    gradient_dtypes: list[torch.dtype]
+    sizes: list[int]
+    strides: list[Any]
+    gradients: list[Any] | None
     threads: int
     state_dicts: list[dict[str, Any]]
     states: list[dict[str, Any]]
     held: list[Any]
     z_score: tuple[float, float, float, float] | None
     parts: list[Any]
-    begun: list[bool] = field(default_factory=list)
 
-    def still_holds(self, optimizer: Optimizer, attachment: Attachment | None) -> bool:
-        groups = optimizer.param_groups
-        parameters = [p for group in groups for p in group["params"]]
+    def still_holds(
+        self, optimizer: Optimizer, attachment: Attachment | None, gradients: list[Any]
+    ) -> bool:
+        """Whether all is as it was, but for where gradients lie."""
         kept = self.parameters
-        if (
-            attachment is not self.attachment
-            or len(parameters) != len(kept)
-            or not all(map(is_, parameters, kept))
-            or torch.get_num_threads() != self.threads
-            or list(map(Tensor.data_ptr, kept)) != self.addresses
-            or _shapes(kept) != self.shapes
-        ):
-            return False
-        gradients = list(map(_gradient, kept))
-        if [g is None for g in gradients] != self.missing:
-            return False
-        present = [g for g in gradients if g is not None]
-        if list(map(_dtype, present)) != self.gradient_dtypes or not all(map(_is_cpu, present)):
-            return False
-        # A sparse tensor has no strides: torch says so by raising.
-        if any(g.layout is not torch.strided for g in present):
-            return False
-        if list(map(Tensor.stride, present)) != self.gradient_strides:
-            return False
-        found = list(optimizer.state.values())
         return (
-            len(found) == len(self.state_dicts)
-            and all(map(is_, found, self.state_dicts))
+            attachment is self.attachment
+            and torch.get_num_threads() == self.threads
+            and list(map(is_, gradients, repeat(None))) == self.missing
+            and list(map(Tensor.data_ptr, kept)) == self.addresses
+            and list(map(Tensor.numel, kept)) == self.sizes
+            and list(map(Tensor.stride, kept)) == self.strides
+            and _described(gradients, self.some_missing) == self.gradients
+            and len(optimizer.state) == len(self.state_dicts)
+            and all(map(is_, optimizer.state.values(), self.state_dicts))
             and all(map(is_, _held(self.states), self.held))
         )
 
@@ -118,35 +106,42 @@ def step_folded(optimizer: Optimizer, update: Update) -> bool:
     bool
         False, with nothing done, if they do not.
     """
-    if kernels.compiled() is None:
-        return False
-    return cast(bool, torch.compiler.disable(_step_folded)(optimizer, update))
+    # Compiled kernels are not for torch.compile to trace: there are none while it does.
+    return kernels.compiled() is not None and _step_folded(optimizer, update)
 
 
 @torch.no_grad()
 def _step_folded(optimizer: Optimizer, update: Update) -> bool:
     attachment = attachment_of(optimizer)
+    groups = optimizer.param_groups
+    if not _is_ours(groups):
+        return False
+    parameters = [p for group in groups for p in group["params"]]
+    gradients = list(map(_gradient, parameters))
     fold: _Fold | None = optimizer.__dict__.get("_fold")
-    if fold is None or not fold.still_holds(optimizer, attachment):
+    if (
+        fold is None
+        or len(parameters) != len(fold.parameters)
+        or not all(map(is_, parameters, fold.parameters))
+        or not fold.still_holds(optimizer, attachment, gradients)
+    ):
         fold = _make_fold(optimizer, update, attachment)
         optimizer.__dict__["_fold"] = fold
         if fold is None:
             return False
-    if not _is_ours(optimizer.param_groups):
-        return False
     scale, skip = getattr(optimizer, "grad_scale", None), getattr(optimizer, "found_inf", None)
     if skip is not None and float(skip):
         return True
     factor = 1.0 if scale is None else 1.0 / float(scale)
-    gradients = list(map(_gradient, fold.parameters))
     decision = None
     if fold.z_score is None:
         tensor = None if scale is None else torch.tensor(factor, dtype=torch.float64)
         decision = decide_stage(gradients, fold.layout, tensor, fold.parameters)
+    options = update.options(groups)
     for part in fold.parts:
         with part.plan.lock:
             part.point_at(gradients, 1)
-            update.advance(part, fold.owners, optimizer.param_groups, fold.states, fold.begun)
+            part.advance(update.kind, options)
             if fold.z_score is not None:
                 part.plan.run(getattr(part, update.kind), fold.z_score, factor)
                 fold.receipt.record_compiled(part, fold.z_score, factor)
@@ -155,7 +150,6 @@ def _step_folded(optimizer: Optimizer, update: Update) -> bool:
                 part.plan.run(getattr(part, update.kind), factor=factor)
     if decision is not None:
         fold.receipt.record(decision)
-    fold.begun = [not missing for missing in fold.missing]
     return True
 
 
@@ -206,10 +200,10 @@ def _make_fold(optimizer: Optimizer, update: Update, attachment: Attachment | No
         states.append(state)
         begun.append(before)
     for part in parts:
+        part.begin(owners, [state.get("step") for state in states], begun)
         part.point_at(parameters, 0)
         for place, name in enumerate(update.states, start=2):
             part.point_at([state.get(name) for state in states], place)
-    present = [g for g in gradients if g is not None]
     return _Fold(
         attachment,
         layout,
@@ -217,17 +211,17 @@ def _make_fold(optimizer: Optimizer, update: Update, attachment: Attachment | No
         parameters,
         owners,
         [g is None for g in gradients],
-        _shapes(parameters),
+        any(g is None for g in gradients),
         list(map(Tensor.data_ptr, parameters)),
-        list(map(Tensor.stride, present)),
-        list(map(_dtype, present)),
+        list(map(Tensor.numel, parameters)),
+        list(map(Tensor.stride, parameters)),
+        _described(gradients, any(g is None for g in gradients)),
         torch.get_num_threads(),
         list(optimizer.state.values()),
         states,
-        _held(states),
+        list(_held(states)),
         z_score,
         parts,
-        begun,
     )
 
 
@@ -239,13 +233,17 @@ def _alike(parameter: Tensor, other: Tensor) -> bool:
     )
 
 
-def _shapes(parameters: Sequence[Tensor]) -> list[Any]:
-    return [
-        *map(Tensor.stride, parameters),
-        *map(Tensor.numel, parameters),
-        *map(_dtype, parameters),
-    ]
+def _described(gradients: Sequence[Tensor | None], some_missing: bool) -> list[Any] | None:
+    """Strides, dtypes and whether they lie on a CPU; None for what has no strides."""
+    present: Any = gradients
+    if some_missing:
+        present = [g for g in gradients if g is not None]
+    try:
+        strides = list(map(Tensor.stride, present))
+    except RuntimeError:  # sparse
+        return None
+    return [*strides, *map(_dtype, present), *map(_is_cpu, present)]
 
 
-def _held(states: Sequence[dict[str, Any]]) -> list[Any]:
-    return [value for state in states for value in state.values()]
+def _held(states: Sequence[dict[str, Any]]) -> Iterator[Any]:
+    return chain.from_iterable(map(dict.values, states))

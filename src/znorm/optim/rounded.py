@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from znorm.attachment import attachment_of
+from znorm.attachment import attachment_of, refuse_grad_scaler
 from znorm.transforms.arguments import check_flag
 
 __all__ = ["gradients_of", "loss_of", "prepare", "transform_now", "without_hooks"]
@@ -64,8 +64,10 @@ def transform_now(optimizer: Optimizer) -> None:
 
 
 def loss_of(closure: Callable[[], Any] | None) -> Any:
+    """What the closure gives, called with gradients on, as torch's own steps do."""
     if closure is None:
         return None
+    refuse_grad_scaler()
     with torch.enable_grad():
         return closure()
 

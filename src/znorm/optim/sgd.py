@@ -133,14 +133,8 @@ def _prepare(group: dict[str, Any], state: dict[str, Any], parameter: Tensor) ->
     return begun
 
 
-def _advance(
-    part: Any,
-    owners: list[int],
-    groups: list[dict[str, Any]],
-    states: list[dict[str, Any]],
-    begun: list[bool],
-) -> None:
-    options = np.array(
+def _options(groups: list[dict[str, Any]]) -> Any:
+    return np.array(
         [
             [
                 float(group["lr"]),
@@ -153,7 +147,6 @@ def _advance(
             for group in groups
         ]
     )
-    part.advance_sgd(begun, owners, options)
 
 
-_SGD = Update("SGD", ("momentum_buffer",), _prepare, _advance)
+_SGD = Update("SGD", ("momentum_buffer",), _prepare, _options)

@@ -7,6 +7,7 @@ on a CPU. `DTYPES` names them. Loads widen to float32, stores round once to the 
 from __future__ import annotations
 
 import os
+import platform
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,17 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-__all__ = ["DTYPES", "at", "atomic_add", "atomic_load", "load", "rest", "single_at", "store"]
+__all__ = [
+    "DTYPES",
+    "at",
+    "atomic_add",
+    "atomic_load",
+    "load",
+    "pause",
+    "rest",
+    "single_at",
+    "store",
+]
 
 # For each dtype a value whose type stands for it.
 DTYPES = {
@@ -117,6 +128,20 @@ def atomic_load(typing: Any, array: Any, index: Any) -> Any:
         return builder.load_atomic(_place(context, builder, array, args), "acquire", 8)
 
     return types.int64(array, types.int64), codegen
+
+
+@intrinsic
+def pause(typing: Any) -> Any:
+    """Tell the processor that this thread is only waiting, so that its other one is not slowed."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        if platform.machine().lower() in ("x86_64", "amd64"):
+            kind = ir.FunctionType(ir.VoidType(), [])
+            name = "llvm.x86.sse2.pause"
+            builder.call(cgutils.get_or_insert_function(builder.module, kind, name), [])
+        return context.get_dummy_value()
+
+    return types.void(), codegen
 
 
 @intrinsic

@@ -50,13 +50,18 @@ class Part:
 
     def point_at(self, tensors: Sequence[Tensor | None], place: int = 1) -> None:
         """Write the addresses of all rows' tensors, 0 for what is missing."""
-        chosen = [tensors[number] for number in self.numbers]
-        self.plan.addresses[place] = [0 if t is None else t.data_ptr() for t in chosen]
+        chosen: Any = tensors
+        if len(self.numbers) != len(tensors):
+            chosen = [tensors[number] for number in self.numbers]
+        try:
+            self.plan.addresses[place] = list(map(Tensor.data_ptr, chosen))
+        except TypeError:  # one is missing
+            self.plan.addresses[place] = [0 if t is None else t.data_ptr() for t in chosen]
 
-    def record(self, sums: Tensor, z_score: tuple[float, ...], factor: float) -> None:
+    def record(self, sums: Any, z_score: tuple[float, ...], factor: float) -> None:
         """Add the step that was run last to a receipt's sums."""
         drivers.record(
-            sums.numpy(),
+            sums,
             self.plan.addresses,
             self.measured,
             self.units,
@@ -78,27 +83,43 @@ class Part:
             self.point_at(tensors)
             return torch.from_numpy(self.plan.clamp(bound))
 
-    def advance_adam(
-        self, counters: Sequence[Tensor | None], groups: Sequence[int], options: Any
+    def begin(
+        self,
+        groups: Sequence[int],
+        counters: Sequence[Tensor | None],
+        begun: Sequence[bool],
     ) -> None:
-        """Count a step of Adam; see `drivers.advance_adam`."""
-        drivers.advance_adam(
-            self.plan.addresses,
-            self._of_rows([0 if c is None else c.data_ptr() for c in counters]),
-            self._of_rows(groups),
-            options,
-            self.plan.constants,
-        )
+        """Take down what an optimizer's steps rest on.
 
-    def advance_sgd(self, started: Sequence[int], groups: Sequence[int], options: Any) -> None:
-        """Write down the constants of a step of SGD; see `drivers.advance_sgd`."""
-        drivers.advance_sgd(
-            self.plan.addresses,
-            self._of_rows(started),
-            self._of_rows(groups),
-            options,
-            self.plan.constants,
-        )
+        Parameters
+        ----------
+        groups : sequence of int
+            The parameter group of each row of the layout.
+        counters : sequence of Tensor or None
+            Its step counter, float32, which lives as long as this is used.
+        begun : sequence of bool
+            Whether its momentum buffer holds anything.
+        """
+        self._groups = self._of_rows(groups)
+        self._counters = self._of_rows([0 if c is None else c.data_ptr() for c in counters])
+        self._begun = self._of_rows(begun)
+
+    def advance(self, kind: str, options: Any) -> None:
+        """Count a step, and write down the constants of each tensor's update.
+
+        Parameters
+        ----------
+        kind : "ADAM" or "SGD"
+        options : float64 array of shape (groups, n)
+            See `drivers.advance_adam` and `drivers.advance_sgd`.
+        """
+        plan = self.plan
+        if kind == "ADAM":
+            counters = self._counters
+            drivers.advance_adam(plan.addresses, counters, self._groups, options, plan.constants)
+            return
+        drivers.advance_sgd(plan.addresses, self._begun, self._groups, options, plan.constants)
+        self._begun[:] = 1
 
     def _of_rows(self, values: Sequence[int]) -> Any:
         return np.array([values[number] for number in self.numbers], dtype=np.int64)

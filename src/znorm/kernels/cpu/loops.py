@@ -12,7 +12,7 @@ from numba import njit
 
 from znorm.kernels.cpu.intrinsics import at, load, store
 
-__all__ = ["adam", "affine", "clamp", "sgd", "sums"]
+__all__ = ["adam", "affine", "clamp", "sgd", "sums", "sums_of_four"]
 
 # Multiplications and additions may become one; NaN and inf keep their meaning.
 _OPTIONS: dict[str, Any] = {
@@ -57,6 +57,31 @@ def sums(address, start, length, shift, dtype):
         s0 += w
         q0 += w * w
     return (s0 + s1) + (s2 + s3), (q0 + q1) + (q2 + q3)
+
+
+@njit(**_SUMS)
+def sums_of_four(address, start, apart, length, shift, dtype):
+    """`sums` of four stretches of one length, each so many elements after the one before."""
+    a = at(address, start, dtype)
+    b = at(address, start + apart, dtype)
+    c = at(address, start + 2 * apart, dtype)
+    d = at(address, start + 3 * apart, dtype)
+    s0 = s1 = s2 = s3 = 0.0
+    q0 = q1 = q2 = q3 = 0.0
+    for i in range(length):
+        w = np.float64(load(a, i)) - shift
+        x = np.float64(load(b, i)) - shift
+        y = np.float64(load(c, i)) - shift
+        z = np.float64(load(d, i)) - shift
+        s0 += w
+        s1 += x
+        s2 += y
+        s3 += z
+        q0 += w * w
+        q1 += x * x
+        q2 += y * y
+        q3 += z * z
+    return s0, q0, s1, q1, s2, q2, s3, q3
 
 
 @njit(**_OPTIONS)

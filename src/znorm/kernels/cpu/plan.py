@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -18,6 +19,9 @@ __all__ = ["Plan"]
 
 # Elements that one thread takes at a time.
 _PIECE = 1 << 16
+
+# Elements of a whole list from which on a second thread shortens the step.
+_WORTH_WAKING = 1 << 20
 
 _Array = np.ndarray[Any, Any]
 
@@ -58,45 +62,52 @@ class Plan:
         self.dtype = DTYPES[dtype]
         self.measures = measures
         self.threads = threads
-        split: list[tuple[int, int, int, int, int]] = []
-        blocks = 0
-        whole: list[tuple[int, int, int, int, int]] = []
+        self.elements = sum(math.prod(shape) for shape in shapes)
+        split: list[tuple[int, ...]] = []
+        whole: list[tuple[int, ...]] = []
+        rows = 0
         for tensor, (shape, stride, held) in enumerate(zip(shapes, strides, layers, strict=True)):
-            size = int(np.prod(shape, dtype=np.int64))
             if not held:
-                whole += [(tensor, start, n, 1, -1) for start, n in _pieces(0, size)]
+                whole += [(tensor, at, n, 1, -1, -1) for at, n in _pieces(0, math.prod(shape))]
             for layer in held:
                 stretch = layer.stretch(shape, stride)
                 assert stretch is not None
                 start, length, count = stretch
-                if measures and count == 1 and length > drivers.BLOCK:
-                    split.append((tensor, start, length, layer.first, blocks))
-                    blocks += -(-length // drivers.BLOCK)
-                elif count > 1:
-                    rows = max(1, _PIECE // max(1, length))
+                if count > 1:
+                    several = max(1, _PIECE // max(1, length))
                     whole += [
                         (
                             tensor,
-                            start + row * length,
+                            start + unit * length,
                             length,
-                            min(rows, count - row),
-                            layer.first + row,
+                            min(several, count - unit),
+                            layer.first + unit,
+                            -1,
                         )
-                        for row in range(0, count, rows)
+                        for unit in range(0, count, several)
                     ]
-                elif measures:
-                    whole.append((tensor, start, length, 1, layer.first))
+                elif not measures:
+                    whole += [
+                        (tensor, at, n, 1, layer.first, -1) for at, n in _pieces(start, length)
+                    ]
+                elif length < drivers.LARGE:
+                    whole.append((tensor, start, length, 1, layer.first, -1))
                 else:
-                    whole += [(tensor, at, n, 1, layer.first) for at, n in _pieces(start, length)]
+                    # One thread would still be at it when the others are done with all the rest.
+                    if 2 * threads * length > self.elements and threads > 1:
+                        split.append((tensor, start, length, layer.first, rows))
+                    else:
+                        whole.append((tensor, start, length, 1, layer.first, rows))
+                    rows += -(-length // drivers.BLOCK)
         # The largest first, so that no thread is left with one at the end.
         whole.sort(key=lambda item: -item[2] * item[3])
         self.split = np.array(split, dtype=np.int64).reshape(-1, 5)
-        self.whole = np.array(whole, dtype=np.int64).reshape(-1, 5)
+        self.whole = np.array(whole, dtype=np.int64).reshape(-1, 6)
         self.addresses = np.zeros((4, len(shapes)), dtype=np.int64)
         self.constants = np.zeros((len(shapes), 10), dtype=np.float32)
         self.moments = np.zeros((2, units))
         self.given = np.zeros((3, units), dtype=np.float32)
-        self._partial = np.zeros((blocks, 2))
+        self._partial = np.zeros((rows, 2))
         self._sync = np.zeros(len(split) + 2, dtype=np.int64)
         self._transform = np.zeros(4)
         # Two Python threads may transform lists of the same layout at once.
@@ -150,8 +161,13 @@ class Plan:
         return found
 
     def _together(self, function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
-        if self.threads == 1 or not workers.alone().acquire(blocking=False):
-            # The workers are another Python thread's now.
+        # Waking a worker takes longer than its share of a small list, and the workers may be
+        # another Python thread's now.
+        if (
+            self.threads == 1
+            or self.elements < _WORTH_WAKING
+            or not workers.alone().acquire(blocking=False)
+        ):
             function(0, 1, *arguments)
             return
         try:
