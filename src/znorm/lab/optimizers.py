@@ -32,7 +32,7 @@ __all__ = [
 OPTIMIZERS: Mapping[str, tuple[type[torch.optim.Optimizer], Mapping[str, Any]]] = {
     "adam": (znorm.optim.Adam, {"fused": True}),
     "adamw": (znorm.optim.AdamW, {"fused": True, "weight_decay": 1e-2}),
-    "sgd": (torch.optim.SGD, {"fused": True, "momentum": 0.9}),
+    "sgd": (znorm.optim.SGD, {"fused": True, "momentum": 0.9}),
     "rmsprop": (torch.optim.RMSprop, {}),
 }
 
@@ -148,7 +148,7 @@ def make_optimizer(
         optimizer = kind(model.parameters(), lr=learning_rate, **arguments)  # type: ignore[call-arg]
     except Exception as error:
         raise ConfigurationError(f"optimizer {name}: {' '.join(str(error).split())}") from None
-    if not takes_transform:
+    if not takes_transform and transform is not None:
         znorm.attach(optimizer, transform, model=model)
     return optimizer
 
