@@ -48,6 +48,7 @@ bench: setup
 	$(BIN)/python benchmarks/loop.py
 	$(BIN)/python benchmarks/data.py
 	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python benchmarks/step.py
 
 floor:
 	@test -x .venv-floor/bin/python || $(PYTHON) -m venv .venv-floor
