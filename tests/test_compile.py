@@ -87,6 +87,9 @@ def test_with_a_closure_too(name: str) -> None:
         torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
 
 
+@pytest.mark.skipif(
+    torch.__version__ < (2, 13), reason="what dynamo can trace differs from version to version"
+)
 @pytest.mark.parametrize(
     "transform",
     [

@@ -93,6 +93,9 @@ def test_sparse_adam_is_refused_by_name() -> None:
         optimizer.step()
 
 
+@pytest.mark.skipif(
+    torch.__version__ < (2, 13), reason="torch's own table differs from version to version"
+)
 def test_the_documentation_shows_the_table() -> None:
     lines = Path(__file__).parents[1].joinpath("docs", "optimizers.md").read_text().splitlines()
     shown = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if "|" in line][2:]
