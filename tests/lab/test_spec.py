@@ -69,6 +69,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"optimizer": "torch.optim.Nothing"}, "optimizer torch.optim.Nothing: cannot be imported"),
     ({"optimizer": "torch.nn.Linear"}, "optimizer torch.nn.Linear: not a torch.optim.Optimizer"),
     ({"optimizer": "sgd", "optimizer_options.momentm": 1}, "'momentm'; did you mean momentum"),
+    ({"optimizer": "adam", "optimizer_options.beta": [0.9, 0.9]}, "'beta'; did you mean betas"),
     ({"optimizer": "adam", "optimizer_options.betas": [2, 2]}, "optimizer adam: Invalid beta"),
     ({"optimizer": "sgd", "optimizer_options.lr": 1}, "optimizer sgd: lr is not set here"),
     ({"optimizer": "torch.optim.LBFGS"}, "optimizer torch.optim.LBFGS: cannot step here"),

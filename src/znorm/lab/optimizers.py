@@ -78,7 +78,7 @@ def options_of(name: str, given: Mapping[str, Any] | None, weight_decay: float) 
     kind = _class(name)
     defaults = dict(OPTIMIZERS[name][1]) if name in OPTIMIZERS else {}
     options = {**defaults, **(given or {})}
-    valid = [n for n in inspect.signature(kind).parameters if n not in _FIXED]
+    valid = _options_taken(kind)
     for option in given or {}:
         if option == "weight_decay" and name == "adamw":
             continue
@@ -86,7 +86,7 @@ def options_of(name: str, given: Mapping[str, Any] | None, weight_decay: float) 
             raise ConfigurationError(
                 f"optimizer {name}: {option} is not set here; see lr and the method's weight_decay"
             )
-        if option not in valid and "options" not in valid:
+        if valid is not None and option not in valid:
             raise unknown(f"option of optimizer {name}", option, valid)
     if (given or {}).keys() & {"foreach", "differentiable"}:
         options.pop("fused", None)
@@ -94,6 +94,19 @@ def options_of(name: str, given: Mapping[str, Any] | None, weight_decay: float) 
         raise ConfigurationError(f"optimizer {name} has no weight decay, which the method asks for")
     check(name, options, weight_decay)
     return options
+
+
+def _options_taken(kind: type) -> list[str] | None:
+    """Names that a class takes, those that it hands on to torch's included; None: any."""
+    names: list[str] = []
+    for base in kind.__mro__:
+        if base is torch.optim.Optimizer:
+            break
+        parameters = inspect.signature(base).parameters.values()
+        names += [p.name for p in parameters if p.kind is not p.VAR_KEYWORD]
+        if all(p.kind is not p.VAR_KEYWORD for p in parameters):
+            return [name for name in dict.fromkeys(names) if name not in _FIXED]
+    return None
 
 
 def check(name: str, options: Mapping[str, Any], weight_decay: float) -> None:
