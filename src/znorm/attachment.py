@@ -278,8 +278,10 @@ class Attachment:
         writes = any(part.layout.writes for part in parts)
         factor, skipped = _loss_scale(optimizer, take_over=writes)
         given = [_gradients(part) for part in parts]
-        for part, gradients in zip(parts, given, strict=True):
-            check(gradients, part.layout)  # before any is written
+        if len(parts) > 1:
+            # Before any is written; the only one is checked as it is transformed.
+            for part, gradients in zip(parts, given, strict=True):
+                check(gradients, part.layout)
         with torch.set_grad_enabled(differentiable):
             for part, gradients in zip(parts, given, strict=True):
                 layout, unscale = part.layout, factor

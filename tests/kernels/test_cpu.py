@@ -427,13 +427,13 @@ def test_a_forked_child_steps() -> None:
 import os
 for p in parameters:
     p.grad = torch.randn_like(p)
+sys.stdout.flush()  # or the child would print what is held, too
 child = os.fork()
 optimizer.step()  # torch's own threads do not outlive a fork: nothing else here needs them
 torch.set_num_threads(1)
-print(float(parameters[0].detach().double().sum()), flush=True)
-if child:
-    _, status = os.waitpid(child, 0)
-    sys.exit(os.waitstatus_to_exitcode(status))
+failed = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) if child else 0
+print(float(parameters[0].detach().double().sum()), flush=True)  # one after the other
+sys.exit(failed)
 """
     )
     out, _ = finish(run("2", "1", code=code))

@@ -14,8 +14,8 @@ from torch.optim.optimizer import ParamsT
 
 from znorm.attachment import Attachment, attach, attachment_of
 from znorm.kernels import reference
-from znorm.optim.folded import Update, step_folded
-from znorm.optim.rounded import gradients_of, loss_of, prepare, transform_now, without_hooks
+from znorm.optim.folded import Update
+from znorm.optim.stepping import gradients_of, prepare, take_step, with_options
 from znorm.transforms.composition import Transform
 
 __all__ = ["Adam", "AdamW"]
@@ -91,21 +91,11 @@ class Adam(torch.optim.Adam):
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one step, as torch's own; with stochastic rounding, in float32."""
-        loss = loss_of(closure)
-        if not self.stochastic_rounding:
-            if not step_folded(self, _ADAM):
-                transform_now(self)
-                without_hooks(torch.optim.Adam.step)(self)
-            return loss
-        transform_now(self)
-        _step_in_float32(self, decoupled=False)
-        return loss
+        rounded = partial(_step_in_float32, self, decoupled=False)
+        return take_step(self, closure, _ADAM, torch.optim.Adam.step, rounded)
 
     def __getstate__(self) -> dict[str, Any]:
-        # torch's own leaves attributes out.
-        kept = ("stochastic_rounding", "_step_supports_amp_scaling")
-        own = {name: self.__dict__[name] for name in kept if name in self.__dict__}
-        return {**super().__getstate__(), **own}
+        return with_options(self, super().__getstate__())
 
 
 class AdamW(torch.optim.AdamW):
@@ -171,21 +161,11 @@ class AdamW(torch.optim.AdamW):
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one step, as torch's own; with stochastic rounding, in float32."""
-        loss = loss_of(closure)
-        if not self.stochastic_rounding:
-            if not step_folded(self, _ADAMW):
-                transform_now(self)
-                without_hooks(torch.optim.AdamW.step)(self)
-            return loss
-        transform_now(self)
-        _step_in_float32(self, decoupled=True)
-        return loss
+        rounded = partial(_step_in_float32, self, decoupled=True)
+        return take_step(self, closure, _ADAMW, torch.optim.AdamW.step, rounded)
 
     def __getstate__(self) -> dict[str, Any]:
-        # torch's own leaves attributes out.
-        kept = ("stochastic_rounding", "_step_supports_amp_scaling")
-        own = {name: self.__dict__[name] for name in kept if name in self.__dict__}
-        return {**super().__getstate__(), **own}
+        return with_options(self, super().__getstate__())
 
 
 @torch.no_grad()

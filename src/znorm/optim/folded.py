@@ -67,7 +67,6 @@ class _Fold:
     parameters: list[Tensor]
     owners: list[int]
     missing: list[bool]
-    some_missing: bool
     addresses: list[int]
     sizes: list[int]
     strides: list[Any]
@@ -91,7 +90,7 @@ class _Fold:
             and list(map(Tensor.data_ptr, kept)) == self.addresses
             and list(map(Tensor.numel, kept)) == self.sizes
             and list(map(Tensor.stride, kept)) == self.strides
-            and _described(gradients, self.some_missing) == self.gradients
+            and _described(gradients, True in self.missing) == self.gradients
             and len(optimizer.state) == len(self.state_dicts)
             and all(map(is_, optimizer.state.values(), self.state_dicts))
             and all(map(is_, _held(self.states), self.held))
@@ -204,18 +203,18 @@ def _make_fold(optimizer: Optimizer, update: Update, attachment: Attachment | No
         part.point_at(parameters, 0)
         for place, name in enumerate(update.states, start=2):
             part.point_at([state.get(name) for state in states], place)
+    missing = [g is None for g in gradients]
     return _Fold(
         attachment,
         layout,
         receipt,
         parameters,
         owners,
-        [g is None for g in gradients],
-        any(g is None for g in gradients),
+        missing,
         list(map(Tensor.data_ptr, parameters)),
         list(map(Tensor.numel, parameters)),
         list(map(Tensor.stride, parameters)),
-        _described(gradients, any(g is None for g in gradients)),
+        _described(gradients, True in missing),
         torch.get_num_threads(),
         list(optimizer.state.values()),
         states,

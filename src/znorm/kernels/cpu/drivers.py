@@ -117,7 +117,7 @@ def run(
         if thread == 0:
             moments[0, unit] = mean
             moments[1, unit] = m2
-        high, low, scale = _z_score(mean, m2, length, transform, factor)
+        high, low, scale = _split(*_z_score(mean, m2, length, transform, factor))
         # What this thread has measured, and has in its cache.
         for k in range(4):
             start = (begin + k * quarter) * BLOCK
@@ -152,7 +152,7 @@ def run(
                 mean, m2 = _finish_sums(shift, total, squares, size)
                 moments[0, unit] = mean
                 moments[1, unit] = m2
-                high, low, scale = _z_score(mean, m2, size, transform, factor)
+                high, low, scale = _split(*_z_score(mean, m2, size, transform, factor))
             elif first >= 0:
                 # Decided on whole tensors: a large one may come in several items of one unit.
                 high, low, scale = given[0, unit], given[1, unit], given[2, unit]
@@ -235,7 +235,7 @@ def _finish_sums(shift, total, squares, n):
 
 @njit(**_OPTIONS)
 def _z_score(mean, m2, n, transform, factor):
-    """ZNorm's formula, as `znorm.ZNorm.decide` has it; a test holds the two equal."""
+    """ZNorm's formula, as `znorm.ZNorm.decide` has it; tests hold the two equal."""
     eps, centers, scales, correction = transform[0], transform[1], transform[2], transform[3]
     scale = factor
     if scales != 0:
@@ -246,7 +246,12 @@ def _z_score(mean, m2, n, transform, factor):
     if not np.isfinite(mean + m2):
         # All of the tensor: nothing is hidden from torch's own guards.
         scale = np.nan
-    center = mean if centers != 0 else 0.0
+    return (mean if centers != 0 else 0.0), scale
+
+
+@njit(**_OPTIONS)
+def _split(center, scale):
+    """Coefficients as the loops take them: the center in two parts, all in float32."""
     high = np.float32(center)
     low = np.float32(center - np.float64(high))
     return high, low, np.float32(scale)
@@ -366,19 +371,13 @@ def record(sums, addresses, tensors, units, sizes, moments, transform, factor):
     transform, factor
         As in `run`.
     """
-    eps, centers, scales, correction = transform[0], transform[1], transform[2], transform[3]
     for k in range(len(units)):
         if addresses[1, tensors[k]] == 0:
             continue
         n = np.float64(sizes[k])
         mean = moments[0, units[k]] * factor
         m2 = moments[1, units[k]] * factor * factor
-        scale = 1.0
-        if scales != 0:
-            scale = 1 / (np.sqrt(m2 / max(n - correction, 1.0)) + eps)
-        if (centers != 0 or scales != 0) and m2 == 0:
-            scale = 0.0
-        center = mean if centers != 0 else 0.0
+        center, scale = _z_score(mean, m2, n, transform, 1.0)
         before = np.sqrt(m2 + n * mean * mean)
         after = scale * np.sqrt(m2 + n * (mean - center) * (mean - center))
         both = before * after

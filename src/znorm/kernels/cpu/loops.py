@@ -27,41 +27,8 @@ _SUMS = {**_OPTIONS, "fastmath": {"reassoc", "nsz", "contract"}}
 
 
 @njit(**_SUMS)
-def sums(address, start, length, shift, dtype):
-    """Sum and sum of squares of ``g - shift`` in float64.
-
-    Four stretches at a time: one alone waits for memory most of the time.
-    """
-    quarter = length // 4
-    a = at(address, start, dtype)
-    b = at(address, start + quarter, dtype)
-    c = at(address, start + 2 * quarter, dtype)
-    d = at(address, start + 3 * quarter, dtype)
-    s0 = s1 = s2 = s3 = 0.0
-    q0 = q1 = q2 = q3 = 0.0
-    for i in range(quarter):
-        w = np.float64(load(a, i)) - shift
-        x = np.float64(load(b, i)) - shift
-        y = np.float64(load(c, i)) - shift
-        z = np.float64(load(d, i)) - shift
-        s0 += w
-        s1 += x
-        s2 += y
-        s3 += z
-        q0 += w * w
-        q1 += x * x
-        q2 += y * y
-        q3 += z * z
-    for i in range(4 * quarter, length):
-        w = np.float64(load(a, i)) - shift
-        s0 += w
-        q0 += w * w
-    return (s0 + s1) + (s2 + s3), (q0 + q1) + (q2 + q3)
-
-
-@njit(**_SUMS)
 def sums_of_four(address, start, apart, length, shift, dtype):
-    """`sums` of four stretches of one length, each so many elements after the one before."""
+    """Sums as of `sums`, of four stretches of one length, each ``apart`` from the one before."""
     a = at(address, start, dtype)
     b = at(address, start + apart, dtype)
     c = at(address, start + 2 * apart, dtype)
@@ -82,6 +49,22 @@ def sums_of_four(address, start, apart, length, shift, dtype):
         q2 += y * y
         q3 += z * z
     return s0, q0, s1, q1, s2, q2, s3, q3
+
+
+@njit(**_SUMS)
+def sums(address, start, length, shift, dtype):
+    """Sum and sum of squares of ``g - shift`` in float64.
+
+    Four stretches at a time: one alone waits for memory most of the time.
+    """
+    quarter = length // 4
+    s0, q0, s1, q1, s2, q2, s3, q3 = sums_of_four(address, start, quarter, quarter, shift, dtype)
+    a = at(address, start, dtype)
+    for i in range(4 * quarter, length):
+        w = np.float64(load(a, i)) - shift
+        s0 += w
+        q0 += w * w
+    return (s0 + s1) + (s2 + s3), (q0 + q1) + (q2 + q3)
 
 
 @njit(**_OPTIONS)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Any
 
-__all__ = ["run_together"]
+__all__ = ["alone", "run_together"]
 
 _Job = tuple[Callable[..., None], int, int, tuple[Any, ...], "SimpleQueue[BaseException | None]"]
 

@@ -1,4 +1,4 @@
-"""What the steps with stochastic rounding share: the option, and the gradients to step on."""
+"""What the optimizers of this package share: how a step is taken, and stochastic rounding."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from znorm.attachment import attachment_of, refuse_grad_scaler
+from znorm.optim.folded import Update, step_folded
 from znorm.transforms.arguments import check_flag
 
-__all__ = ["gradients_of", "loss_of", "prepare", "transform_now", "without_hooks"]
+__all__ = ["gradients_of", "prepare", "take_step", "with_options"]
 
 _VARIANTS = ("foreach", "fused", "capturable", "differentiable")
 
@@ -50,12 +51,49 @@ def _check_group(name: str, group: dict[str, Any]) -> None:
             )
 
 
-def without_hooks(step: Callable[..., Any]) -> Callable[..., Any]:
-    """torch's step without the layer that runs hooks: they have run around the caller's own."""
-    return cast(Any, step).__wrapped__ if getattr(step, "hooked", False) else step
+def take_step(
+    optimizer: Optimizer,
+    closure: Callable[[], Any] | None,
+    update: Update,
+    plain: Callable[..., Any],
+    rounded: Callable[[], None],
+) -> Any:
+    """One step: in compiled kernels if they serve all of it, else by torch's own.
+
+    Parameters
+    ----------
+    optimizer : Optimizer
+    closure : callable, optional
+        Called with gradients on, as torch's own steps do.
+    update : Update
+        What the kernels need to know of the optimizer.
+    plain : callable (optimizer) -> None
+        torch's own step.
+    rounded : callable () -> None
+        The step with stochastic rounding.
+
+    Returns
+    -------
+    What the closure gives.
+    """
+    loss = None
+    if closure is not None:
+        refuse_grad_scaler()
+        with torch.enable_grad():
+            loss = closure()
+    if not cast(Any, optimizer).stochastic_rounding:
+        if not step_folded(optimizer, update):
+            _transform_now(optimizer)
+            # Without the layer that runs hooks: they run around the caller's own step.
+            hooked = getattr(plain, "hooked", False)
+            (cast(Any, plain).__wrapped__ if hooked else plain)(optimizer)
+        return loss
+    _transform_now(optimizer)
+    rounded()
+    return loss
 
 
-def transform_now(optimizer: Optimizer) -> None:
+def _transform_now(optimizer: Optimizer) -> None:
     """Transform gradients in place, where a transform is attached."""
     attachment = attachment_of(optimizer)
     if attachment is not None:
@@ -63,13 +101,10 @@ def transform_now(optimizer: Optimizer) -> None:
         torch.compiler.disable(attachment.transform_gradients)()
 
 
-def loss_of(closure: Callable[[], Any] | None) -> Any:
-    """What the closure gives, called with gradients on, as torch's own steps do."""
-    if closure is None:
-        return None
-    refuse_grad_scaler()
-    with torch.enable_grad():
-        return closure()
+def with_options(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    """What is pickled of an optimizer, with the attributes that torch's own leaves out."""
+    kept = ("stochastic_rounding", "_step_supports_amp_scaling")
+    return {**state, **{n: optimizer.__dict__[n] for n in kept if n in optimizer.__dict__}}
 
 
 def gradients_of(
