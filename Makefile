@@ -29,6 +29,8 @@ test: setup
 	$(BIN)/python -m pytest
 
 test-all: coverage
+	ZNORM_KERNELS=reference $(BIN)/python -m pytest --quiet tests/test_every_optimizer.py \
+	  tests/test_set_ups.py tests/transforms tests/optim
 	$(BIN)/python -m pytest -m slow
 
 coverage: setup

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from znorm import kernels
 from znorm.kernels import reference
+from znorm.layers import is_dense
 from znorm.layout import Decision, Layout
 from znorm.moments import Affine, Moments
 from znorm.rows import Row
@@ -313,6 +314,8 @@ def _stage_(
         moments = _z_score_compiled_(given, stage, factor)
         if moments is not None:
             return stage.decide(moments, factor)
+        if _is_plain(given, stage):
+            return _z_score_plain_(given, stage, factor)
     decision = decide_stage(given, stage, factor, parameters)
     _apply_(given, decision.affine, stage)
     return decision
@@ -364,6 +367,57 @@ def _z_score_compiled_(
         if gradient is None and row.units:
             count[row.first : row.first + row.units] = 0
     return Moments(count, held[0], held[1], stage)
+
+
+def _is_plain(given: Sequence[Tensor | None], stage: Layout) -> bool:
+    """Whether reference kernels can center in place: float32 on a CPU, each row one unit."""
+    if kernels.compiled() is not None or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return False
+    assert stage.z_score is not None
+    centers = stage.z_score[1] != 0
+    return centers and all(
+        row.units == 1
+        and len(row.layers) == 1
+        and row.layers[0].cut is None
+        and gradient.dtype == torch.float32
+        and gradient.device.type == "cpu"
+        and not gradient.requires_grad
+        and is_dense(tuple(gradient.shape), gradient.stride())
+        for row, gradient in zip(stage.rows, given, strict=True)
+        if row.units and gradient is not None and gradient.numel()
+    )
+
+
+def _z_score_plain_(
+    given: Sequence[Tensor | None], stage: Layout, factor: Tensor | None
+) -> Decision:
+    """ZNorm by the reference kernels: gradients are centered in place while they are measured."""
+    count, mean, m2 = stage.count.tolist(), [0.0] * stage.units, [0.0] * stage.units
+    centered: list[tuple[Tensor, int, float]] = []
+    others: list[Tensor | None] = [None] * len(given)
+    for number, (row, gradient) in enumerate(zip(stage.rows, given, strict=True)):
+        if not row.units:
+            continue
+        if gradient is None or gradient.numel() == 0:
+            count[row.first] = 0.0 if gradient is None else count[row.first]
+            continue
+        found = reference.center_(gradient)
+        if found is None:
+            others[number] = gradient
+            own = reference.moments(gradient, ())
+            mean[row.first], m2[row.first] = float(own[0]), float(own[1])
+        else:
+            subtracted, left, m2[row.first] = found
+            mean[row.first] = subtracted + left
+            centered.append((gradient, row.first, left))
+    measured = torch.tensor([count, mean, m2], dtype=stage.count.dtype)
+    decision = stage.decide(Moments(measured[0], measured[1], measured[2], stage), factor)
+    scale = decision.affine.scale.tolist()
+    for gradient, unit, left in centered:
+        reference.scale_(gradient, left, scale[unit])
+    if any(gradient is not None for gradient in others):
+        _apply_(others, decision.affine, stage)
+    return decision
 
 
 def _clamp_(

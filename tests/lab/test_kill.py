@@ -52,8 +52,8 @@ def test_sigkill_at_five_random_moments_changes_no_bit(tmp_path: Path) -> None:
         process = subprocess.Popen(
             command(killed), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
-        # Within one and a half epochs after the next one is saved: of 16, some are then always kept,
-        # and five kills come before the end, however slow the machine starts.
+        # Within one and a half epochs after the next one is saved: of 16, some are then always
+        # kept, and five kills come before the end, however slow the machine starts.
         while saved_epochs(killed) <= before and process.poll() is None:
             time.sleep(0.01)
         time.sleep(moments.uniform(0, 1.5 * epoch))

@@ -11,6 +11,15 @@ from torch import Tensor
 
 import oracle
 import znorm
+from znorm import kernels
+
+
+@pytest.fixture(params=["in use", "reference"], autouse=True)
+def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test by the kernels that are in use here, and by the reference kernels."""
+    if request.param == "reference":
+        monkeypatch.setattr(kernels, "compiled", lambda: None)
+
 
 RATIOS = [0.0, 1.0, 1e2, 1e4, 1e6]
 SHAPES = [(2,), (7, 5), (64, 3, 7, 7), (32, 16, 3, 3), (1, 300), (257, 129), (6, 5, 4, 3, 2)]
@@ -135,6 +144,25 @@ def test_one_far_element_does_not_spoil_the_statistics() -> None:
     # The first element shifts the sums: here it is the furthest from the mean that can be.
     gradient = gradients(torch.float32, (300, 301), 0.0)
     gradient[0, 0] = 1e4
+    expected = oracle.whole(oracle.z_score, gradient)
+    error = (transformed(znorm.ZNorm(), gradient).double() - expected).abs().max()
+    assert error <= 3e-7 * expected.abs().max()
+
+
+@pytest.mark.parametrize("std", [1e-30, 1e-24, 1e-16, 1.0, 1e16, 1e24, 1e36])
+@pytest.mark.parametrize("n", [300, 300_001])
+def test_gradients_whose_squares_leave_the_range_of_float32(std: float, n: int) -> None:
+    generator = torch.Generator().manual_seed(n)
+    gradient = (std * torch.randn(n, generator=generator, dtype=torch.float64)).float()
+    transform = znorm.ZNorm(eps=0.0, select="all")
+    expected = oracle.whole(partial(oracle.z_score, eps=0.0), gradient)
+    error = (transformed(transform, gradient).double() - expected).abs().max()
+    assert error <= 3e-7 * expected.abs().max()
+
+
+def test_a_sum_that_float32_cannot_hold() -> None:
+    gradient = 1e37 * (torch.rand(500, 2, generator=torch.Generator().manual_seed(0)) + 30)
+    assert not torch.isfinite(gradient.mean())
     expected = oracle.whole(oracle.z_score, gradient)
     error = (transformed(znorm.ZNorm(), gradient).double() - expected).abs().max()
     assert error <= 3e-7 * expected.abs().max()

@@ -16,12 +16,28 @@ from torch import Tensor
 
 from znorm.kernels.rounding import store_
 
-__all__ = ["NAME", "adam_", "apply_", "moments", "sgd_", "split", "statistics_dtype"]
+__all__ = [
+    "NAME",
+    "adam_",
+    "apply_",
+    "center_",
+    "moments",
+    "scale_",
+    "sgd_",
+    "split",
+    "statistics_dtype",
+]
 
 NAME = "reference"
 
 # Elements turned to float64 at a time on a CPU: 512 KiB, which stays in a core's L2 cache.
 _CHUNK = 1 << 16
+
+# Elements that each thread centers at a time, for the same reason.
+_CENTERED = 1 << 17
+
+# Elements whose squares are summed in float32.
+_ROW = 256
 
 
 def statistics_dtype(device: torch.device) -> torch.dtype:
@@ -80,8 +96,75 @@ def _finish(shift: Tensor, total: Tensor, squares: Tensor, n: int) -> tuple[Tens
     return shift + total / n, m2
 
 
+def center_(gradient: Tensor) -> tuple[float, float, float] | None:
+    """Subtract a number near the mean, in place, and measure what is left while it is in cache.
+
+    In float32, where :func:`moments` turns all to float64. What is left has a mean of nearly 0, so
+    that its squares lose nothing; where it has not, or they leave the range of float32, it is
+    measured in float64 after all.
+
+    Parameters
+    ----------
+    gradient : Tensor
+        float32, on a CPU, dense in memory, at least one element.
+
+    Returns
+    -------
+    subtracted, mean, m2 : float
+        The mean and the sum of squared deviations are of what is left. None, and nothing written,
+        if float32 cannot hold the mean.
+    """
+    flat = _memory_order(gradient)
+    n = flat.numel()
+    subtracted = float(flat.mean())
+    if not math.isfinite(subtracted):
+        return None
+    m2 = 0.0
+    size = _CENTERED * torch.get_num_threads()
+    for chunk in flat.split(size) if n > size else (flat,):
+        m2 += _sum_of_squares(chunk.sub_(subtracted))
+    mean = 0.0
+    if not max(subtracted**2, 1e-30) * n <= m2 < 1e30 * n:
+        # The sum of the first reading may be off by some 1e-7 of itself, or squares by more.
+        exact = _moments_of_tensor(flat)
+        mean, m2 = float(exact[0]), float(exact[1])
+    return subtracted, mean, m2
+
+
+def _sum_of_squares(values: Tensor) -> float:
+    """By rows in float32, which are short enough to lose nothing; rows are added in float64."""
+    rows = values.numel() // _ROW
+    total = 0.0
+    if rows:
+        norms = torch.linalg.vector_norm(values[: rows * _ROW].view(rows, _ROW), dim=1).double()
+        total = float(torch.dot(norms, norms))
+    if values.numel() > rows * _ROW:
+        total += float(torch.linalg.vector_norm(values[rows * _ROW :])) ** 2
+    return total
+
+
+def scale_(gradient: Tensor, center: float, scale: float) -> None:
+    """``g = (g - center) * scale`` in place, in one reading, for a center that is nearly 0.
+
+    As ``g * scale - center * scale``, which loses what cancels between the two: nothing after
+    :func:`center_`.
+
+    Parameters
+    ----------
+    gradient : Tensor
+        As for :func:`center_`.
+    """
+    if center == 0:
+        gradient.mul_(scale)
+        return
+    offset = gradient.new_tensor(-center * scale)
+    torch.add(offset, gradient, alpha=scale, out=gradient)
+
+
 def _memory_order(tensor: Tensor) -> Tensor:
     """One-dimensional, in the order of memory: no copy for any dense memory format."""
+    if tensor.is_contiguous():
+        return tensor.view(-1)
     order = sorted(range(tensor.dim()), key=tensor.stride, reverse=True)
     return tensor.permute(order).reshape(-1)
 
