@@ -113,7 +113,7 @@ def reference(parameters: Parameters) -> Callable[[], object]:
     return without_compiled_kernels
 
 
-def naive(parameters: Parameters) -> Callable[[], object]:
+def naive_(parameters: Parameters) -> Callable[[], object]:
     optimizer = torch.optim.Adam(parameters, fused=True)
 
     def step() -> None:
@@ -152,7 +152,7 @@ ARMS: dict[str, tuple[Callable[[Parameters], Callable[[], object]], str]] = {
     "chain": (chain, "the same with chain(Centralize(), ClipGlobalNorm(1.0))"),
     "attach": (attach, "attach(torch.optim.Adam(fused=True), ZNorm())"),
     "reference": (reference, "the same by the reference kernels"),
-    "naive": (naive, "the formula in a loop over parameters, then fused Adam"),
+    "naive": (naive_, "the formula in a loop over parameters, then fused Adam"),
     "centralization": (centralization, "pytorch_optimizer's centralization, then fused Adam"),
     "clipping": (clipping, "clip_grad_norm_, then fused Adam"),
     "foreach": (foreach, "torch.optim.Adam(foreach=True)"),
@@ -250,7 +250,7 @@ def main() -> None:
                 tables.append({"set": name, "dtype": kind, "threads": count, "rows": rows})
     if options.json:
         result = {
-            "device": torch.cuda.get_device_name() if options.device == "cuda" else _processor(),
+            "device": torch.cuda.get_device_name() if options.device == "cuda" else processor(),
             "torch": torch.__version__,
             "tables": tables,
         }
@@ -259,7 +259,8 @@ def main() -> None:
         print(options.json)
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The CPU's own name."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.partition(":")[2].strip() for line in lines if "model name" in line)

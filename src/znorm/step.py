@@ -217,6 +217,7 @@ def _apply_(given: Sequence[Tensor | None], affine: Affine, layout: Layout) -> N
             part.point_at(given)
             part.plan.give(affine.center, affine.scale)
             part.plan.run(part.AFFINE)
+        part.written(given)
     done = {number for part in parts for number in part.numbers}
     split: dict[tuple[torch.device, torch.dtype], tuple[tuple[Tensor, ...], Tensor]] = {}
     for number, (row, gradient) in enumerate(zip(layout.rows, given, strict=True)):
@@ -363,6 +364,7 @@ def _z_score_compiled_(
             scale = 1.0 if factor is None else float(factor)
             part.plan.run(part.AFFINE, stage.z_score, scale)
             held[:, part.units] = torch.from_numpy(part.plan.moments[:, part.units])
+        part.written(given)
     for row, gradient in zip(stage.rows, given, strict=True):
         if gradient is None and row.units:
             count[row.first : row.first + row.units] = 0

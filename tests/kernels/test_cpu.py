@@ -508,6 +508,72 @@ print(time.perf_counter() - start, "_fold" in o.__dict__ and o._fold is not None
     assert out.split()[1] == "True"
 
 
+@pytest.mark.parametrize(
+    "transform", [znorm.ZNorm(), znorm.Centralize(), znorm.ClipValue(0.1)], ids=repr
+)
+@pytest.mark.parametrize("ours", [True, False])
+def test_a_graph_that_kept_what_a_step_changed_raises(transform: Any, ours: bool) -> None:
+    p = nn.Parameter(torch.randn(5, 4))
+    optimizer: Any
+    if ours:
+        optimizer = znorm.optim.Adam([p], transform=transform)
+    else:
+        optimizer = torch.optim.SGD([p])
+        znorm.attach(optimizer, transform)
+    p.grad = torch.randn(5, 4)
+    other = torch.randn(5, 4, requires_grad=True)
+    weight, gradient = (p * p).sum(), (other * p.grad).sum()
+    optimizer.step()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        weight.backward()
+    if not is_folded(optimizer):  # else the gradient was read alone
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            gradient.backward()
+
+
+CASES: dict[str, tuple[Any, dict[str, Any], torch.dtype, str]] = {
+    "elementwise": (znorm.ClipValue(0.1), {}, torch.float32, "does not fold into one update"),
+    "amsgrad": (znorm.ZNorm(), {"amsgrad": True}, torch.float32, "amsgrad=True asks for torch's"),
+    "float64": (znorm.ZNorm(), {}, torch.float64, "take float32, bfloat16, float16, not float64"),
+    "turned off": (znorm.ZNorm(), {}, torch.float32, "ZNORM_KERNELS=reference is set"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_fused_that_cannot_be_honoured_raises_and_else_the_best_is_taken(
+    case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transform, options, dtype, reason = CASES[case]
+    if case == "turned off":
+        monkeypatch.setenv("ZNORM_KERNELS", "reference")
+        monkeypatch.setattr(kernels, "_loaded", None)
+        monkeypatch.setattr(kernels, "_refused", None)
+    shapes = [(6, 4), (3,)]
+    with pytest.raises(RuntimeError, match=f"Adam: fused=True cannot be honoured: .*{reason}"):
+        made(znorm.optim.Adam, options, shapes, dtype, transform=transform, fused=True)
+    parameters, optimizer = made(znorm.optim.Adam, options, shapes, dtype, transform=transform)
+    assert reason in repr(optimizer)
+    theirs, fused = made(torch.optim.Adam, options, shapes, dtype, fused=True)
+    znorm.attach(fused, transform)
+    for number in range(3):
+        step(optimizer, parameters, number)
+        step(fused, theirs, number)
+    assert not is_folded(optimizer)
+    assert all(map(torch.equal, parameters, theirs))
+    assert optimizer.param_groups[0]["fused"] is None
+
+
+def test_an_optimizer_names_its_transform_and_kernel() -> None:
+    parameters, optimizer = made(
+        znorm.optim.SGD, {}, [(6, 4)], torch.float32, transform=znorm.Centralize()
+    )
+    for _ in range(2):
+        assert "transform: Centralize(" in repr(optimizer)
+        assert "kernel: cpu, the transform within the update" in repr(optimizer)
+        step(optimizer, parameters, 0)
+    assert repr(znorm.optim.SGD(parameters)) == repr(torch.optim.SGD(parameters))
+
+
 def test_describe_names_the_kernel() -> None:
     _, optimizer = made(
         znorm.optim.Adam, {}, [(5, 4), (3,)], torch.float32, transform=znorm.ZNorm()

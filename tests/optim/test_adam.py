@@ -118,7 +118,7 @@ def test_adamw_decays_weights_beside_the_transform() -> None:
         model.parameters(), lr=1e-2, weight_decay=0.1, transform=znorm.ZNorm(), model=model
     )
     other = net()
-    attached_to = torch.optim.AdamW(other.parameters(), lr=1e-2, weight_decay=0.1)
+    attached_to = torch.optim.AdamW(other.parameters(), lr=1e-2, weight_decay=0.1, fused=True)
     znorm.attach(attached_to, znorm.ZNorm(), model=other)
     train(model, optimizer, 10)
     train(other, attached_to, 10)

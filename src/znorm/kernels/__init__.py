@@ -17,11 +17,12 @@ from torch import Tensor
 
 from znorm.kernels import reference
 
-__all__ = ["compiled", "name_of", "reference"]
+__all__ = ["compiled", "name_of", "reference", "why_not"]
 
 _lock = threading.Lock()
 _loaded: ModuleType | None = None
-_refused = False
+_refused: str | None = None  # why they are not used, once they have been tried
+_TURNED_OFF = "ZNORM_KERNELS=reference is set"
 
 
 def compiled() -> ModuleType | None:
@@ -34,19 +35,20 @@ def compiled() -> ModuleType | None:
     """
     global _loaded, _refused
     # What torch.compile traces is torch's to compile.
-    if _refused or torch.compiler.is_compiling():
+    if _refused is not None or torch.compiler.is_compiling():
         return None
     if _loaded is None:
         with _lock:
-            if _loaded is None and not _refused:
-                _loaded = _load()
-                _refused = _loaded is None
+            if _loaded is None and _refused is None:
+                found = _load()
+                _loaded, _refused = (None, found) if isinstance(found, str) else (found, None)
     return _loaded
 
 
-def _load() -> ModuleType | None:
-    if os.environ.get("ZNORM_KERNELS", "") == "reference":
-        return None
+def _load() -> ModuleType | str:
+    """The kernels, or why there are none."""
+    if _is_turned_off():
+        return _TURNED_OFF
     try:
         from znorm.kernels import cpu
     except Exception as error:
@@ -57,21 +59,45 @@ def _load() -> ModuleType | None:
             "silences this",
             stacklevel=2,
         )
-        return None
+        return f"{reason}; pip install 'znorm[cpu]' brings numba"
     return cpu
 
 
-def is_expected() -> bool:
-    """Whether `compiled` would be tried, as far as can be told without loading it."""
-    if _refused or os.environ.get("ZNORM_KERNELS", "") == "reference":
-        return False
-    return _loaded is not None or find_spec("numba") is not None
+def _is_turned_off() -> bool:
+    return os.environ.get("ZNORM_KERNELS", "") == "reference"
 
 
 _COMPILED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
+def why_not(device: torch.device, dtype: torch.dtype, *, load: bool = True) -> str | None:
+    """What keeps the compiled kernels from tensors of a kind, in a few words; None: nothing.
+
+    Parameters
+    ----------
+    device, dtype
+    load : bool, default True
+        Whether they are tried, which can take seconds at the first time; else it is told as far
+        as that goes without.
+    """
+    if device.type != "cpu":
+        return f"there are no compiled kernels for {device.type}"
+    if dtype not in _COMPILED_DTYPES:
+        takes = ", ".join(str(kind).removeprefix("torch.") for kind in _COMPILED_DTYPES)
+        return f"the compiled kernels take {takes}, not {str(dtype).removeprefix('torch.')}"
+    if load:
+        module = compiled()
+        if module is not None and not module.ready(dtype):
+            return f"they cannot be compiled for {str(dtype).removeprefix('torch.')} here"
+        return _refused
+    if _refused is not None or _loaded is not None:
+        return _refused
+    if _is_turned_off():
+        return _TURNED_OFF
+    return None if find_spec("numba") else "numba is missing; pip install 'znorm[cpu]' brings it"
+
+
 def name_of(tensor: Tensor, stretched: bool) -> str:
     """Which kernels serve a tensor; ``stretched`` if each of its units is one of memory."""
-    served = tensor.device.type == "cpu" and tensor.dtype in _COMPILED_DTYPES and stretched
-    return "cpu" if served and is_expected() else reference.NAME
+    served = stretched and why_not(tensor.device, tensor.dtype, load=False) is None
+    return "cpu" if served else reference.NAME

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from znorm.lab.catalogue import names
     from znorm.lab.comparison import compare, report, run, status
     from znorm.lab.errors import ConfigurationError, DataError, DiskFullError, Interrupted
+    from znorm.lab.machine import doctor
     from znorm.lab.reporting.depth import draw_receipt
     from znorm.lab.spec import RunSpec, resolve
     from znorm.lab.store import Run
@@ -29,6 +30,7 @@ __all__ = [
     "RunSpec",
     "compare",
     "data",
+    "doctor",
     "draw_receipt",
     "metrics",
     "models",
@@ -43,6 +45,7 @@ _HOMES = {
     "catalogue": ("names",),
     "comparison": ("compare", "report", "run", "status"),
     "data": ("data",),
+    "machine": ("doctor",),
     "errors": ("ConfigurationError", "DataError", "DiskFullError", "Interrupted"),
     "metrics": ("metrics",),
     "models": ("models",),

@@ -22,6 +22,7 @@ from znorm.lab import comparison, data
 from znorm.lab.__main__ import INTERRUPTED
 from znorm.lab.catalogue import KINDS, names
 from znorm.lab.errors import ConfigurationError, Interrupted, LabError
+from znorm.lab.machine import doctor as examine
 from znorm.lab.progress import choose
 from znorm.lab.registry import unknown
 from znorm.lab.reporting.tables import gather, on_terminal
@@ -78,7 +79,7 @@ def cli(context: click.Context) -> None:
 @click.option("--micro-batch", type=int, help="Images that are in memory at once.")
 @click.option("--workers", type=int, help="Threads that read ahead.  [default: as the set needs]")
 @click.option("--device", help="auto, cpu, cuda or mps.  [default: auto]")
-@click.option("--precision", help="auto, float32 or bfloat16.  [default: auto, the faster]")
+@click.option("--precision", help="auto, float32 or bfloat16.  [default: auto, the model's faster]")
 @click.option("--deterministic", is_flag=True, default=None, help="Deterministic algorithms only.")
 @click.option("--limit", type=int, help="At most N images of each part; every page then says so.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any other key.")
@@ -172,6 +173,33 @@ def list_names(kind: str, as_json: bool) -> int:
     width = max(len(name) for name in found)
     for name, about in found.items():
         click.echo(f"{name.ljust(width)}  {about}")
+    return 0
+
+
+@cli.command()
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def doctor(as_json: bool) -> int:
+    """Look at this machine: versions, devices, threads, and the kernels in use."""
+    found = examine()
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+        return 0
+    versions = (f"{name} {number or 'missing'}" for name, number in found["versions"].items())
+    lines = [("versions", ", ".join(versions)), ("platform", found["platform"])]
+    for device in found["devices"]:
+        memory = f", {device['memory_gb']} GB" if device["memory_gb"] else ""
+        precision = found["precision"][device["device"]]
+        lines.append(
+            (device["device"], f"{device['name']}{memory}; --precision auto: mostly {precision}")
+        )
+    threads = found["threads"]
+    lines.append(("threads", f"{threads['torch']} of {threads['cores']} cores"))
+    for kernel in found["kernels"]:
+        why = f" ({kernel['why']})" if kernel["why"] else ""
+        lines.append(("kernels", f"{kernel['device']} {kernel['dtype']}: {kernel['kernel']}{why}"))
+    width = max(len(title) for title, _ in lines)
+    for title, text in lines:
+        click.echo(f"{title.ljust(width)}  {text}")
     return 0
 
 

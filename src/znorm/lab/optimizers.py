@@ -157,6 +157,9 @@ def make_optimizer(
     takes_transform = "transform" in inspect.signature(kind).parameters
     if takes_transform:
         arguments.update(transform=transform, model=model)
+        if transform is not None:
+            # Of what the kernels can fold or not, the best that works here.
+            arguments.pop("fused", None)
     try:
         optimizer = kind(model.parameters(), lr=learning_rate, **arguments)  # type: ignore[call-arg]
     except Exception as error:

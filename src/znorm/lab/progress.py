@@ -44,6 +44,13 @@ def name(run: Run) -> str:
     return f"{run.spec.model} {run.spec.method} seed {run.spec.seed}"
 
 
+def arithmetic(runs: Sequence[Run]) -> str:
+    """In which precision, and where, each model is trained."""
+    specs = [run.spec for run in runs]
+    kinds = dict.fromkeys((spec.model, spec.precision, spec.device) for spec in specs)
+    return "; ".join(f"{model} in {precision} on {device}" for model, precision, device in kinds)
+
+
 def _duration(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
@@ -95,7 +102,8 @@ class Plain(Silent):
         self.total = len(runs)
         self.remaining = _Remaining(runs)
         there = sum(run.result is not None for run in runs)
-        self._say(f"{self.total} runs" + (f", {there} of them finished before" if there else ""))
+        before = f", {there} of them finished before" if there else ""
+        self._say(f"{self.total} runs{before}: {arithmetic(runs)}")
 
     def epoch(self, spec: RunSpec, entry: dict[str, Any]) -> None:
         self.remaining.done += 1
@@ -131,6 +139,7 @@ class Terminal(Silent):
     def begin(self, runs: Sequence[Run]) -> None:
         self.remaining = _Remaining(runs)
         self.fraction = 0.0
+        self.progress.console.print(arithmetic(runs), markup=False, highlight=False)
         self.progress.start()
         self.grid = self.progress.add_task("runs", total=len(runs), note="")
 

@@ -231,7 +231,7 @@ def resolve(choices: Mapping[str, Any]) -> RunSpec:
         values["optimizer"], values.get("optimizer_options"), values["weight_decay"]
     )
     values["device"] = resolve_device(values["device"])
-    values["precision"] = resolve_precision(values["precision"], values["device"])
+    values["precision"] = resolve_precision(values["precision"], values["device"], values["model"])
     values["data"] = {
         "augment": data.pop("augment", None) or task.augment,
         "limit": data.pop("limit", None),

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
-from znorm.attachment import Attachment, attach, attachment_of
+from znorm.attachment import Attachment, attachment_of
 from znorm.kernels import reference
 from znorm.optim.folded import Update
-from znorm.optim.stepping import gradients_of, prepare, take_step, with_options
+from znorm.optim.stepping import gradients_of, prepare, shown, take_step, with_options
 from znorm.transforms.composition import Transform
 
 __all__ = ["Adam", "AdamW"]
@@ -41,10 +41,16 @@ class Adam(torch.optim.Adam):
         at random, so that small updates are not lost. ``torch.manual_seed`` repeats it. Not
         together with ``foreach``, ``fused``, ``capturable`` or ``differentiable``.
 
+    fused : bool, optional
+        By default the best that works: the transform within the update where compiled kernels
+        serve all parameters, else in place before torch's own step. True asks for the former.
+
     Raises
     ------
     TypeError, ValueError
         As ``torch.optim.Adam`` and :func:`znorm.attach` do.
+    RuntimeError
+        If ``fused=True`` cannot be honoured, saying why.
 
     References
     ----------
@@ -80,9 +86,7 @@ class Adam(torch.optim.Adam):
         **options: Any,
     ) -> None:
         super().__init__(params, lr, betas, eps, weight_decay, amsgrad, **options)
-        prepare(self, stochastic_rounding)
-        if transform is not None:
-            attach(self, transform, model=model)
+        prepare(self, transform, model, stochastic_rounding)
 
     @property
     def attachment(self) -> Attachment | None:
@@ -93,6 +97,9 @@ class Adam(torch.optim.Adam):
         """Take one step, as torch's own; with stochastic rounding, in float32."""
         rounded = partial(_step_in_float32, self, decoupled=False)
         return take_step(self, closure, _ADAM, torch.optim.Adam.step, rounded)
+
+    def __repr__(self) -> str:
+        return shown(self, super().__repr__())
 
     def __getstate__(self) -> dict[str, Any]:
         return with_options(self, super().__getstate__())
@@ -115,10 +122,15 @@ class AdamW(torch.optim.AdamW):
         at random, so that small updates are not lost. ``torch.manual_seed`` repeats it. Not
         together with ``foreach``, ``fused``, ``capturable`` or ``differentiable``.
 
+    fused : bool, optional
+        As in :class:`Adam`.
+
     Raises
     ------
     TypeError, ValueError
         As ``torch.optim.AdamW`` and :func:`znorm.attach` do.
+    RuntimeError
+        If ``fused=True`` cannot be honoured, saying why.
 
     References
     ----------
@@ -150,9 +162,7 @@ class AdamW(torch.optim.AdamW):
         **options: Any,
     ) -> None:
         super().__init__(params, lr, betas, eps, weight_decay, amsgrad, **options)
-        prepare(self, stochastic_rounding)
-        if transform is not None:
-            attach(self, transform, model=model)
+        prepare(self, transform, model, stochastic_rounding)
 
     @property
     def attachment(self) -> Attachment | None:
@@ -163,6 +173,9 @@ class AdamW(torch.optim.AdamW):
         """Take one step, as torch's own; with stochastic rounding, in float32."""
         rounded = partial(_step_in_float32, self, decoupled=True)
         return take_step(self, closure, _ADAMW, torch.optim.AdamW.step, rounded)
+
+    def __repr__(self) -> str:
+        return shown(self, super().__repr__())
 
     def __getstate__(self) -> dict[str, Any]:
         return with_options(self, super().__getstate__())

@@ -26,7 +26,7 @@ from znorm.layout import Layout
 from znorm.receipts import Receipt
 from znorm.step import compiled_parts, decide_stage
 
-__all__ = ["Update", "step_folded"]
+__all__ = ["Update", "step_folded", "why_not_folded"]
 
 # Variants of torch's own step, which its options ask for.
 _OTHERS = ("foreach", "capturable", "differentiable", "amsgrad")
@@ -147,9 +147,43 @@ def _step_folded(optimizer: Optimizer, update: Update) -> bool:
             elif decision is not None:
                 part.plan.give(decision.affine.center, decision.affine.scale)
                 part.plan.run(getattr(part, update.kind), factor=factor)
+        part.written(parameters)
     if decision is not None:
         fold.receipt.record(decision)
     return True
+
+
+def why_not_folded(optimizer: Optimizer, *, load: bool = True) -> str | None:
+    """What keeps the transform out of the update kernel, as far as it shows before a step.
+
+    Parameters
+    ----------
+    optimizer : Optimizer
+    load : bool, default True
+        As in `kernels.why_not`.
+
+    Returns
+    -------
+    str or None
+        A few words; None if nothing does.
+    """
+    attachment = attachment_of(optimizer)
+    if attachment is None:
+        return "it has no transform"
+    for group in optimizer.param_groups:
+        for option in _OTHERS:
+            if group.get(option):
+                return f"{option}=True asks for torch's own step"
+        if group.get("fused") is False:
+            return "fused=False asks for torch's own step"
+    if attachment.single() is None:
+        return f"{attachment.transform!r} does not fold into one update"
+    parameters = (p for group in optimizer.param_groups for p in group["params"])
+    for device, dtype in dict.fromkeys((p.device, p.dtype) for p in parameters):
+        reason = kernels.why_not(device, dtype, load=load)
+        if reason is not None:
+            return reason
+    return None
 
 
 def _is_ours(groups: Sequence[dict[str, Any]]) -> bool:

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
 
-from znorm.attachment import Attachment, attach, attachment_of
+from znorm.attachment import Attachment, attachment_of
 from znorm.kernels import reference
 from znorm.optim.folded import Update
-from znorm.optim.stepping import gradients_of, prepare, take_step, with_options
+from znorm.optim.stepping import gradients_of, prepare, shown, take_step, with_options
 from znorm.transforms.composition import Transform
 
 __all__ = ["SGD"]
@@ -39,10 +39,15 @@ class SGD(torch.optim.SGD):
         at random, so that small updates are not lost. ``torch.manual_seed`` repeats it. Not
         together with ``foreach``, ``fused`` or ``differentiable``.
 
+    fused : bool, optional
+        As in :class:`Adam`.
+
     Raises
     ------
     TypeError, ValueError
         As ``torch.optim.SGD`` and :func:`znorm.attach` do.
+    RuntimeError
+        If ``fused=True`` cannot be honoured, saying why.
 
     Examples
     --------
@@ -72,9 +77,7 @@ class SGD(torch.optim.SGD):
         **options: Any,
     ) -> None:
         super().__init__(params, lr, momentum, dampening, weight_decay, nesterov, **options)
-        prepare(self, stochastic_rounding)
-        if transform is not None:
-            attach(self, transform, model=model)
+        prepare(self, transform, model, stochastic_rounding)
 
     @property
     def attachment(self) -> Attachment | None:
@@ -84,6 +87,9 @@ class SGD(torch.optim.SGD):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one step, as torch's own; with stochastic rounding, in float32."""
         return take_step(self, closure, _SGD, torch.optim.SGD.step, self._step_in_float32)
+
+    def __repr__(self) -> str:
+        return shown(self, super().__repr__())
 
     def __getstate__(self) -> dict[str, Any]:
         return with_options(self, super().__getstate__())

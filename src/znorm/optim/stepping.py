@@ -3,29 +3,53 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from znorm.attachment import attachment_of, refuse_grad_scaler
-from znorm.optim.folded import Update, step_folded
+from znorm.attachment import attach, attachment_of, refuse_grad_scaler
+from znorm.optim.folded import Update, step_folded, why_not_folded
 from znorm.transforms.arguments import check_flag
+from znorm.transforms.composition import Transform
 
-__all__ = ["gradients_of", "prepare", "take_step", "with_options"]
+__all__ = ["gradients_of", "prepare", "shown", "take_step", "with_options"]
 
 _VARIANTS = ("foreach", "fused", "capturable", "differentiable")
 
 
-def prepare(optimizer: Optimizer, stochastic_rounding: bool) -> None:
-    """Set the option on an optimizer.
+def prepare(
+    optimizer: Optimizer,
+    transform: Transform | None,
+    model: nn.Module | None,
+    stochastic_rounding: bool,
+) -> None:
+    """Set the options that torch's own optimizers do not have.
 
     Raises
     ------
     TypeError, ValueError
-        If it is no flag; if a variant of torch's is asked for, none of which rounds so.
+        As :func:`znorm.attach` does; if ``stochastic_rounding`` is no flag, or a variant of
+        torch's is asked for, none of which rounds so.
+    RuntimeError
+        If ``fused=True`` cannot be honoured.
     """
+    _set_rounding(optimizer, stochastic_rounding)
+    if transform is None:
+        return
+    attach(optimizer, transform, model=model)
+    if any(group.get("fused") for group in optimizer.param_groups):
+        reason = why_not_folded(optimizer)
+        if reason is not None:
+            raise RuntimeError(
+                f"{type(optimizer).__name__}: fused=True cannot be honoured: {reason}; leave it "
+                "out for the best that works"
+            )
+
+
+def _set_rounding(optimizer: Optimizer, stochastic_rounding: bool) -> None:
     name = type(optimizer).__name__
     check_flag(name, "stochastic_rounding", stochastic_rounding)
     cast(Any, optimizer).stochastic_rounding = stochastic_rounding
@@ -86,11 +110,83 @@ def take_step(
             _transform_now(optimizer)
             # Without the layer that runs hooks: they run around the caller's own step.
             hooked = getattr(plain, "hooked", False)
-            (cast(Any, plain).__wrapped__ if hooked else plain)(optimizer)
+            with _the_fastest_of_torch(optimizer):
+                (cast(Any, plain).__wrapped__ if hooked else plain)(optimizer)
         return loss
     _transform_now(optimizer)
     rounded()
     return loss
+
+
+@contextmanager
+def _the_fastest_of_torch(optimizer: Optimizer) -> Iterator[None]:
+    """Where the variant is left open, torch's fused one on a CPU, which it does not take itself.
+
+    Not for half precision, where torch's fused SGD leaves weights as they are on some processors.
+    """
+    groups = optimizer.param_groups
+    if (
+        attachment_of(optimizer) is None
+        or torch.compiler.is_compiling()
+        or not all(map(_is_left_open, groups))
+        or not all(_lie_alike(optimizer, p) for group in groups for p in group["params"])
+    ):
+        yield
+        return
+    for group in groups:
+        group["fused"] = True
+    try:
+        yield
+    finally:
+        for group in groups:
+            group["fused"] = None
+            # torch's fused kernels do not say what they write.
+            torch.autograd.graph.increment_version(group["params"])
+
+
+def _is_left_open(group: dict[str, Any]) -> bool:
+    return (
+        group.get("fused") is None
+        and group.get("foreach") is None
+        and not group.get("capturable")
+        and not group.get("differentiable")
+        and all(
+            p.device.type == "cpu" and p.dtype in (torch.float32, torch.float64)
+            for p in group["params"]
+        )
+    )
+
+
+def _lie_alike(optimizer: Optimizer, parameter: Tensor) -> bool:
+    """Whether all has the weight's memory order: torch's fused kernels do not look at it."""
+    if parameter.grad is None:
+        return True
+    held = [parameter.grad, *optimizer.state.get(parameter, {}).values()]
+    return all(
+        tensor.layout == torch.strided
+        and tensor.dtype == parameter.dtype
+        and tensor.stride() == parameter.stride()
+        for tensor in held
+        if isinstance(tensor, Tensor) and tensor.shape == parameter.shape and tensor.dim()
+    )
+
+
+def shown(optimizer: Optimizer, text: str) -> str:
+    """torch's representation of an optimizer, and what transform and kernel are at work."""
+    attachment = attachment_of(optimizer)
+    rounds = cast(Any, optimizer).stochastic_rounding
+    if attachment is None and not rounds:
+        return text
+    reason = why_not_folded(optimizer, load=False)
+    if rounds:
+        kernel = "reference, with stochastic rounding"
+    elif reason is None:
+        kernel = "cpu, the transform within the update"
+    else:
+        kernel = f"torch's, after the transform ({reason})"
+    first, _, rest = text.partition("\n")
+    transform = None if attachment is None else attachment.transform
+    return f"{first}\n    transform: {transform!r}\n    kernel: {kernel}\n{rest}"
 
 
 def _transform_now(optimizer: Optimizer) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from znorm.kernels.cpu.lists import Part, parts_of
+from znorm.kernels.cpu.ready import ready
 
-__all__ = ["NAME", "Part", "parts_of"]
+__all__ = ["NAME", "Part", "parts_of", "ready"]
 
 NAME = "cpu"

@@ -58,6 +58,14 @@ class Part:
         except TypeError:  # one is missing
             self.plan.addresses[place] = [0 if t is None else t.data_ptr() for t in chosen]
 
+    def written(self, tensors: Sequence[Tensor | None]) -> None:
+        """Tell autograd that rows' tensors have changed: it cannot see what kernels do.
+
+        A graph that has kept one of them then raises, as after torch's own operations.
+        """
+        chosen = (tensors[number] for number in self.numbers)
+        torch.autograd.graph.increment_version([t for t in chosen if t is not None])
+
     def record(self, sums: Any, z_score: tuple[float, ...], factor: float) -> None:
         """Add the step that was run last to a receipt's sums."""
         drivers.record(
@@ -81,7 +89,9 @@ class Part:
         """
         with self.plan.lock:
             self.point_at(tensors)
-            return torch.from_numpy(self.plan.clamp(bound))
+            found = torch.from_numpy(self.plan.clamp(bound))
+        self.written(tensors)
+        return found
 
     def begin(
         self,

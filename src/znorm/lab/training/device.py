@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from znorm.lab.errors import ConfigurationError
+from znorm.lab.models import MODELS
 from znorm.lab.registry import lookup
 
 __all__ = ["resolve_device", "resolve_precision"]
@@ -37,18 +38,21 @@ def resolve_device(name: str) -> str:
     return name
 
 
-def resolve_precision(name: str, device: str) -> str:
-    """The faster of float32 and bfloat16 on this machine, where ``name`` is "auto".
+def resolve_precision(name: str, device: str, model: str) -> str:
+    """The faster of float32 and bfloat16 for a model on this machine, where ``name`` is "auto".
 
-    On a CPU bfloat16 is faster only with instructions for it: 74 ms against 116 ms for a step of
-    ResNet-20 on 64 images with AVX512-BF16, and slower than float32 without.
+    A rule, not a trial, since the same command must find its runs again. On a CPU bfloat16 is
+    faster only with instructions for it, and not in depthwise convolutions:
+    ``benchmarks/train.py`` measures both for every model. What other libraries' models are made of
+    is not known before they are built; they take float32.
     """
     lookup("precision", name, dict.fromkeys(PRECISIONS, 0))
     if name != "auto":
         return name
-    if device == "cuda":
+    if device.startswith("cuda"):
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
-    return "bfloat16" if device == "cpu" and _cpu_has_bfloat16() else "float32"
+    dense = model in MODELS and not MODELS[model].depthwise
+    return "bfloat16" if device == "cpu" and dense and _cpu_has_bfloat16() else "float32"
 
 
 def _cpu_has_bfloat16() -> bool:
