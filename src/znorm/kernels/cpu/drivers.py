@@ -321,7 +321,7 @@ def advance_adam(addresses, steps, groups, options, constants):
         constants[tensor, 5] = 1 / np.sqrt(1 - beta2**t)
         constants[tensor, 6] = eps
         constants[tensor, 7] = 0.0 if group[5] != 0 else decay
-        constants[tensor, 8] = 1 - lr * decay if group[5] != 0 else 1.0
+        constants[tensor, 8] = lr * decay if group[5] != 0 else 0.0
         constants[tensor, 9] = -1.0 if group[6] != 0 else 1.0
 
 

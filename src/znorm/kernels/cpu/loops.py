@@ -104,11 +104,12 @@ def adam(
     """One step of Adam on ``((g - high) - low) * scale``; the gradient is not written.
 
     ``constants``: beta1, 1 - beta1, beta2, 1 - beta2, step size, 1 / sqrt(1 - beta2^t), eps,
-    coupled weight decay, what the weight is multiplied by first, and -1 to maximize.
+    coupled weight decay, decoupled decay times learning rate, and -1 to maximize. The decay is
+    subtracted: ``1 - decay`` rounded to float32 would err the same way at every step.
     """
     beta1, rest1, beta2, rest2 = constants[0], constants[1], constants[2], constants[3]
     step_size, root, eps = constants[4], constants[5], constants[6]
-    coupled, shrink = constants[7], constants[8]
+    coupled, decay = constants[7], constants[8]
     scale = scale * constants[9]
     p = at(parameter, start, dtype)
     g = at(gradient, start, dtype)
@@ -121,7 +122,7 @@ def adam(
         second = beta2 * load(v, i) + rest2 * x * x
         store(m, i, first)
         store(v, i, second)
-        store(p, i, shrink * w - step_size * first / (np.sqrt(second) * root + eps))
+        store(p, i, (w - decay * w) - step_size * first / (np.sqrt(second) * root + eps))
 
 
 @njit(**_OPTIONS)
