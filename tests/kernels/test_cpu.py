@@ -456,10 +456,10 @@ def test_without_numba_one_warning_names_the_extra_and_steps_go_on() -> None:
 def test_kernels_that_cannot_be_compiled_warn_once_and_steps_go_on() -> None:
     code = (
         """
-import znorm.kernels.cpu.drivers as drivers
+import znorm.kernels.cpu.entry as entry
 def broken(*arguments):
     raise RuntimeError("no such instruction")
-drivers.run = broken
+entry.entry = broken
 """
         + SCRIPT
     )

@@ -175,19 +175,21 @@ def test_chains_read_gradients_once_a_stage(
 
     monkeypatch.setattr(reference, "moments", counting)
     if dtype == torch.float32:
-        drivers = pytest.importorskip("znorm.kernels.cpu.drivers")
-        if kernels.compiled() is None:
+        plans = pytest.importorskip("znorm.kernels.cpu.plan")
+        module = kernels.compiled()
+        if module is None:
             pytest.skip("the compiled kernels are turned off")
-        run_kernels = drivers.run
+        assert module.ready(torch.float32)  # which runs a plan of its own
+        run_plan = plans.Plan.run
 
-        def counting_run(thread: int, threads: int, kind: int, measures: bool, *rest: Any) -> None:
-            split, whole = rest[2:4]
-            if measures and thread == 0:
-                reads.extend(int(n) for _, _, n, _, _ in split)
-                reads.extend(int(n * units) for _, _, n, units, first, _ in whole if first >= 0)
-            run_kernels(thread, threads, kind, measures, *rest)
+        def counting_run(self: Any, *arguments: Any, **named: Any) -> None:
+            if self.measures:
+                reads.extend(int(n) for _, _, n, _, _ in self.split)
+                whole = (item for item in self.whole if item[4] >= 0)
+                reads.extend(int(n * units) for _, _, n, units, _, _ in whole)
+            run_plan(self, *arguments, **named)
 
-        monkeypatch.setattr(drivers, "run", counting_run)
+        monkeypatch.setattr(plans.Plan, "run", counting_run)
     first, second = torch.randn(5, 7, dtype=dtype), torch.randn(3, 3, dtype=dtype)
     # Attached, with its receipt: each gradient once.
     run(znorm.chain(znorm.Centralize(), znorm.ZNorm(), znorm.ClipGlobalNorm(1.0)), first, second)

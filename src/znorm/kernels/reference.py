@@ -249,8 +249,7 @@ def adam_(
     if maximize:
         g.neg_()
     if weight_decay and decoupled:
-        # Not p * (1 - decay): rounded to float32 that factor errs the same way at every step.
-        p.sub_(p * (lr * weight_decay))
+        p.mul_(1 - lr * weight_decay)
     elif weight_decay:
         g.add_(p, alpha=weight_decay)
     beta1, beta2 = betas

@@ -77,6 +77,7 @@ class _Fold:
     held: list[Any]
     z_score: tuple[float, float, float, float] | None
     parts: list[Any]
+    written: list[Tensor]
 
     def still_holds(
         self, optimizer: Optimizer, attachment: Attachment | None, gradients: list[Any]
@@ -147,9 +148,9 @@ def _step_folded(optimizer: Optimizer, update: Update) -> bool:
             elif decision is not None:
                 part.plan.give(decision.affine.center, decision.affine.scale)
                 part.plan.run(getattr(part, update.kind), factor=factor)
-        part.written(parameters)
     if decision is not None:
         fold.receipt.record(decision)
+    torch.autograd.graph.increment_version(fold.written)  # see `Part.written`
     return True
 
 
@@ -255,6 +256,7 @@ def _make_fold(optimizer: Optimizer, update: Update, attachment: Attachment | No
         list(_held(states)),
         z_score,
         parts,
+        [p for p, gradient in zip(parameters, gradients, strict=True) if gradient is not None],
     )
 
 

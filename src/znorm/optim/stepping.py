@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -100,6 +99,8 @@ def take_step(
     -------
     What the closure gives.
     """
+    # Asked here, since what follows a graph break may run uncompiled and call what is compiled.
+    compiling = torch.compiler.is_compiling()
     loss = None
     if closure is not None:
         refuse_grad_scaler()
@@ -110,33 +111,37 @@ def take_step(
             _transform_now(optimizer)
             # Without the layer that runs hooks: they run around the caller's own step.
             hooked = getattr(plain, "hooked", False)
-            with _the_fastest_of_torch(optimizer):
-                (cast(Any, plain).__wrapped__ if hooked else plain)(optimizer)
+            inner = cast(Any, plain).__wrapped__ if hooked else plain
+            if compiling or not _may_fuse(optimizer):
+                inner(optimizer)
+            else:
+                _step_fused(optimizer, inner)
         return loss
     _transform_now(optimizer)
     rounded()
     return loss
 
 
-@contextmanager
-def _the_fastest_of_torch(optimizer: Optimizer) -> Iterator[None]:
-    """Where the variant is left open, torch's fused one on a CPU, which it does not take itself.
+def _may_fuse(optimizer: Optimizer) -> bool:
+    """Whether the variant is left open, and torch's fused one is right here.
 
-    Not for half precision, where torch's fused SGD leaves weights as they are on some processors.
+    On a CPU torch never takes it by itself. Not for half precision, where torch's fused SGD leaves
+    weights as they are on some processors.
     """
     groups = optimizer.param_groups
-    if (
-        attachment_of(optimizer) is None
-        or torch.compiler.is_compiling()
-        or not all(map(_is_left_open, groups))
-        or not all(_lie_alike(optimizer, p) for group in groups for p in group["params"])
-    ):
-        yield
-        return
+    return (
+        attachment_of(optimizer) is not None
+        and all(map(_is_left_open, groups))
+        and all(_lie_alike(optimizer, p) for group in groups for p in group["params"])
+    )
+
+
+def _step_fused(optimizer: Optimizer, step: Callable[..., Any]) -> None:
+    groups = optimizer.param_groups
     for group in groups:
         group["fused"] = True
     try:
-        yield
+        step(optimizer)
     finally:
         for group in groups:
             group["fused"] = None

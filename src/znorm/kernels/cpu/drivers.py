@@ -11,10 +11,19 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
+from numba import carray, njit
 
 from znorm.kernels.cpu import loops
-from znorm.kernels.cpu.intrinsics import at, atomic_add, atomic_load, load, pause, rest, single_at
+from znorm.kernels.cpu.intrinsics import (
+    address_of,
+    at,
+    atomic_add,
+    atomic_load,
+    load,
+    pause,
+    pointer_to,
+    rest,
+)
 
 __all__ = [
     "ADAM",
@@ -26,17 +35,21 @@ __all__ = [
     "advance_adam",
     "advance_sgd",
     "clamp",
+    "from_table",
     "record",
     "run",
 ]
 
 MEASURE, AFFINE, ADAM, SGD = range(4)
 
+_INT, _DOUBLE, _SINGLE = np.int64(0), np.float64(0), np.float32(0)
+
 # Elements that are summed together of a large unit, and from how many on it is one.
 BLOCK = 1 << 14
 LARGE = 1 << 17
 
-_OPTIONS: dict[str, Any] = {"nogil": True, "cache": True, "error_model": "numpy"}
+_OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
+_KEPT = {**_OPTIONS, "cache": True}
 
 
 @njit(**_OPTIONS)
@@ -85,7 +98,7 @@ def run(
         High and low part of the center, and the scale.
     moments : float64 array of shape (2, units)
         Written where ``measures``: means and sums of squared deviations, without ``factor``.
-    constants : float32 array of shape (tensors, 10)
+    constants : float32 array of shape (tensors, 8)
         Of the update, see `loops`.
     partial : float64 array of shape (blocks, 2)
         Where threads leave their sums for each other, by block of a tensor.
@@ -159,6 +172,31 @@ def run(
             _finish(kind, addresses, tensor, begin, size, high, low, scale, constants, dtype)
 
 
+def from_table(table):
+    """`run` as `entry` compiles it to a C function: with a table of `entry.make_table`."""
+    # The table is of int64, but its pointer is to the type that stands for a dtype, by which numba
+    # tells what it has compiled, in memory and on disk.
+    job = pointer_to(address_of(table), _INT)
+    tensors, units, split, whole, partial, sync = job[5], job[6], job[7], job[8], job[9], job[10]
+    run(
+        job[0],
+        job[1],
+        job[2],
+        job[4] != 0,
+        table[0],
+        carray(pointer_to(job[11], _INT), (4, tensors)),
+        carray(pointer_to(job[12], _INT), (split, 5)),
+        carray(pointer_to(job[13], _INT), (whole, 6)),
+        carray(pointer_to(job[14], _DOUBLE), 4),
+        pointer_to(address_of(table), _DOUBLE)[3],
+        carray(pointer_to(job[15], _SINGLE), (3, units)),
+        carray(pointer_to(job[16], _DOUBLE), (2, units)),
+        carray(pointer_to(job[17], _SINGLE), (tensors, 8)),
+        carray(pointer_to(job[18], _DOUBLE), (partial, 2)),
+        carray(pointer_to(job[19], _INT), sync),
+    )
+
+
 @njit(**_OPTIONS)
 def _quarter(length):
     """How many blocks a quarter of a large unit has."""
@@ -198,7 +236,7 @@ def _merge_blocks(partial, row, length):
     return total, squares
 
 
-@njit(**_OPTIONS)
+@njit(**_KEPT)
 def clamp(thread, threads, dtype, addresses, whole, bound, read, sync):
     """A thread's share of clamping a list of tensors.
 
@@ -290,7 +328,7 @@ def _finish(kind, addresses, tensor, start, length, high, low, scale, constants,
         )
 
 
-@njit(**_OPTIONS)
+@njit(**_KEPT)
 def advance_adam(addresses, steps, groups, options, constants):
     """Count a step up for each tensor with a gradient, and write down its update's constants.
 
@@ -302,30 +340,29 @@ def advance_adam(addresses, steps, groups, options, constants):
     groups : int64 array of tensors
     options : float64 array of shape (groups, 7)
         lr, beta1, beta2, eps, weight decay, whether that is decoupled, whether to maximize.
-    constants : float32 array of shape (tensors, 10)
+    constants : float32 array of shape (tensors, 8)
         Written.
     """
     for tensor in range(len(steps)):
         if addresses[1, tensor] == 0:
             continue
-        counter = single_at(steps[tensor])
+        counter = pointer_to(steps[tensor], np.float32(0))
         counter[0] += np.float32(1)
         t = np.float64(counter[0])
         group = options[groups[tensor]]
         lr, beta1, beta2, eps, decay = group[0], group[1], group[2], group[3], group[4]
-        constants[tensor, 0] = beta1
-        constants[tensor, 1] = 1 - beta1
-        constants[tensor, 2] = beta2
-        constants[tensor, 3] = 1 - beta2
-        constants[tensor, 4] = lr / (1 - beta1**t)
-        constants[tensor, 5] = 1 / np.sqrt(1 - beta2**t)
-        constants[tensor, 6] = eps
-        constants[tensor, 7] = 0.0 if group[5] != 0 else decay
-        constants[tensor, 8] = lr * decay if group[5] != 0 else 0.0
-        constants[tensor, 9] = -1.0 if group[6] != 0 else 1.0
+        r = np.sqrt(1 - beta2**t)
+        constants[tensor, 0] = 1 - beta1
+        constants[tensor, 1] = beta2
+        constants[tensor, 2] = 1 - beta2
+        constants[tensor, 3] = lr / (1 - beta1**t) * r
+        constants[tensor, 4] = eps * r
+        constants[tensor, 5] = 0.0 if group[5] != 0 else decay
+        constants[tensor, 6] = 1 - lr * decay if group[5] != 0 else 1.0
+        constants[tensor, 7] = -1.0 if group[6] != 0 else 1.0
 
 
-@njit(**_OPTIONS)
+@njit(**_KEPT)
 def advance_sgd(addresses, started, groups, options, constants):
     """Write down the constants of each tensor's update.
 
@@ -337,7 +374,7 @@ def advance_sgd(addresses, started, groups, options, constants):
     groups : int64 array of tensors
     options : float64 array of shape (groups, 6)
         lr, momentum, dampening, weight decay, whether momentum is Nesterov's, whether to maximize.
-    constants : float32 array of shape (tensors, 10)
+    constants : float32 array of shape (tensors, 8)
         Written.
     """
     for tensor in range(len(started)):
@@ -356,7 +393,7 @@ def advance_sgd(addresses, started, groups, options, constants):
         constants[tensor, 6] = -1.0 if group[5] != 0 else 1.0
 
 
-@njit(**_OPTIONS)
+@njit(**_KEPT)
 def record(sums, addresses, tensors, units, sizes, moments, transform, factor):
     """Add a step of ZNorm to a receipt's running sums, as `znorm.receipts.Receipt.record` does.
 

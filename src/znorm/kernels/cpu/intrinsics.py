@@ -19,14 +19,17 @@ from numba.extending import intrinsic
 
 __all__ = [
     "DTYPES",
+    "address_of",
     "at",
     "atomic_add",
     "atomic_load",
     "load",
+    "narrowed",
     "pause",
+    "pointer_to",
     "rest",
-    "single_at",
     "store",
+    "widened",
 ]
 
 # For each dtype a value whose type stands for it.
@@ -53,14 +56,24 @@ def at(typing: Any, address: Any, offset: Any, dtype: Any) -> Any:
 
 
 @intrinsic
-def single_at(typing: Any, address: Any) -> Any:
-    """The pointer to a single float32, such as a step counter."""
-    pointer = types.CPointer(types.float32)
+def pointer_to(typing: Any, address: Any, like: Any) -> Any:
+    """The pointer to numbers of the type of ``like``."""
+    pointer = types.CPointer(like)
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.inttoptr(args[0], context.get_value_type(pointer))
 
-    return pointer(types.int64), codegen
+    return pointer(types.int64, like), codegen
+
+
+@intrinsic
+def address_of(typing: Any, pointer: Any) -> Any:
+    """Where a pointer points."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.ptrtoint(args[0], ir.IntType(64))
+
+    return types.int64(pointer), codegen
 
 
 @intrinsic
@@ -69,13 +82,7 @@ def load(typing: Any, pointer: Any, index: Any) -> Any:
     dtype = pointer.dtype
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        value = builder.load(builder.gep(args[0], [args[1]]))
-        if dtype == types.uint16:
-            wide = builder.shl(builder.zext(value, ir.IntType(32)), ir.Constant(ir.IntType(32), 16))
-            return builder.bitcast(wide, ir.FloatType())
-        if dtype == types.int16:
-            return builder.fpext(builder.bitcast(value, ir.HalfType()), ir.FloatType())
-        return value
+        return widened(builder, builder.gep(args[0], [args[1]]), dtype)
 
     return types.float32(pointer, types.int64), codegen
 
@@ -86,22 +93,47 @@ def store(typing: Any, pointer: Any, index: Any, value: Any) -> Any:
     dtype = pointer.dtype
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        i32, i16 = ir.IntType(32), ir.IntType(16)
-        value = args[2]
-        if dtype == types.uint16:
-            bits = builder.bitcast(value, i32)
-            odd = builder.and_(builder.lshr(bits, ir.Constant(i32, 16)), ir.Constant(i32, 1))
-            up = builder.add(builder.add(bits, ir.Constant(i32, 0x7FFF)), odd)
-            # Rounded up, a NaN's bits could wrap around to a number.
-            nan = builder.fcmp_unordered("uno", value, value)
-            bits = builder.select(nan, builder.or_(bits, ir.Constant(i32, 0x400000)), up)
-            value = builder.trunc(builder.lshr(bits, ir.Constant(i32, 16)), i16)
-        elif dtype == types.int16:
-            value = builder.bitcast(builder.fptrunc(value, ir.HalfType()), i16)
-        builder.store(value, builder.gep(args[0], [args[1]]))
+        builder.store(narrowed(builder, args[2], dtype), builder.gep(args[0], [args[1]]))
         return context.get_dummy_value()
 
     return types.void(pointer, types.int64, types.float32), codegen
+
+
+def _of(kind: Any, count: int) -> Any:
+    return kind if count == 1 else ir.VectorType(kind, count)
+
+
+def _all(kind: Any, value: int, count: int) -> Any:
+    return ir.Constant(_of(kind, count), value if count == 1 else [value] * count)
+
+
+def widened(builder: Any, pointer: Any, dtype: Any, count: int = 1) -> Any:
+    """Load ``count`` elements next to each other as float32."""
+    # Tensors lie where their elements can, not where vectors should.
+    value = builder.load(pointer, align=_BYTES[dtype])
+    if dtype == types.uint16:
+        i32 = ir.IntType(32)
+        wide = builder.shl(builder.zext(value, _of(i32, count)), _all(i32, 16, count))
+        return builder.bitcast(wide, _of(ir.FloatType(), count))
+    if dtype == types.int16:
+        half = builder.bitcast(value, _of(ir.HalfType(), count))
+        return builder.fpext(half, _of(ir.FloatType(), count))
+    return value
+
+
+def narrowed(builder: Any, value: Any, dtype: Any, count: int = 1) -> Any:
+    """Round float32 once, to the nearest even."""
+    i32, i16 = ir.IntType(32), ir.IntType(16)
+    if dtype == types.uint16:
+        # A NaN stays one: the low half of its bits is 0, since it comes from a bfloat16 or from
+        # the processor, and what is added to them then reaches no further.
+        bits = builder.bitcast(value, _of(i32, count))
+        odd = builder.and_(builder.lshr(bits, _all(i32, 16, count)), _all(i32, 1, count))
+        bits = builder.add(builder.add(bits, _all(i32, 0x7FFF, count)), odd)
+        return builder.trunc(builder.lshr(bits, _all(i32, 16, count)), _of(i16, count))
+    if dtype == types.int16:
+        return builder.bitcast(builder.fptrunc(value, _of(ir.HalfType(), count)), _of(i16, count))
+    return value
 
 
 def _place(context: Any, builder: Any, array: Any, args: Any) -> Any:

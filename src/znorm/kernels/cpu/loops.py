@@ -11,17 +11,13 @@ import numpy as np
 from numba import njit
 
 from znorm.kernels.cpu.intrinsics import at, load, store
+from znorm.kernels.cpu.lanes import lanes_of, load_lanes, multiply_add, root, store_lanes
 
 __all__ = ["adam", "affine", "clamp", "sgd", "sums", "sums_of_four"]
 
-# Multiplications and additions may become one; NaN and inf keep their meaning.
-_OPTIONS: dict[str, Any] = {
-    "nogil": True,
-    "cache": True,
-    "error_model": "numpy",
-    "fastmath": {"nsz", "contract"},
-}
-# Sums may be reordered too, so that they use the whole width of the processor. Nothing else may:
+# Parts of what `drivers` and `entry` compile and keep on disk.
+_OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
+# Sums may be reordered, so that they use the whole width of the processor. Nothing else may:
 # (g - high) - low would become g - (high + low), and lose what the two are there for.
 _SUMS = {**_OPTIONS, "fastmath": {"reassoc", "nsz", "contract"}}
 
@@ -71,7 +67,11 @@ def sums(address, start, length, shift, dtype):
 def affine(address, start, length, high, low, scale, dtype):
     """``g = ((g - high) - low) * scale`` in place, in float32, rounded once."""
     g = at(address, start, dtype)
-    for i in range(length):
+    lanes = lanes_of(dtype)
+    whole = length - length % lanes
+    for i in range(0, whole, lanes):
+        store_lanes(g, i, ((load_lanes(g, i) - high) - low) * scale)
+    for i in range(whole, length):
         store(g, i, ((load(g, i) - high) - low) * scale)
 
 
@@ -103,26 +103,47 @@ def adam(
 ):
     """One step of Adam on ``((g - high) - low) * scale``; the gradient is not written.
 
-    ``constants``: beta1, 1 - beta1, beta2, 1 - beta2, step size, 1 / sqrt(1 - beta2^t), eps,
-    coupled weight decay, decoupled decay times learning rate, and -1 to maximize. The decay is
-    subtracted: ``1 - decay`` rounded to float32 would err the same way at every step.
+    The averages and the decay are rounded as in torch's fused step, so that the two stay together
+    over a training.
+
+    ``constants``: 1 - beta1, beta2, 1 - beta2, step size times r, eps times r, coupled weight
+    decay, what the weight is multiplied by first, and -1 to maximize. r is sqrt(1 - beta2^t):
+    multiplied into both sides of the fraction, it costs nothing.
     """
-    beta1, rest1, beta2, rest2 = constants[0], constants[1], constants[2], constants[3]
-    step_size, root, eps = constants[4], constants[5], constants[6]
-    coupled, decay = constants[7], constants[8]
-    scale = scale * constants[9]
+    # Read once: for all that LLVM knows, the constants could lie where a loop writes.
+    rest1, beta2, rest2 = constants[0], constants[1], constants[2]
+    size, eps, coupled, shrink = constants[3], constants[4], constants[5], constants[6]
+    scale = scale * constants[7]
     p = at(parameter, start, dtype)
     g = at(gradient, start, dtype)
     m = at(exp_avg, start, dtype)
     v = at(exp_avg_sq, start, dtype)
-    for i in range(length):
+    lanes = lanes_of(dtype)
+    whole = length - length % lanes
+    for i in range(0, whole, lanes):
+        w = load_lanes(p, i)
+        x = multiply_add(w, coupled, ((load_lanes(g, i) - high) - low) * scale)
+        first, second = _averages(x, load_lanes(m, i), load_lanes(v, i), rest1, beta2, rest2)
+        store_lanes(m, i, first)
+        store_lanes(v, i, second)
+        store_lanes(p, i, _stepped(w, first, second, size, eps, shrink))
+    for i in range(whole, length):
         w = load(p, i)
-        x = ((load(g, i) - high) - low) * scale + coupled * w
-        first = beta1 * load(m, i) + rest1 * x
-        second = beta2 * load(v, i) + rest2 * x * x
+        x = multiply_add(w, coupled, ((load(g, i) - high) - low) * scale)
+        first, second = _averages(x, load(m, i), load(v, i), rest1, beta2, rest2)
         store(m, i, first)
         store(v, i, second)
-        store(p, i, (w - decay * w) - step_size * first / (np.sqrt(second) * root + eps))
+        store(p, i, _stepped(w, first, second, size, eps, shrink))
+
+
+@njit(**_OPTIONS)
+def _averages(x, first, second, rest1, beta2, rest2):
+    return multiply_add(x - first, rest1, first), multiply_add(rest2 * x, x, beta2 * second)
+
+
+@njit(**_OPTIONS)
+def _stepped(w, first, second, size, eps, shrink):
+    return shrink * w - size * first / (root(second) + eps)
 
 
 @njit(**_OPTIONS)
@@ -138,16 +159,28 @@ def sgd(parameter, gradient, buffer, start, length, high, low, scale, constants,
     scale = scale * constants[6]
     p = at(parameter, start, dtype)
     g = at(gradient, start, dtype)
+    lanes = lanes_of(dtype)
+    whole = length - length % lanes
     if shared == 0:  # no momentum: no buffer either
-        for i in range(length):
+        for i in range(0, whole, lanes):
+            w = load_lanes(p, i)
+            x = multiply_add(w, decay, ((load_lanes(g, i) - high) - low) * scale)
+            store_lanes(p, i, w - rate * x)
+        for i in range(whole, length):
             w = load(p, i)
-            x = ((load(g, i) - high) - low) * scale + decay * w
+            x = multiply_add(w, decay, ((load(g, i) - high) - low) * scale)
             store(p, i, w - rate * x)
         return
     b = at(buffer, start, dtype)
-    for i in range(length):
+    for i in range(0, whole, lanes):
+        w = load_lanes(p, i)
+        x = multiply_add(w, decay, ((load_lanes(g, i) - high) - low) * scale)
+        held = multiply_add(load_lanes(b, i), momentum, taken * x)
+        store_lanes(b, i, held)
+        store_lanes(p, i, w - rate * multiply_add(held, shared, own * x))
+    for i in range(whole, length):
         w = load(p, i)
-        x = ((load(g, i) - high) - low) * scale + decay * w
-        held = momentum * load(b, i) + taken * x
+        x = multiply_add(w, decay, ((load(g, i) - high) - low) * scale)
+        held = multiply_add(load(b, i), momentum, taken * x)
         store(b, i, held)
-        store(p, i, w - rate * (own * x + shared * held))
+        store(p, i, w - rate * multiply_add(held, shared, own * x))

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from znorm.kernels.cpu import drivers, workers
+from znorm.kernels.cpu import drivers, entry, openmp, workers
 from znorm.kernels.cpu.intrinsics import DTYPES
 from znorm.layers import Layer
 
@@ -20,7 +20,8 @@ __all__ = ["Plan"]
 # Elements that one thread takes at a time.
 _PIECE = 1 << 16
 
-# Elements of a whole list from which on a second thread shortens the step.
+# Elements of a whole list from which on a second thread shortens the step: torch's own are awake.
+_WORTH_SHARING = 1 << 18
 _WORTH_WAKING = 1 << 20
 
 _Array = np.ndarray[Any, Any]
@@ -104,12 +105,24 @@ class Plan:
         self.split = np.array(split, dtype=np.int64).reshape(-1, 5)
         self.whole = np.array(whole, dtype=np.int64).reshape(-1, 6)
         self.addresses = np.zeros((4, len(shapes)), dtype=np.int64)
-        self.constants = np.zeros((len(shapes), 10), dtype=np.float32)
+        self.constants = np.zeros((len(shapes), 8), dtype=np.float32)
         self.moments = np.zeros((2, units))
         self.given = np.zeros((3, units), dtype=np.float32)
         self._partial = np.zeros((rows, 2))
         self._sync = np.zeros(len(split) + 2, dtype=np.int64)
         self._transform = np.zeros(4)
+        self._table = entry.make_table(
+            measures,
+            self.addresses,
+            self.split,
+            self.whole,
+            self._transform,
+            self.given,
+            self.moments,
+            self.constants,
+            self._partial,
+            self._sync,
+        )
         # Two Python threads may transform lists of the same layout at once.
         self.lock = threading.Lock()
 
@@ -125,22 +138,27 @@ class Plan:
         self._sync[:] = 0
         if transform is not None:
             self._transform[:] = transform
-        arguments = (
-            kind,
-            self.measures,
-            self.dtype,
-            self.addresses,
-            self.split,
-            self.whole,
-            self._transform,
-            factor,
-            self.given,
-            self.moments,
-            self.constants,
-            self._partial,
-            self._sync,
-        )
-        self._together(drivers.run, arguments)
+        table = self._table
+        table[entry.KIND] = kind
+        table.view(np.float64)[entry.FACTOR] = factor
+        function = entry.entry(self.dtype)
+        # One that waits for others would wait for ever if there are fewer than it was told.
+        shared = not len(self.split) and openmp.has_team()
+        if not self._may_share(_WORTH_SHARING if shared else _WORTH_WAKING):
+            self._call(0, 1, function)
+            return
+        try:
+            if shared:
+                openmp.call_in_team(function, table.ctypes.data, self.threads)
+            else:
+                workers.run_together(self._call, self.threads, (function,), self._give_up)
+        finally:
+            workers.alone().release()
+
+    def _call(self, thread: int, threads: int, function: Any) -> None:
+        table = self._table if threads == 1 else self._table.copy()
+        table[entry.THREAD], table[entry.THREADS] = thread, threads
+        function(table.ctypes.data)
 
     def clamp(self, bound: float) -> _Array:
         """Clamp gradients in place; nothing of these tensors is measured.
@@ -152,28 +170,25 @@ class Plan:
         """
         read = np.zeros((len(self.whole), 5))
         sync = np.zeros(1, dtype=np.int64)
-        self._together(
-            drivers.clamp,
-            (self.dtype, self.addresses, self.whole, np.float32(bound), read, sync),
-        )
+        arguments = (self.dtype, self.addresses, self.whole, np.float32(bound), read, sync)
+        if self._may_share(_WORTH_WAKING):
+            try:
+                workers.run_together(drivers.clamp, self.threads, arguments, self._give_up)
+            finally:
+                workers.alone().release()
+        else:
+            drivers.clamp(0, 1, *arguments)
         found = np.zeros((self.addresses.shape[1], 5))
         np.add.at(found, self.whole[:, 0], read)
         return found
 
-    def _together(self, function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
-        # Waking a worker takes longer than its share of a small list, and the workers may be
-        # another Python thread's now.
-        if (
-            self.threads == 1
-            or self.elements < _WORTH_WAKING
-            or not workers.alone().acquire(blocking=False)
-        ):
-            function(0, 1, *arguments)
-            return
-        try:
-            workers.run_together(function, self.threads, arguments, self._give_up)
-        finally:
-            workers.alone().release()
+    def _may_share(self, enough: int) -> bool:
+        """Whether more threads than this one are to work; they are then this plan's to use."""
+        # Waking one takes longer than its share of a small list, and they may be another Python
+        # thread's now.
+        return (
+            self.threads > 1 and self.elements >= enough and workers.alone().acquire(blocking=False)
+        )
 
     def _give_up(self) -> None:
         self._sync[1] = 1

@@ -1,0 +1,78 @@
+"""The kernels as a C function: `drivers.run`, called with a table of numbers and addresses."""
+
+from __future__ import annotations
+
+import ctypes
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numba import cfunc, typeof, types
+
+from znorm.kernels.cpu import drivers
+from znorm.kernels.cpu.cache import own_cache
+
+__all__ = ["FACTOR", "KIND", "THREAD", "THREADS", "entry", "make_table"]
+
+_Array = np.ndarray[Any, Any]
+
+# Places in the table of what is to be set before each call.
+THREAD, THREADS, KIND, FACTOR = range(4)
+
+
+def make_table(
+    measures: bool,
+    addresses: _Array,
+    split: _Array,
+    whole: _Array,
+    transform: _Array,
+    given: _Array,
+    moments: _Array,
+    constants: _Array,
+    partial: _Array,
+    sync: _Array,
+) -> _Array:
+    """What `entry` is called with: arguments of `drivers.run`, which must outlive it.
+
+    Returns
+    -------
+    int64 array
+        THREAD, THREADS and KIND are to be set before each call, and the bits of FACTOR, a float64.
+    """
+    arrays = (addresses, split, whole, transform, given, moments, constants, partial, sync)
+    return np.array(
+        [
+            0,
+            1,
+            0,
+            0,
+            measures,
+            addresses.shape[1],
+            moments.shape[1],
+            len(split),
+            len(whole),
+            len(partial),
+            len(sync),
+            *(array.ctypes.data for array in arrays),
+        ],
+        dtype=np.int64,
+    )
+
+
+def entry(dtype: Any) -> Any:
+    """The C function for a dtype, given by its stand-in; compiled at the first call.
+
+    Returns
+    -------
+    ctypes function (address of a table) -> None
+        It gives up the interpreter's lock while it runs.
+    """
+    return _compiled(typeof(dtype))[0]  # type: ignore[no-untyped-call]
+
+
+@cache
+def _compiled(kind: Any) -> tuple[Any, Any]:
+    with own_cache():
+        made: Any = cfunc(types.void(types.CPointer(kind)), cache=True)(drivers.from_table)  # type: ignore[no-untyped-call]
+    # The code lives as long as what numba has made of it.
+    return ctypes.CFUNCTYPE(None, ctypes.c_void_p)(made.address), made
