@@ -51,6 +51,8 @@ bench: setup
 	$(BIN)/python benchmarks/data.py
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/step.py
+	$(BIN)/python benchmarks/parts.py
+	$(BIN)/python benchmarks/train.py
 
 floor:
 	@test -x .venv-floor/bin/python || $(PYTHON) -m venv .venv-floor

@@ -372,14 +372,11 @@ def _z_score_compiled_(
 
 
 def _is_plain(given: Sequence[Tensor | None], stage: Layout) -> bool:
-    """Whether reference kernels can center in place: float32 on a CPU, each row one unit."""
+    """Whether the reference kernels' quick form serves: float32 on a CPU, each row one unit."""
     if kernels.compiled() is not None or torch.is_grad_enabled() or torch.compiler.is_compiling():
         return False
-    assert stage.z_score is not None
-    centers = stage.z_score[1] != 0
-    return centers and all(
+    return all(
         row.units == 1
-        and len(row.layers) == 1
         and row.layers[0].cut is None
         and gradient.dtype == torch.float32
         and gradient.device.type == "cpu"
@@ -393,32 +390,27 @@ def _is_plain(given: Sequence[Tensor | None], stage: Layout) -> bool:
 def _z_score_plain_(
     given: Sequence[Tensor | None], stage: Layout, factor: Tensor | None
 ) -> Decision:
-    """ZNorm by the reference kernels: gradients are centered in place while they are measured."""
+    """ZNorm by the reference kernels, where their quick form serves."""
     count, mean, m2 = stage.count.tolist(), [0.0] * stage.units, [0.0] * stage.units
-    centered: list[tuple[Tensor, int, float]] = []
-    others: list[Tensor | None] = [None] * len(given)
-    for number, (row, gradient) in enumerate(zip(stage.rows, given, strict=True)):
-        if not row.units:
-            continue
-        if gradient is None or gradient.numel() == 0:
-            count[row.first] = 0.0 if gradient is None else count[row.first]
-            continue
-        found = reference.center_(gradient)
+    present = [
+        (row.first, gradient)
+        for row, gradient in zip(stage.rows, given, strict=True)
+        if row.units and gradient is not None and gradient.numel()
+    ]
+    for row, gradient in zip(stage.rows, given, strict=True):
+        if row.units and gradient is None:
+            count[row.first] = 0.0
+    for unit, gradient in present:
+        found = reference.quick_moments(gradient)
         if found is None:
-            others[number] = gradient
-            own = reference.moments(gradient, ())
-            mean[row.first], m2[row.first] = float(own[0]), float(own[1])
-        else:
-            subtracted, left, m2[row.first] = found
-            mean[row.first] = subtracted + left
-            centered.append((gradient, row.first, left))
+            exact = reference.moments(gradient, ())
+            found = float(exact[0]), float(exact[1])
+        mean[unit], m2[unit] = found
     measured = torch.tensor([count, mean, m2], dtype=stage.count.dtype)
     decision = stage.decide(Moments(measured[0], measured[1], measured[2], stage), factor)
-    scale = decision.affine.scale.tolist()
-    for gradient, unit, left in centered:
-        reference.scale_(gradient, left, scale[unit])
-    if any(gradient is not None for gradient in others):
-        _apply_(others, decision.affine, stage)
+    center, scale = decision.affine.center.tolist(), decision.affine.scale.tolist()
+    for unit, gradient in present:
+        reference.quick_apply_(gradient, center[unit], scale[unit])
     return decision
 
 

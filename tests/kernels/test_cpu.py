@@ -269,7 +269,18 @@ def doubled(p: nn.Parameter, o: Any) -> None:
     o.state.clear()
 
 
-CHANGES = [change_nothing, moved, resized, cast, transposed, state_replaced, doubled]
+def state_moved(p: nn.Parameter, o: Any) -> None:
+    o.state[p]["exp_avg"].data = o.state[p]["exp_avg"].data.clone()
+    o.state[p]["step"].data = o.state[p]["step"].data.clone()
+
+
+def state_shared(p: nn.Parameter, o: Any) -> None:
+    for tensor in o.state[p].values():
+        tensor.share_memory_()
+
+
+CHANGES = [change_nothing, moved, resized, cast, transposed, doubled]
+CHANGES += [state_replaced, state_moved, state_shared]
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda c: c.__name__)
@@ -298,6 +309,111 @@ def test_a_tensor_that_changes_between_steps_is_looked_at_anew(
         found.append(parameter.detach().double())
     tolerance = 2**-7 if change is cast else 1e-6
     assert (found[0] - found[1]).abs().max() <= tolerance * found[1].abs().max()
+
+
+def later_momentum(o: Any) -> None:
+    o.param_groups[0]["momentum"] = 0.9
+
+
+def regrouped(o: Any) -> None:
+    first, second = o.param_groups
+    first["params"].append(second["params"].pop(0))
+
+
+def one_group(o: Any) -> None:
+    regrouped(o)
+    first, second = o.param_groups
+    first["params"] += second["params"]
+    del o.param_groups[1]
+
+
+@pytest.mark.parametrize("change", [later_momentum, regrouped, one_group])
+def test_groups_that_change_between_steps_are_looked_at_anew(change: Any) -> None:
+    found = []
+    for make in (znorm.optim.SGD, torch.optim.SGD):
+        parameters = [nn.Parameter(torch.ones(4, 3)) for _ in range(3)]
+        optimizer = make(
+            [{"params": parameters[:1], "lr": 0.1}, {"params": parameters[1:], "lr": 0.3}]
+        )
+        znorm.attach(optimizer, znorm.ZNorm())
+        for number in range(5):
+            if number == 2:
+                change(optimizer)
+            step(optimizer, parameters, number)
+        found.append(parameters)
+    for one, other in zip(*found, strict=True):
+        assert (one - other).abs().max() <= 1e-6
+
+
+@pytest.mark.parametrize("make", [znorm.optim.Adam, znorm.optim.SGD])
+def test_sizes_that_do_not_fit_raise_as_in_torch(make: Any) -> None:
+    parameter = nn.Parameter(torch.ones(10, 64))
+    optimizer = make([parameter], lr=0.1, transform=znorm.ZNorm())
+    step(optimizer, [parameter], 0)
+    parameter.data = torch.randn(20_000, 64)
+    if make is znorm.optim.Adam:
+        parameter.grad = None
+        parameter.grad = torch.randn(20_000, 64)
+    with pytest.raises((RuntimeError, ValueError), match=r"size|shape"):
+        optimizer.step()
+
+
+def test_a_first_step_that_is_skipped_makes_no_state() -> None:
+    found = []
+    for make, options in ((znorm.optim.SGD, {}), (torch.optim.SGD, {})):
+        parameters = [nn.Parameter(torch.ones(4, 3)) for _ in range(2)]
+        optimizer = make(parameters, lr=0.1, momentum=0.9, dampening=0.5, **options)
+        if make is znorm.optim.SGD:
+            optimizer = make(
+                parameters, lr=0.1, momentum=0.9, dampening=0.5, fused=True, transform=znorm.ZNorm()
+            )
+        else:
+            znorm.attach(optimizer, znorm.ZNorm())
+        scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+        scaler.scale(torch.ones(()))
+        for number in range(3):
+            for p, g in zip(parameters, gradients(parameters, number), strict=True):
+                p.grad = 4 * g
+            if number == 0:
+                parameters[0].grad = torch.full((4, 3), torch.inf)
+            scaler.step(optimizer)
+            scaler.update(4.0)
+            assert bool(optimizer.state) == (number > 0)
+        found.append(parameters)
+    for one, other in zip(*found, strict=True):
+        assert (one - other).abs().max() <= 1e-6
+
+
+def test_an_exception_from_a_signal_leaves_no_thread_at_work() -> None:
+    code = """
+import signal, torch, znorm
+torch.set_num_threads(4)
+class Stop(Exception): ...
+def stop(*_): raise Stop
+signal.signal(signal.SIGALRM, stop)
+p = torch.nn.Parameter(torch.zeros(2_000_000))
+o = znorm.optim.SGD([p], lr=1.0, transform=znorm.ZNorm(select="all"))
+p.grad = torch.randn(2_000_000)
+o.step()
+late = 0
+for n in range(300):
+    signal.setitimer(signal.ITIMER_REAL, 1e-4 + 1e-5 * n)
+    try:
+        o.step()
+    except Stop:
+        pass
+    except BaseException as error:
+        assert False, error
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        held = p.detach().clone()
+        late += not torch.equal(held, p)
+    except Stop:
+        pass
+print(late)
+"""
+    out, _ = finish(run(code=code))
+    assert out.strip() == "0"
 
 
 def test_gradients_that_come_and_go() -> None:

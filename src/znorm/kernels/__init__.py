@@ -53,13 +53,14 @@ def _load() -> ModuleType | str:
         from znorm.kernels import cpu
     except Exception as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
+        if isinstance(error, ImportError):
+            reason += "; pip install 'znorm[cpu]' brings numba"
         warnings.warn(
             f"znorm: the compiled CPU kernels are not used ({reason}); steps take the slower "
-            "reference kernels; pip install 'znorm[cpu]' brings numba, ZNORM_KERNELS=reference "
-            "silences this",
+            "reference kernels; ZNORM_KERNELS=reference silences this",
             stacklevel=2,
         )
-        return f"{reason}; pip install 'znorm[cpu]' brings numba"
+        return reason
     return cpu
 
 
@@ -90,6 +91,8 @@ def why_not(device: torch.device, dtype: torch.dtype, *, load: bool = True) -> s
         if module is not None and not module.ready(dtype):
             return f"they cannot be compiled for {str(dtype).removeprefix('torch.')} here"
         return _refused
+    if _loaded is not None and _loaded.is_refused(dtype):
+        return f"they cannot be compiled for {str(dtype).removeprefix('torch.')} here"
     if _refused is not None or _loaded is not None:
         return _refused
     if _is_turned_off():

@@ -20,9 +20,9 @@ __all__ = [
     "NAME",
     "adam_",
     "apply_",
-    "center_",
     "moments",
-    "scale_",
+    "quick_apply_",
+    "quick_moments",
     "sgd_",
     "split",
     "statistics_dtype",
@@ -33,8 +33,8 @@ NAME = "reference"
 # Elements turned to float64 at a time on a CPU: 512 KiB, which stays in a core's L2 cache.
 _CHUNK = 1 << 16
 
-# Elements that each thread centers at a time, for the same reason.
-_CENTERED = 1 << 17
+# Elements that each thread shifts at a time, for the same reason.
+_SHIFTED = 1 << 17
 
 # Elements whose squares are summed in float32.
 _ROW = 256
@@ -96,12 +96,12 @@ def _finish(shift: Tensor, total: Tensor, squares: Tensor, n: int) -> tuple[Tens
     return shift + total / n, m2
 
 
-def center_(gradient: Tensor) -> tuple[float, float, float] | None:
-    """Subtract a number near the mean, in place, and measure what is left while it is in cache.
+def quick_moments(gradient: Tensor) -> tuple[float, float] | None:
+    """Mean and sum of squared deviations, in one reading in float32, if that loses nothing.
 
-    In float32, where :func:`moments` turns all to float64. What is left has a mean of nearly 0, so
-    that its squares lose nothing; where it has not, or they leave the range of float32, it is
-    measured in float64 after all.
+    Elements are shifted by the mean of some of them. What is left has a mean of nearly 0, so that
+    float32 holds its sums, row by row; where it has not, or its squares leave the range of
+    float32, :func:`moments` measures it in float64.
 
     Parameters
     ----------
@@ -110,25 +110,30 @@ def center_(gradient: Tensor) -> tuple[float, float, float] | None:
 
     Returns
     -------
-    subtracted, mean, m2 : float
-        The mean and the sum of squared deviations are of what is left. None, and nothing written,
-        if float32 cannot hold the mean.
+    mean, m2 : float, or None
     """
     flat = _memory_order(gradient)
     n = flat.numel()
-    subtracted = float(flat.mean())
-    if not math.isfinite(subtracted):
+    chunks = _in_cache(flat)
+    shift = float(chunks[0].mean())
+    total = squares = 0.0
+    if not math.isfinite(shift):
         return None
-    m2 = 0.0
-    size = _CENTERED * torch.get_num_threads()
-    for chunk in flat.split(size) if n > size else (flat,):
-        m2 += _sum_of_squares(chunk.sub_(subtracted))
-    mean = 0.0
-    if not max(subtracted**2, 1e-30) * n <= m2 < 1e30 * n:
-        # The sum of the first reading may be off by some 1e-7 of itself, or squares by more.
-        exact = _moments_of_tensor(flat)
-        mean, m2 = float(exact[0]), float(exact[1])
-    return subtracted, mean, m2
+    for chunk in chunks:
+        deviation = chunk - shift
+        total += float(deviation.sum())
+        squares += _sum_of_squares(deviation)
+    left = total / n
+    m2 = squares - total * left
+    # Not if the rest of the mean is beyond a standard deviation, or anything is not finite.
+    if not max(left**2, 1e-30) * n <= m2 < 1e30 * n:
+        return None
+    return shift + left, m2
+
+
+def _in_cache(flat: Tensor) -> tuple[Tensor, ...]:
+    size = _SHIFTED * torch.get_num_threads()
+    return flat.split(size) if flat.numel() > size else (flat,)
 
 
 def _sum_of_squares(values: Tensor) -> float:
@@ -143,22 +148,22 @@ def _sum_of_squares(values: Tensor) -> float:
     return total
 
 
-def scale_(gradient: Tensor, center: float, scale: float) -> None:
-    """``g = (g - center) * scale`` in place, in one reading, for a center that is nearly 0.
-
-    As ``g * scale - center * scale``, which loses what cancels between the two: nothing after
-    :func:`center_`.
+def quick_apply_(gradient: Tensor, center: float, scale: float) -> None:
+    """``g = (g - center) * scale`` in place, in one reading.
 
     Parameters
     ----------
     gradient : Tensor
-        As for :func:`center_`.
+        As for :func:`quick_moments`.
+    center, scale : float
+        In float64: the center is subtracted in two parts, as :func:`split` has it.
     """
-    if center == 0:
-        gradient.mul_(scale)
-        return
-    offset = gradient.new_tensor(-center * scale)
-    torch.add(offset, gradient, alpha=scale, out=gradient)
+    flat = _memory_order(gradient)
+    high = float(torch.tensor(center, dtype=torch.float32))
+    # What is left of the center is that small that it may be subtracted after the scaling.
+    offset = flat.new_tensor((high - center) * scale)
+    for chunk in _in_cache(flat):
+        torch.add(offset, chunk.sub_(high), alpha=scale, out=chunk)
 
 
 def _memory_order(tensor: Tensor) -> Tensor:

@@ -204,13 +204,11 @@ def _step_in_float32(optimizer: Optimizer, *, decoupled: bool) -> None:
         )
 
 
-def _prepare(group: dict[str, Any], state: dict[str, Any], parameter: Tensor) -> bool | None:
+def _prepare(group: dict[str, Any], state: dict[str, Any], parameter: Tensor) -> bool:
     begun = bool(state)
     if not begun:
         _fill(state, parameter, group["amsgrad"])
-    step = state["step"]
-    known = isinstance(step, Tensor) and step.dtype == torch.float32 and step.device.type == "cpu"
-    return begun if known else None
+    return begun
 
 
 def _fill(state: dict[str, Any], parameter: Tensor, amsgrad: bool) -> None:

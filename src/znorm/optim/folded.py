@@ -22,6 +22,7 @@ from torch.optim import Optimizer
 
 from znorm import kernels
 from znorm.attachment import Attachment, attachment_of
+from znorm.layers import is_dense
 from znorm.layout import Layout
 from znorm.receipts import Receipt
 from znorm.step import compiled_parts, decide_stage
@@ -44,16 +45,15 @@ class Update:
         The name of the kernel: "ADAM" or "SGD".
     states : tuple of str
         Names of the state tensors that are as large as the parameter.
-    prepare : callable (group, state, parameter) -> bool or None
-        Fills an empty state as torch does. Whether it was filled before; None if it is a state
-        that kernels do not know.
+    prepare : callable (group, state, parameter) -> bool
+        Fills an empty state as torch does. Whether it was filled before.
     options : callable (groups) -> array
         What the kernels need to know of each parameter group, see `kernels.cpu.drivers`.
     """
 
     kind: str
     states: tuple[str, ...]
-    prepare: Callable[[dict[str, Any], dict[str, Any], Tensor], bool | None]
+    prepare: Callable[[dict[str, Any], dict[str, Any], Tensor], bool]
     options: Callable[[list[dict[str, Any]]], Any]
 
 
@@ -65,16 +65,19 @@ class _Fold:
     layout: Layout
     receipt: Receipt
     parameters: list[Tensor]
-    owners: list[int]
+    groups: list[tuple[int, bool]]
     missing: list[bool]
     addresses: list[int]
     sizes: list[int]
     strides: list[Any]
+    dtypes: list[torch.dtype]
     gradients: list[Any] | None
     threads: int
     state_dicts: list[dict[str, Any]]
     states: list[dict[str, Any]]
     held: list[Any]
+    tensors: list[Tensor]
+    state_addresses: list[int]
     z_score: tuple[float, float, float, float] | None
     parts: list[Any]
     written: list[Tensor]
@@ -87,14 +90,17 @@ class _Fold:
         return (
             attachment is self.attachment
             and torch.get_num_threads() == self.threads
+            and _grouped(optimizer.param_groups) == self.groups
             and list(map(is_, gradients, repeat(None))) == self.missing
             and list(map(Tensor.data_ptr, kept)) == self.addresses
             and list(map(Tensor.numel, kept)) == self.sizes
             and list(map(Tensor.stride, kept)) == self.strides
+            and list(map(_dtype, kept)) == self.dtypes
             and _described(gradients, True in self.missing) == self.gradients
             and len(optimizer.state) == len(self.state_dicts)
             and all(map(is_, optimizer.state.values(), self.state_dicts))
             and all(map(is_, _held(self.states), self.held))
+            and list(map(Tensor.data_ptr, self.tensors)) == self.state_addresses
         )
 
 
@@ -116,6 +122,9 @@ def _step_folded(optimizer: Optimizer, update: Update) -> bool:
     groups = optimizer.param_groups
     if not _is_ours(groups):
         return False
+    scale, skip = getattr(optimizer, "grad_scale", None), getattr(optimizer, "found_inf", None)
+    if attachment is not None and skip is not None and float(skip):
+        return True  # before any state is made: torch's own then has none either
     parameters = [p for group in groups for p in group["params"]]
     gradients = list(map(_gradient, parameters))
     fold: _Fold | None = optimizer.__dict__.get("_fold")
@@ -129,9 +138,6 @@ def _step_folded(optimizer: Optimizer, update: Update) -> bool:
         optimizer.__dict__["_fold"] = fold
         if fold is None:
             return False
-    scale, skip = getattr(optimizer, "grad_scale", None), getattr(optimizer, "found_inf", None)
-    if skip is not None and float(skip):
-        return True
     factor = 1.0 if scale is None else 1.0 / float(scale)
     decision = None
     if fold.z_score is None:
@@ -179,7 +185,9 @@ def why_not_folded(optimizer: Optimizer, *, load: bool = True) -> str | None:
             return "fused=False asks for torch's own step"
     if attachment.single() is None:
         return f"{attachment.transform!r} does not fold into one update"
-    parameters = (p for group in optimizer.param_groups for p in group["params"])
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    if not all(p.numel() and is_dense(tuple(p.shape), p.stride()) for p in parameters):
+        return "a parameter is empty or does not fill its memory"
     for device, dtype in dict.fromkeys((p.device, p.dtype) for p in parameters):
         reason = kernels.why_not(device, dtype, load=load)
         if reason is not None:
@@ -217,6 +225,11 @@ def _make_fold(optimizer: Optimizer, update: Update, attachment: Attachment | No
             continue
         if number not in served or not _alike(parameter, gradient):
             return None
+    # All is looked at before anything is filled: torch's own step may have to do it.
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        state_ = optimizer.state.get(parameter)
+        if gradient is not None and not _is_known(state_, parameter, update):
+            return None
     states: list[dict[str, Any]] = []
     begun: list[bool] = []
     for parameter, gradient, owner in zip(parameters, gradients, owners, strict=True):
@@ -227,42 +240,59 @@ def _make_fold(optimizer: Optimizer, update: Update, attachment: Attachment | No
             begun.append(True)
             continue
         state = optimizer.state[parameter]
-        before = update.prepare(group, state, parameter)
-        held = [state[name] for name in update.states if state.get(name) is not None]
-        if before is None or not all(_alike(parameter, tensor) for tensor in held):
-            return None
+        begun.append(update.prepare(group, state, parameter))
         states.append(state)
-        begun.append(before)
     for part in parts:
         part.begin(owners, [state.get("step") for state in states], begun)
         part.point_at(parameters, 0)
         for place, name in enumerate(update.states, start=2):
             part.point_at([state.get(name) for state in states], place)
     missing = [g is None for g in gradients]
+    held = list(_held(states))
+    tensors = [value for value in held if isinstance(value, Tensor)]
     return _Fold(
         attachment,
         layout,
         receipt,
         parameters,
-        owners,
+        _grouped(groups),
         missing,
         list(map(Tensor.data_ptr, parameters)),
         list(map(Tensor.numel, parameters)),
         list(map(Tensor.stride, parameters)),
+        list(map(_dtype, parameters)),
         _described(gradients, True in missing),
         torch.get_num_threads(),
         list(optimizer.state.values()),
         states,
-        list(_held(states)),
+        held,
+        tensors,
+        list(map(Tensor.data_ptr, tensors)),
         z_score,
         parts,
         [p for p, gradient in zip(parameters, gradients, strict=True) if gradient is not None],
     )
 
 
+def _grouped(groups: Sequence[dict[str, Any]]) -> list[tuple[int, bool]]:
+    """What kernels rest on of the groups: who belongs to which, and who has a buffer."""
+    return [(len(group["params"]), group.get("momentum") == 0) for group in groups]
+
+
+def _is_known(state: dict[str, Any] | None, parameter: Tensor, update: Update) -> bool:
+    """Whether kernels can take a state up, if there is one."""
+    step = (state or {}).get("step")
+    counts = step is None or (
+        isinstance(step, Tensor) and step.dtype == torch.float32 and step.device.type == "cpu"
+    )
+    tensors = [(state or {}).get(name) for name in update.states]
+    return counts and all(t is None or _alike(parameter, t) for t in tensors)
+
+
 def _alike(parameter: Tensor, other: Tensor) -> bool:
     return (
-        other.stride() == parameter.stride()
+        other.shape == parameter.shape
+        and other.stride() == parameter.stride()
         and other.dtype == parameter.dtype
         and other.device == parameter.device
     )
@@ -277,7 +307,8 @@ def _described(gradients: Sequence[Tensor | None], some_missing: bool) -> list[A
         strides = list(map(Tensor.stride, present))
     except RuntimeError:  # sparse
         return None
-    return [*strides, *map(_dtype, present), *map(_is_cpu, present)]
+    sizes = map(Tensor.numel, present)
+    return [*strides, *sizes, *map(_dtype, present), *map(_is_cpu, present)]
 
 
 def _held(states: Sequence[dict[str, Any]]) -> Iterator[Any]:

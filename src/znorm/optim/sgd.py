@@ -121,7 +121,7 @@ class SGD(torch.optim.SGD):
             )
 
 
-def _prepare(group: dict[str, Any], state: dict[str, Any], parameter: Tensor) -> bool | None:
+def _prepare(group: dict[str, Any], state: dict[str, Any], parameter: Tensor) -> bool:
     begun = state.get("momentum_buffer") is not None
     if group["momentum"] and not begun:
         state["momentum_buffer"] = torch.zeros_like(parameter)

@@ -163,16 +163,17 @@ def _is_left_open(group: dict[str, Any]) -> bool:
 
 
 def _lie_alike(optimizer: Optimizer, parameter: Tensor) -> bool:
-    """Whether all has the weight's memory order: torch's fused kernels do not look at it."""
+    """Whether all has the weight's shape and memory order: torch's fused kernels do not look."""
     if parameter.grad is None:
         return True
-    held = [parameter.grad, *optimizer.state.get(parameter, {}).values()]
+    state = optimizer.state.get(parameter, {})
+    held = [value for name, value in state.items() if name != "step" and isinstance(value, Tensor)]
     return all(
         tensor.layout == torch.strided
         and tensor.dtype == parameter.dtype
+        and tensor.shape == parameter.shape
         and tensor.stride() == parameter.stride()
-        for tensor in held
-        if isinstance(tensor, Tensor) and tensor.shape == parameter.shape and tensor.dim()
+        for tensor in (parameter.grad, *held)
     )
 
 
@@ -185,6 +186,8 @@ def shown(optimizer: Optimizer, text: str) -> str:
     reason = why_not_folded(optimizer, load=False)
     if rounds:
         kernel = "reference, with stochastic rounding"
+    elif reason is None and optimizer.__dict__.get("_fold", ...) is None:
+        kernel = "torch's, after the transform (gradients or states lie otherwise than weights)"
     elif reason is None:
         kernel = "cpu, the transform within the update"
     else:

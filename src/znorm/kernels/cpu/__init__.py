@@ -6,8 +6,8 @@ from znorm.kernels.cpu.cache import own_cache
 
 with own_cache():
     from znorm.kernels.cpu.lists import Part, parts_of
-    from znorm.kernels.cpu.ready import ready
+    from znorm.kernels.cpu.ready import is_refused, ready
 
-__all__ = ["NAME", "Part", "parts_of", "ready"]
+__all__ = ["NAME", "Part", "is_refused", "parts_of", "ready"]
 
 NAME = "cpu"

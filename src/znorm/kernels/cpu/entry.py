@@ -12,12 +12,12 @@ from numba import cfunc, typeof, types
 from znorm.kernels.cpu import drivers
 from znorm.kernels.cpu.cache import own_cache
 
-__all__ = ["FACTOR", "KIND", "THREAD", "THREADS", "entry", "make_table"]
+__all__ = ["FACTOR", "KIND", "MEASURES", "THREAD", "THREADS", "entry", "make_table"]
 
 _Array = np.ndarray[Any, Any]
 
-# Places in the table of what is to be set before each call.
-THREAD, THREADS, KIND, FACTOR = range(4)
+# Places in the table; all but the last are to be set before each call.
+THREAD, THREADS, KIND, FACTOR, MEASURES = range(5)
 
 
 def make_table(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 import threading
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,6 +27,8 @@ _WORTH_SHARING = 1 << 18
 _WORTH_WAKING = 1 << 20
 
 _Array = np.ndarray[Any, Any]
+
+_plans: weakref.WeakSet[Plan] = weakref.WeakSet()
 
 
 class Plan:
@@ -125,6 +129,7 @@ class Plan:
         )
         # Two Python threads may transform lists of the same layout at once.
         self.lock = threading.Lock()
+        _plans.add(self)
 
     def give(self, center: Tensor, scale: Tensor) -> None:
         """Take decided units, of the whole layout, for a plan that measures none itself."""
@@ -196,3 +201,13 @@ class Plan:
 
 def _pieces(start: int, length: int) -> list[tuple[int, int]]:
     return [(start + at, min(_PIECE, length - at)) for at in range(0, length, _PIECE)]
+
+
+def _after_fork() -> None:
+    # Another thread of the parent's may have held them.
+    for plan in _plans:
+        plan.lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

@@ -12,7 +12,7 @@ from znorm.kernels.cpu import drivers
 from znorm.kernels.cpu.plan import Plan
 from znorm.layers import Layer
 
-__all__ = ["ready"]
+__all__ = ["is_refused", "ready"]
 
 _ready: dict[torch.dtype, bool] = {}
 _lock = threading.Lock()
@@ -34,6 +34,11 @@ def ready(dtype: torch.dtype) -> bool:
             if dtype not in _ready:
                 _ready[dtype] = _try_out(dtype)
     return _ready[dtype]
+
+
+def is_refused(dtype: torch.dtype) -> bool:
+    """Whether they have been tried, and do not work."""
+    return _ready.get(dtype) is False
 
 
 def _try_out(dtype: torch.dtype) -> bool:
