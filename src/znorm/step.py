@@ -410,7 +410,8 @@ def _z_score_plain_(
     decision = stage.decide(Moments(measured[0], measured[1], measured[2], stage), factor)
     center, scale = decision.affine.center.tolist(), decision.affine.scale.tolist()
     for unit, gradient in present:
-        reference.quick_apply_(gradient, center[unit], scale[unit])
+        near = center[unit] ** 2 * count[unit] <= m2[unit]
+        reference.quick_apply_(gradient, center[unit], scale[unit], near=near)
     return decision
 
 

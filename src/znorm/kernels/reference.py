@@ -119,8 +119,9 @@ def quick_moments(gradient: Tensor) -> tuple[float, float] | None:
     total = squares = 0.0
     if not math.isfinite(shift):
         return None
+    scratch = torch.empty_like(chunks[0])
     for chunk in chunks:
-        deviation = chunk - shift
+        deviation = torch.sub(chunk, shift, out=scratch[: chunk.numel()])
         total += float(deviation.sum())
         squares += _sum_of_squares(deviation)
     left = total / n
@@ -148,7 +149,7 @@ def _sum_of_squares(values: Tensor) -> float:
     return total
 
 
-def quick_apply_(gradient: Tensor, center: float, scale: float) -> None:
+def quick_apply_(gradient: Tensor, center: float, scale: float, *, near: bool) -> None:
     """``g = (g - center) * scale`` in place, in one reading.
 
     Parameters
@@ -157,8 +158,14 @@ def quick_apply_(gradient: Tensor, center: float, scale: float) -> None:
         As for :func:`quick_moments`.
     center, scale : float
         In float64: the center is subtracted in two parts, as :func:`split` has it.
+    near : bool
+        Whether the center is within a standard deviation of 0.
     """
     flat = _memory_order(gradient)
+    if near:
+        # Subtracted after the scaling the center then costs no more than a rounding of the result.
+        torch.add(flat.new_tensor(-center * scale), flat, alpha=scale, out=flat)
+        return
     high = float(torch.tensor(center, dtype=torch.float32))
     # What is left of the center is that small that it may be subtracted after the scaling.
     offset = flat.new_tensor((high - center) * scale)
