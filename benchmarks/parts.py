@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from step import SETS, fused, made, processor
+from step import SETS, fused, made
 
 import znorm
 from znorm.kernels.cpu import drivers, entry
+from znorm.lab.machine import processor
 
 
 def parts(name: str, dtype: torch.dtype) -> dict[str, Callable[[], object]]:

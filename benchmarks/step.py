@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -27,6 +26,7 @@ from torch import nn
 
 import znorm
 from znorm import kernels
+from znorm.lab.machine import processor
 
 Parameters = list[nn.Parameter]
 
@@ -257,15 +257,6 @@ def main() -> None:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(result, indent=2) + "\n")
         print(options.json)
-
-
-def processor() -> str:
-    """The CPU's own name."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if "model name" in line)
-    except (OSError, StopIteration):
-        return platform.machine()
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from typing import Any
 
 import torch
 from loop import Quiet
-from step import naive_, processor
+from step import naive_
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
@@ -35,6 +35,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 import znorm
 from znorm.lab import models, tasks
+from znorm.lab.machine import processor
 from znorm.lab.optimizers import make_optimizer
 from znorm.lab.spec import resolve
 from znorm.lab.training.checkpoint import Position

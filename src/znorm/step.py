@@ -69,10 +69,7 @@ def measure(gradients: Iterable[Tensor | None], layout: Layout) -> Moments:
 
 
 def _measure(given: Sequence[Tensor | None], layout: Layout) -> Moments:
-    count = layout.count.clone()
-    for row, gradient in zip(layout.rows, given, strict=True):
-        if gradient is None and row.units:
-            count[row.first : row.first + row.units] = 0
+    count = _count(given, layout)
     parts = compiled_parts(given, layout, measures=True)
     held = count.new_zeros(2, layout.units)
     for part in parts:
@@ -97,6 +94,15 @@ def _measure(given: Sequence[Tensor | None], layout: Layout) -> Moments:
     if not some:
         return Moments(count, held[0], held[1], layout)
     return Moments(count, torch.cat(means), torch.cat(m2s), layout)
+
+
+def _count(given: Sequence[Tensor | None], layout: Layout) -> Tensor:
+    """Elements of each unit; 0 where the gradient is missing."""
+    count = layout.count.clone()
+    for row, gradient in zip(layout.rows, given, strict=True):
+        if gradient is None and row.units:
+            count[row.first : row.first + row.units] = 0
+    return count
 
 
 def compiled_parts(
@@ -355,7 +361,7 @@ def _z_score_compiled_(
         served = number in done and row.units == 1
         if row.units and not served and gradient is not None and gradient.numel():
             return None
-    count = stage.count.clone()
+    count = _count(given, stage)
     held = count.new_zeros(2, stage.units)
     assert stage.z_score is not None
     for part in parts:
@@ -365,9 +371,6 @@ def _z_score_compiled_(
             part.plan.run(part.AFFINE, stage.z_score, scale)
             held[:, part.units] = torch.from_numpy(part.plan.moments[:, part.units])
         part.written(given)
-    for row, gradient in zip(stage.rows, given, strict=True):
-        if gradient is None and row.units:
-            count[row.first : row.first + row.units] = 0
     return Moments(count, held[0], held[1], stage)
 
 
@@ -391,15 +394,13 @@ def _z_score_plain_(
     given: Sequence[Tensor | None], stage: Layout, factor: Tensor | None
 ) -> Decision:
     """ZNorm by the reference kernels, where their quick form serves."""
-    count, mean, m2 = stage.count.tolist(), [0.0] * stage.units, [0.0] * stage.units
+    count = _count(given, stage).tolist()
+    mean, m2 = [0.0] * stage.units, [0.0] * stage.units
     present = [
         (row.first, gradient)
         for row, gradient in zip(stage.rows, given, strict=True)
         if row.units and gradient is not None and gradient.numel()
     ]
-    for row, gradient in zip(stage.rows, given, strict=True):
-        if row.units and gradient is None:
-            count[row.first] = 0.0
     for unit, gradient in present:
         found = reference.quick_moments(gradient)
         if found is None:

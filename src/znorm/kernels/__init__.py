@@ -86,14 +86,12 @@ def why_not(device: torch.device, dtype: torch.dtype, *, load: bool = True) -> s
     if dtype not in _COMPILED_DTYPES:
         takes = ", ".join(str(kind).removeprefix("torch.") for kind in _COMPILED_DTYPES)
         return f"the compiled kernels take {takes}, not {str(dtype).removeprefix('torch.')}"
-    if load:
-        module = compiled()
-        if module is not None and not module.ready(dtype):
-            return f"they cannot be compiled for {str(dtype).removeprefix('torch.')} here"
-        return _refused
-    if _loaded is not None and _loaded.is_refused(dtype):
-        return f"they cannot be compiled for {str(dtype).removeprefix('torch.')} here"
-    if _refused is not None or _loaded is not None:
+    module = compiled() if load else _loaded
+    if module is not None:
+        works = module.ready(dtype) if load else not module.is_refused(dtype)
+        name = str(dtype).removeprefix("torch.")
+        return None if works else f"they cannot be compiled for {name} here"
+    if load or _refused is not None:
         return _refused
     if _is_turned_off():
         return _TURNED_OFF

@@ -14,7 +14,7 @@ import znorm
 from znorm import kernels
 from znorm.lab.training.device import resolve_precision
 
-__all__ = ["doctor"]
+__all__ = ["doctor", "processor"]
 
 _PACKAGES = ("torch", "numba", "numpy", "scipy", "monai")
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -78,7 +78,7 @@ def _kernel(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
 
 def _devices() -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = [
-        {"device": "cpu", "name": _processor(), "memory_gb": _memory_gb()}
+        {"device": "cpu", "name": processor(), "memory_gb": _memory_gb()}
     ]
     for number in range(torch.cuda.device_count()):
         about = torch.cuda.get_device_properties(number)
@@ -90,11 +90,12 @@ def _devices() -> list[dict[str, Any]]:
             }
         )
     if torch.backends.mps.is_available():
-        found.append({"device": "mps", "name": _processor(), "memory_gb": None})
+        found.append({"device": "mps", "name": processor(), "memory_gb": None})
     return found
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The CPU's own name, as far as the system tells it."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -27,7 +27,7 @@ from znorm.layout import Layout
 from znorm.receipts import Receipt
 from znorm.step import compiled_parts, decide_stage
 
-__all__ = ["Update", "step_folded", "why_not_folded"]
+__all__ = ["Update", "lies_as", "step_folded", "why_not_folded"]
 
 # Variants of torch's own step, which its options ask for.
 _OTHERS = ("foreach", "capturable", "differentiable", "amsgrad")
@@ -120,7 +120,7 @@ def step_folded(optimizer: Optimizer, update: Update) -> bool:
 def _step_folded(optimizer: Optimizer, update: Update) -> bool:
     attachment = attachment_of(optimizer)
     groups = optimizer.param_groups
-    if not _is_ours(groups):
+    if _asks_for_torchs(groups) is not None:
         return False
     scale, skip = getattr(optimizer, "grad_scale", None), getattr(optimizer, "found_inf", None)
     if attachment is not None and skip is not None and float(skip):
@@ -177,12 +177,9 @@ def why_not_folded(optimizer: Optimizer, *, load: bool = True) -> str | None:
     attachment = attachment_of(optimizer)
     if attachment is None:
         return "it has no transform"
-    for group in optimizer.param_groups:
-        for option in _OTHERS:
-            if group.get(option):
-                return f"{option}=True asks for torch's own step"
-        if group.get("fused") is False:
-            return "fused=False asks for torch's own step"
+    option = _asks_for_torchs(optimizer.param_groups)
+    if option is not None:
+        return f"{option} asks for torch's own step"
     if attachment.single() is None:
         return f"{attachment.transform!r} does not fold into one update"
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -195,15 +192,19 @@ def why_not_folded(optimizer: Optimizer, *, load: bool = True) -> str | None:
     return None
 
 
-def _is_ours(groups: Sequence[dict[str, Any]]) -> bool:
-    """Whether no option asks for another step."""
-    return not any(
-        group.get("fused") is False or any(group.get(name) for name in _OTHERS) for group in groups
-    )
+def _asks_for_torchs(groups: Sequence[dict[str, Any]]) -> str | None:
+    """The option that asks for torch's own step, if one does."""
+    for group in groups:
+        for name in _OTHERS:
+            if group.get(name):
+                return f"{name}=True"
+        if group.get("fused") is False:
+            return "fused=False"
+    return None
 
 
 def _make_fold(optimizer: Optimizer, update: Update, attachment: Attachment | None) -> _Fold | None:
-    if attachment is None or not _is_ours(optimizer.param_groups):
+    if attachment is None:
         return None
     found = attachment.single()
     if found is None:
@@ -223,7 +224,7 @@ def _make_fold(optimizer: Optimizer, update: Update, attachment: Attachment | No
     for number, (parameter, gradient) in enumerate(zip(parameters, gradients, strict=True)):
         if gradient is None:
             continue
-        if number not in served or not _alike(parameter, gradient):
+        if number not in served or not lies_as(parameter, gradient):
             return None
     # All is looked at before anything is filled: torch's own step may have to do it.
     for parameter, gradient in zip(parameters, gradients, strict=True):
@@ -286,12 +287,17 @@ def _is_known(state: dict[str, Any] | None, parameter: Tensor, update: Update) -
         isinstance(step, Tensor) and step.dtype == torch.float32 and step.device.type == "cpu"
     )
     tensors = [(state or {}).get(name) for name in update.states]
-    return counts and all(t is None or _alike(parameter, t) for t in tensors)
+    return counts and all(t is None or lies_as(parameter, t) for t in tensors)
 
 
-def _alike(parameter: Tensor, other: Tensor) -> bool:
+def lies_as(parameter: Tensor, other: Tensor) -> bool:
+    """Whether a tensor is as large as a parameter, of its kind and in its memory order.
+
+    Kernels take that for granted, torch's own fused ones too.
+    """
     return (
-        other.shape == parameter.shape
+        other.layout == torch.strided
+        and other.shape == parameter.shape
         and other.stride() == parameter.stride()
         and other.dtype == parameter.dtype
         and other.device == parameter.device

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from znorm.attachment import attach, attachment_of, refuse_grad_scaler
-from znorm.optim.folded import Update, step_folded, why_not_folded
+from znorm.optim.folded import Update, lies_as, step_folded, why_not_folded
 from znorm.transforms.arguments import check_flag
 from znorm.transforms.composition import Transform
 
@@ -132,7 +132,7 @@ def _may_fuse(optimizer: Optimizer) -> bool:
     return (
         attachment_of(optimizer) is not None
         and all(map(_is_left_open, groups))
-        and all(_lie_alike(optimizer, p) for group in groups for p in group["params"])
+        and all(_all_lies_alike(optimizer, p) for group in groups for p in group["params"])
     )
 
 
@@ -162,19 +162,12 @@ def _is_left_open(group: dict[str, Any]) -> bool:
     )
 
 
-def _lie_alike(optimizer: Optimizer, parameter: Tensor) -> bool:
-    """Whether all has the weight's shape and memory order: torch's fused kernels do not look."""
+def _all_lies_alike(optimizer: Optimizer, parameter: Tensor) -> bool:
     if parameter.grad is None:
         return True
     state = optimizer.state.get(parameter, {})
     held = [value for name, value in state.items() if name != "step" and isinstance(value, Tensor)]
-    return all(
-        tensor.layout == torch.strided
-        and tensor.dtype == parameter.dtype
-        and tensor.shape == parameter.shape
-        and tensor.stride() == parameter.stride()
-        for tensor in (parameter.grad, *held)
-    )
+    return all(lies_as(parameter, tensor) for tensor in (parameter.grad, *held))
 
 
 def shown(optimizer: Optimizer, text: str) -> str:

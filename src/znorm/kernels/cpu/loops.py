@@ -122,18 +122,24 @@ def adam(
     whole = length - length % lanes
     for i in range(0, whole, lanes):
         w = load_lanes(p, i)
-        x = multiply_add(w, coupled, ((load_lanes(g, i) - high) - low) * scale)
+        x = _taken(load_lanes(g, i), w, high, low, scale, coupled)
         first, second = _averages(x, load_lanes(m, i), load_lanes(v, i), rest1, beta2, rest2)
         store_lanes(m, i, first)
         store_lanes(v, i, second)
         store_lanes(p, i, _stepped(w, first, second, size, eps, shrink))
     for i in range(whole, length):
         w = load(p, i)
-        x = multiply_add(w, coupled, ((load(g, i) - high) - low) * scale)
+        x = _taken(load(g, i), w, high, low, scale, coupled)
         first, second = _averages(x, load(m, i), load(v, i), rest1, beta2, rest2)
         store(m, i, first)
         store(v, i, second)
         store(p, i, _stepped(w, first, second, size, eps, shrink))
+
+
+@njit(**_OPTIONS)
+def _taken(g, w, high, low, scale, decay):
+    """The gradient as the update takes it: transformed, with the coupled decay of its weight."""
+    return multiply_add(w, decay, ((g - high) - low) * scale)
 
 
 @njit(**_OPTIONS)
@@ -164,23 +170,23 @@ def sgd(parameter, gradient, buffer, start, length, high, low, scale, constants,
     if shared == 0:  # no momentum: no buffer either
         for i in range(0, whole, lanes):
             w = load_lanes(p, i)
-            x = multiply_add(w, decay, ((load_lanes(g, i) - high) - low) * scale)
+            x = _taken(load_lanes(g, i), w, high, low, scale, decay)
             store_lanes(p, i, w - rate * x)
         for i in range(whole, length):
             w = load(p, i)
-            x = multiply_add(w, decay, ((load(g, i) - high) - low) * scale)
+            x = _taken(load(g, i), w, high, low, scale, decay)
             store(p, i, w - rate * x)
         return
     b = at(buffer, start, dtype)
     for i in range(0, whole, lanes):
         w = load_lanes(p, i)
-        x = multiply_add(w, decay, ((load_lanes(g, i) - high) - low) * scale)
+        x = _taken(load_lanes(g, i), w, high, low, scale, decay)
         held = multiply_add(load_lanes(b, i), momentum, taken * x)
         store_lanes(b, i, held)
         store_lanes(p, i, w - rate * multiply_add(held, shared, own * x))
     for i in range(whole, length):
         w = load(p, i)
-        x = multiply_add(w, decay, ((load(g, i) - high) - low) * scale)
+        x = _taken(load(g, i), w, high, low, scale, decay)
         held = multiply_add(load(b, i), momentum, taken * x)
         store(b, i, held)
         store(p, i, w - rate * multiply_add(held, shared, own * x))

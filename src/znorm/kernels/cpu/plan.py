@@ -6,7 +6,8 @@ import math
 import os
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -149,16 +150,13 @@ class Plan:
         function = entry.entry(self.dtype)
         # One that waits for others would wait for ever if there are fewer than it was told.
         shared = not len(self.split) and openmp.has_team()
-        if not self._may_share(_WORTH_SHARING if shared else _WORTH_WAKING):
-            self._call(0, 1, function)
-            return
-        try:
-            if shared:
+        with self._several(_WORTH_SHARING if shared else _WORTH_WAKING) as several:
+            if not several:
+                self._call(0, 1, function)
+            elif shared:
                 openmp.call_in_team(function, table.ctypes.data, self.threads)
             else:
                 workers.run_together(self._call, self.threads, (function,), self._give_up)
-        finally:
-            workers.alone().release()
 
     def _call(self, thread: int, threads: int, function: Any) -> None:
         table = self._table if threads == 1 else self._table.copy()
@@ -176,24 +174,28 @@ class Plan:
         read = np.zeros((len(self.whole), 5))
         sync = np.zeros(1, dtype=np.int64)
         arguments = (self.dtype, self.addresses, self.whole, np.float32(bound), read, sync)
-        if self._may_share(_WORTH_WAKING):
-            try:
+        with self._several(_WORTH_WAKING) as several:
+            if several:
                 workers.run_together(drivers.clamp, self.threads, arguments, self._give_up)
-            finally:
-                workers.alone().release()
-        else:
-            drivers.clamp(0, 1, *arguments)
+            else:
+                drivers.clamp(0, 1, *arguments)
         found = np.zeros((self.addresses.shape[1], 5))
         np.add.at(found, self.whole[:, 0], read)
         return found
 
-    def _may_share(self, enough: int) -> bool:
+    @contextmanager
+    def _several(self, enough: int) -> Iterator[bool]:
         """Whether more threads than this one are to work; they are then this plan's to use."""
         # Waking one takes longer than its share of a small list, and they may be another Python
         # thread's now.
-        return (
+        several = (
             self.threads > 1 and self.elements >= enough and workers.alone().acquire(blocking=False)
         )
+        try:
+            yield several
+        finally:
+            if several:
+                workers.alone().release()
 
     def _give_up(self) -> None:
         self._sync[1] = 1
