@@ -384,6 +384,23 @@ def test_a_first_step_that_is_skipped_makes_no_state() -> None:
         assert (one - other).abs().max() <= 1e-6
 
 
+def test_no_thread_is_at_work_once_one_has_failed() -> None:
+    from znorm.kernels.cpu import workers
+
+    finished, gave_up = [], []
+
+    def share(thread: int, threads: int) -> None:
+        if thread == 0:
+            raise KeyboardInterrupt
+        time.sleep(0.2)
+        finished.append(thread)
+
+    with pytest.raises(KeyboardInterrupt):
+        workers.run_together(share, 3, (), lambda: gave_up.append(1))
+    assert sorted(finished) == [1, 2]
+    assert gave_up
+
+
 def test_an_exception_from_a_signal_leaves_no_thread_at_work() -> None:
     code = """
 import signal, torch, znorm
@@ -671,10 +688,15 @@ def test_fused_that_cannot_be_honoured_raises_and_else_the_best_is_taken(
     assert reason in repr(optimizer)
     theirs, fused = made(torch.optim.Adam, options, shapes, dtype, fused=True)
     znorm.attach(fused, transform)
+    calls = []
+    home = sys.modules[torch.optim.Adam.__module__]
+    kernel = home.__dict__["_fused_adam"]
+    monkeypatch.setattr(home, "_fused_adam", lambda *a, **k: (calls.append(1), kernel(*a, **k)))
     for number in range(3):
         step(optimizer, parameters, number)
         step(fused, theirs, number)
     assert not is_folded(optimizer)
+    assert len(calls) == 6  # torch's fused kernel in both
     assert all(map(torch.equal, parameters, theirs))
     assert optimizer.param_groups[0]["fused"] is None
 

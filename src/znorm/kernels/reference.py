@@ -117,8 +117,6 @@ def quick_moments(gradient: Tensor) -> tuple[float, float] | None:
     chunks = _in_cache(flat)
     shift = float(chunks[0].mean())
     total = squares = 0.0
-    if not math.isfinite(shift):
-        return None
     scratch = torch.empty_like(chunks[0])
     for chunk in chunks:
         deviation = torch.sub(chunk, shift, out=scratch[: chunk.numel()])
