@@ -4,6 +4,7 @@ import copy
 import gc
 import pickle
 import weakref
+from functools import partial
 from typing import Any
 
 import pytest
@@ -303,8 +304,10 @@ def test_complex_numbers_are_two_real_ones_as_in_torchs_own_optimizers(transform
     for optimizer in optimizers:
         optimizer.step()
     assert complex_.grad is not None
-    assert torch.equal(torch.view_as_real(complex_.grad), real.grad)
-    assert torch.equal(torch.view_as_real(complex_.detach()), real)
+    # By different kernels, which may round differently.
+    same = partial(torch.testing.assert_close, rtol=0, atol=5e-7)
+    same(torch.view_as_real(complex_.grad), real.grad)
+    same(torch.view_as_real(complex_.detach()), real.detach())
     if transform == znorm.ZNorm():
         expected = oracle.whole(oracle.z_score, torch.view_as_real(gradients))
         torch.testing.assert_close(real.grad.double(), expected, rtol=0, atol=1e-6)

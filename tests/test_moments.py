@@ -168,3 +168,11 @@ def test_a_wrong_type_is_named() -> None:
             call()
     with pytest.raises(ValueError, match=r"chain\(\) is not the ZNorm"):
         znorm.decide(None, moments)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_measuring_maps_over_examples(dtype: torch.dtype) -> None:
+    layout = znorm.Layout([torch.zeros(4, 3)], znorm.ZNorm())
+    examples = torch.randn(5, 4, 3, dtype=dtype)
+    means = torch.func.vmap(lambda gradient: znorm.measure([gradient], layout).mean)(examples)
+    assert (means[:, 0] - examples.double().mean((1, 2))).abs().max() <= 1e-15

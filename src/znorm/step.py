@@ -10,7 +10,6 @@ from torch import Tensor
 
 from znorm import kernels
 from znorm.kernels import reference
-from znorm.layers import is_dense
 from znorm.layout import Decision, Layout
 from znorm.moments import Affine, Moments
 from znorm.rows import Row
@@ -216,7 +215,13 @@ def apply_(gradients: Iterable[Tensor | None], affine: Affine) -> None:
     _apply_(_aligned(gradients, layout.rows), affine, layout)
 
 
-def _apply_(given: Sequence[Tensor | None], affine: Affine, layout: Layout) -> None:
+def _apply_(
+    given: Sequence[Tensor | None],
+    affine: Affine,
+    layout: Layout,
+    *,
+    near: Sequence[bool] | None = None,
+) -> None:
     parts = compiled_parts(given, layout, measures=False)
     for part in parts:
         with part.plan.lock:
@@ -225,7 +230,7 @@ def _apply_(given: Sequence[Tensor | None], affine: Affine, layout: Layout) -> N
             part.plan.run(part.AFFINE)
         part.written(given)
     done = {number for part in parts for number in part.numbers}
-    split: dict[tuple[torch.device, torch.dtype], tuple[tuple[Tensor, ...], Tensor]] = {}
+    split: dict[tuple[torch.device, torch.dtype], tuple[tuple[Tensor, ...], Tensor, Tensor]] = {}
     for number, (row, gradient) in enumerate(zip(layout.rows, given, strict=True)):
         if number in done or gradient is None or gradient.numel() == 0:
             continue
@@ -234,10 +239,15 @@ def _apply_(given: Sequence[Tensor | None], affine: Affine, layout: Layout) -> N
             key = (slice_.device, slice_.dtype)
             if key not in split:
                 center, scale = affine.center.to(key[0]), affine.scale.to(key[0])
-                split[key] = reference.split(center, scale, key[1])
-            centers, scales = split[key]
+                centers, scales = reference.split(center, scale, key[1])
+                split[key] = centers, scales, (-center * scale).to(scales.dtype)
+            centers, scales, offsets = split[key]
+            one_pass = near is not None and not layer.unit_dims and near[layer.first]
             reference.apply_(
-                slice_, tuple(layer.spread(center) for center in centers), layer.spread(scales)
+                slice_,
+                tuple(layer.spread(center) for center in centers),
+                layer.spread(scales),
+                layer.spread(offsets) if one_pass else None,
             )
 
 
@@ -321,11 +331,20 @@ def _stage_(
         moments = _z_score_compiled_(given, stage, factor)
         if moments is not None:
             return stage.decide(moments, factor)
-        if _is_plain(given, stage):
-            return _z_score_plain_(given, stage, factor)
     decision = decide_stage(given, stage, factor, parameters)
-    _apply_(given, decision.affine, stage)
+    _apply_(given, decision.affine, stage, near=_near(decision))
     return decision
+
+
+def _near(decision: Decision) -> list[bool] | None:
+    """Of each unit whether `reference.apply_` may take it in one pass; None: not known."""
+    affine, after = decision.affine, decision.after
+    looks = after.m2.device.type == "cpu" and not torch.is_grad_enabled()
+    if not looks or reference.is_traced():
+        return None
+    close = (affine.center * affine.scale).square() * after.count <= after.m2
+    near: list[bool] = (close & (affine.scale < torch.finfo(torch.float32).max)).tolist()
+    return near
 
 
 def decide_stage(
@@ -372,48 +391,6 @@ def _z_score_compiled_(
             held[:, part.units] = torch.from_numpy(part.plan.moments[:, part.units])
         part.written(given)
     return Moments(count, held[0], held[1], stage)
-
-
-def _is_plain(given: Sequence[Tensor | None], stage: Layout) -> bool:
-    """Whether the reference kernels' quick form serves: float32 on a CPU, each row one unit."""
-    if kernels.compiled() is not None or torch.is_grad_enabled() or torch.compiler.is_compiling():
-        return False
-    return all(
-        row.units == 1
-        and row.layers[0].cut is None
-        and gradient.dtype == torch.float32
-        and gradient.device.type == "cpu"
-        and not gradient.requires_grad
-        and is_dense(tuple(gradient.shape), gradient.stride())
-        for row, gradient in zip(stage.rows, given, strict=True)
-        if row.units and gradient is not None and gradient.numel()
-    )
-
-
-def _z_score_plain_(
-    given: Sequence[Tensor | None], stage: Layout, factor: Tensor | None
-) -> Decision:
-    """ZNorm by the reference kernels, where their quick form serves."""
-    count = _count(given, stage).tolist()
-    mean, m2 = [0.0] * stage.units, [0.0] * stage.units
-    present = [
-        (row.first, gradient)
-        for row, gradient in zip(stage.rows, given, strict=True)
-        if row.units and gradient is not None and gradient.numel()
-    ]
-    for unit, gradient in present:
-        found = reference.quick_moments(gradient)
-        if found is None:
-            exact = reference.moments(gradient, ())
-            found = float(exact[0]), float(exact[1])
-        mean[unit], m2[unit] = found
-    measured = torch.tensor([count, mean, m2], dtype=stage.count.dtype)
-    decision = stage.decide(Moments(measured[0], measured[1], measured[2], stage), factor)
-    center, scale = decision.affine.center.tolist(), decision.affine.scale.tolist()
-    for unit, gradient in present:
-        near = center[unit] ** 2 * count[unit] <= m2[unit]
-        reference.quick_apply_(gradient, center[unit], scale[unit], near=near)
-    return decision
 
 
 def _clamp_(

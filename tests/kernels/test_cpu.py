@@ -279,8 +279,12 @@ def state_shared(p: nn.Parameter, o: Any) -> None:
         tensor.share_memory_()
 
 
+def state_emptied(p: nn.Parameter, o: Any) -> None:
+    o.state[p].clear()
+
+
 CHANGES = [change_nothing, moved, resized, cast, transposed, doubled]
-CHANGES += [state_replaced, state_moved, state_shared]
+CHANGES += [state_replaced, state_moved, state_shared, state_emptied]
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda c: c.__name__)
@@ -293,10 +297,7 @@ def test_a_tensor_that_changes_between_steps_is_looked_at_anew(
         generator = torch.Generator().manual_seed(0)
         parameter = nn.Parameter(torch.randn(9, 8, generator=generator))
         optimizer = make([parameter])
-        if make is torch.optim.Adam:
-            znorm.attach(optimizer, znorm.ZNorm())
-        else:
-            znorm.attach(optimizer, znorm.ZNorm())
+        znorm.attach(optimizer, znorm.ZNorm())
         for number in range(4):
             if number == 2:
                 parameter.grad = None
@@ -356,6 +357,62 @@ def test_sizes_that_do_not_fit_raise_as_in_torch(make: Any) -> None:
         parameter.grad = torch.randn(20_000, 64)
     with pytest.raises((RuntimeError, ValueError), match=r"size|shape"):
         optimizer.step()
+
+
+@pytest.mark.parametrize("missing", ["step", "exp_avg", "exp_avg_sq"])
+@pytest.mark.parametrize("begun", [True, False])
+def test_half_a_state_raises_as_in_torch(missing: str, begun: bool) -> None:
+    parameter = nn.Parameter(torch.ones(30, 40))
+    optimizer = znorm.optim.Adam([parameter], transform=znorm.ZNorm())
+    if begun:
+        step(optimizer, [parameter], 0)
+    else:
+        full = {name: torch.zeros(30, 40) for name in ("exp_avg", "exp_avg_sq")}
+        optimizer.state[parameter] = {"step": torch.zeros(()), **full}
+    del optimizer.state[parameter][missing]
+    with pytest.raises(KeyError, match=missing):
+        step(optimizer, [parameter], 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_a_gradient_that_comes_late_finds_no_momentum(dtype: torch.dtype) -> None:
+    found = []
+    for make in (znorm.optim.SGD, torch.optim.SGD):
+        parameters, optimizer = made(make, {"lr": 0.1, "momentum": 0.9}, [(4, 3), (5, 2)], dtype)
+        znorm.attach(optimizer, znorm.ZNorm())
+        for number in range(4):
+            for p, g in zip(parameters, gradients(parameters, number), strict=True):
+                p.grad = g
+            if number < 2:
+                parameters[1].grad = None
+            versions = [p._version for p in parameters]
+            optimizer.step()
+            assert (parameters[1]._version == versions[1]) == (number < 2)
+        found.append(parameters)
+    for one, other in zip(*found, strict=True):
+        assert (one - other).abs().max() <= 1e-6
+
+
+@pytest.mark.parametrize("strange", ["gaps", "negative"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_what_lies_strangely_in_memory_is_stepped_as_it_reads(
+    strange: str, dtype: torch.dtype
+) -> None:
+    found = []
+    for make in (znorm.optim.Adam, torch.optim.Adam):
+        whole = torch.ones(6, 16, dtype=dtype)
+        parameter = nn.Parameter(whole[:, ::2] if strange == "gaps" else whole[:, :8].clone())
+        optimizer: Any = make([parameter])
+        znorm.attach(optimizer, znorm.ZNorm())
+        for number in range(3):
+            (parameter.grad,) = gradients([parameter], number)
+            if strange == "negative":
+                parameter.grad = torch._neg_view(-parameter.grad)
+                assert parameter.grad.is_neg()
+            optimizer.step()
+        assert strange != "gaps" or (whole[:, 1::2] == 1).all()
+        found.append(parameter.detach())
+    assert (found[0] - found[1]).abs().max() <= 1e-6
 
 
 def test_a_first_step_that_is_skipped_makes_no_state() -> None:

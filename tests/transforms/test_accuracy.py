@@ -160,6 +160,20 @@ def test_gradients_whose_squares_leave_the_range_of_float32(std: float, n: int) 
     assert error <= 3e-7 * expected.abs().max()
 
 
+def test_values_whose_roundings_all_go_one_way() -> None:
+    # Two values in turn, so that no rounding error of a sum in float32 makes up for another.
+    gradient = torch.tensor([1.0] * 4 + [-1.0] * 4).repeat(1024) * 0.97612 + 2.01853
+    expected = oracle.whole(oracle.z_score, gradient)
+    result = transformed(znorm.ZNorm(select="all"), gradient.clone()).double()
+    assert (result - expected).abs().max() <= 3e-7 * expected.abs().max()
+
+
+def test_a_scale_that_float32_cannot_hold_is_infinite() -> None:
+    gradient = torch.tensor([[1e-40, -1e-40], [2e-40, -2e-40]])
+    result = transformed(znorm.ZNorm(eps=0.0), gradient)
+    assert (result.isinf() & (result.sign() == torch.tensor([[1, -1], [1, -1]]))).all()
+
+
 def test_a_sum_that_float32_cannot_hold() -> None:
     gradient = 1e37 * (torch.rand(500, 2, generator=torch.Generator().manual_seed(0)) + 30)
     assert not torch.isfinite(gradient.mean())

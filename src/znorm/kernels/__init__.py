@@ -34,8 +34,7 @@ def compiled() -> ModuleType | None:
         Once, if numba is missing or cannot compile.
     """
     global _loaded, _refused
-    # What torch.compile traces is torch's to compile.
-    if _refused is not None or torch.compiler.is_compiling():
+    if _refused is not None or reference.is_traced():
         return None
     if _loaded is None:
         with _lock:

@@ -9,7 +9,7 @@ most a factor of the number of elements, since no element can be further from th
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -20,9 +20,8 @@ __all__ = [
     "NAME",
     "adam_",
     "apply_",
+    "is_traced",
     "moments",
-    "quick_apply_",
-    "quick_moments",
     "sgd_",
     "split",
     "statistics_dtype",
@@ -30,19 +29,18 @@ __all__ = [
 
 NAME = "reference"
 
-# Elements turned to float64 at a time on a CPU: 512 KiB, which stays in a core's L2 cache.
-_CHUNK = 1 << 16
-
-# Elements that each thread shifts at a time, for the same reason.
-_SHIFTED = 1 << 17
-
-# Elements whose squares are summed in float32.
-_ROW = 256
+# Elements that a CPU takes at a time: in float64 1 MiB, which stays in the caches of its cores.
+_CHUNK = 1 << 17
 
 
 def statistics_dtype(device: torch.device) -> torch.dtype:
     """float64 where the device has it (MPS has not)."""
     return torch.float32 if device.type == "mps" else torch.float64
+
+
+def is_traced() -> bool:
+    """Whether operations are for torch.compile or torch.func to see, which no value may be."""
+    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
 
 
 def moments(gradient: Tensor, unit_dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
@@ -68,8 +66,12 @@ def _moments_of_tensor(gradient: Tensor) -> tuple[Tensor, Tensor]:
     dtype = statistics_dtype(gradient.device)
     flat = _memory_order(gradient)
     n = flat.numel()
-    shift = flat[0].to(dtype)
     chunks = flat.split(_CHUNK) if gradient.device.type == "cpu" and n > _CHUNK else (flat,)
+    if gradient.device.type == "cpu" and not (flat.requires_grad or is_traced()):
+        mean, m2 = _plain_moments(chunks, n)
+        if mean * mean * n <= m2 < math.inf:
+            return torch.tensor(mean, dtype=dtype), torch.tensor(m2, dtype=dtype)
+    shift = flat[0].to(dtype)
     total = shift.new_zeros(())
     squares = shift.new_zeros(())
     for chunk in chunks:
@@ -77,6 +79,21 @@ def _moments_of_tensor(gradient: Tensor) -> tuple[Tensor, Tensor]:
         total = total + deviation.sum()
         squares = squares + torch.dot(deviation, deviation)
     return _finish(shift, total, squares, n)
+
+
+def _plain_moments(chunks: Sequence[Tensor], n: int) -> tuple[float, float]:
+    """From sums that are not shifted, on a CPU.
+
+    They lose what the mean is beside the deviation, squared, of their 16 digits: nothing where it
+    is no larger, as it mostly is. To look is free on a CPU, where nobody waits for a device.
+    """
+    total = squares = 0.0
+    scratch = torch.empty_like(chunks[0], dtype=torch.float64)
+    for chunk in chunks:
+        wide = scratch[: chunk.numel()].copy_(chunk)
+        total += float(wide.sum())
+        squares += float(torch.dot(wide, wide))
+    return total / n, squares - total * (total / n)
 
 
 def _moments_of_slices(gradient: Tensor, unit_dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
@@ -94,81 +111,6 @@ def _finish(shift: Tensor, total: Tensor, squares: Tensor, n: int) -> tuple[Tens
     # clamp passes NaN on, and keeps a rounding error from making a negative sum of squares.
     m2 = (squares - total.square() / n).clamp(min=0)
     return shift + total / n, m2
-
-
-def quick_moments(gradient: Tensor) -> tuple[float, float] | None:
-    """Mean and sum of squared deviations, in one reading in float32, if that loses nothing.
-
-    Elements are shifted by the mean of some of them. What is left has a mean of nearly 0, so that
-    float32 holds its sums, row by row; where it has not, or its squares leave the range of
-    float32, :func:`moments` measures it in float64.
-
-    Parameters
-    ----------
-    gradient : Tensor
-        float32, on a CPU, dense in memory, at least one element.
-
-    Returns
-    -------
-    mean, m2 : float, or None
-    """
-    flat = _memory_order(gradient)
-    n = flat.numel()
-    chunks = _in_cache(flat)
-    shift = float(chunks[0].mean())
-    total = squares = 0.0
-    scratch = torch.empty_like(chunks[0])
-    for chunk in chunks:
-        deviation = torch.sub(chunk, shift, out=scratch[: chunk.numel()])
-        total += float(deviation.sum())
-        squares += _sum_of_squares(deviation)
-    left = total / n
-    m2 = squares - total * left
-    # Not if the rest of the mean is beyond a standard deviation, or anything is not finite.
-    if not max(left**2, 1e-30) * n <= m2 < 1e30 * n:
-        return None
-    return shift + left, m2
-
-
-def _in_cache(flat: Tensor) -> tuple[Tensor, ...]:
-    size = _SHIFTED * torch.get_num_threads()
-    return flat.split(size) if flat.numel() > size else (flat,)
-
-
-def _sum_of_squares(values: Tensor) -> float:
-    """By rows in float32, which are short enough to lose nothing; rows are added in float64."""
-    rows = values.numel() // _ROW
-    total = 0.0
-    if rows:
-        norms = torch.linalg.vector_norm(values[: rows * _ROW].view(rows, _ROW), dim=1).double()
-        total = float(torch.dot(norms, norms))
-    if values.numel() > rows * _ROW:
-        total += float(torch.linalg.vector_norm(values[rows * _ROW :])) ** 2
-    return total
-
-
-def quick_apply_(gradient: Tensor, center: float, scale: float, *, near: bool) -> None:
-    """``g = (g - center) * scale`` in place, in one reading.
-
-    Parameters
-    ----------
-    gradient : Tensor
-        As for :func:`quick_moments`.
-    center, scale : float
-        In float64: the center is subtracted in two parts, as :func:`split` has it.
-    near : bool
-        Whether the center is within a standard deviation of 0.
-    """
-    flat = _memory_order(gradient)
-    if near:
-        # Subtracted after the scaling the center then costs no more than a rounding of the result.
-        torch.add(flat.new_tensor(-center * scale), flat, alpha=scale, out=flat)
-        return
-    high = float(torch.tensor(center, dtype=torch.float32))
-    # What is left of the center is that small that it may be subtracted after the scaling.
-    offset = flat.new_tensor((high - center) * scale)
-    for chunk in _in_cache(flat):
-        torch.add(offset, chunk.sub_(high), alpha=scale, out=chunk)
 
 
 def _memory_order(tensor: Tensor) -> Tensor:
@@ -196,7 +138,12 @@ def split(center: Tensor, scale: Tensor, dtype: torch.dtype) -> tuple[tuple[Tens
     return (high, (center - high).to(compute)), scale.to(compute)
 
 
-def apply_(gradient: Tensor, centers: tuple[Tensor, ...], scale: Tensor) -> None:
+def apply_(
+    gradient: Tensor,
+    centers: tuple[Tensor, ...],
+    scale: Tensor,
+    offset: Tensor | None = None,
+) -> None:
     """``g = (g - center) * scale`` in place, in float32 or wider, rounded once.
 
     Parameters
@@ -205,11 +152,17 @@ def apply_(gradient: Tensor, centers: tuple[Tensor, ...], scale: Tensor) -> None
         Written.
     centers, scale : Tensor
         Of :func:`split`, broadcast against ``gradient``.
+    offset : Tensor without dims, optional
+        ``-center * scale``, where adding it after the scaling loses nothing: a center within a
+        standard deviation of 0, a finite scale. That is one operation in place of three.
     """
     wide = gradient if gradient.dtype == scale.dtype else gradient.to(scale.dtype)
-    for center in centers:
-        wide.sub_(center)
-    wide.mul_(scale)
+    if offset is None:
+        for center in centers:
+            wide.sub_(center)
+        wide.mul_(scale)
+    else:
+        torch.add(offset, wide, alpha=float(scale), out=wide)
     if wide is not gradient:
         gradient.copy_(wide)
 

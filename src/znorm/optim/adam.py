@@ -238,5 +238,5 @@ def _options(groups: list[dict[str, Any]], *, decoupled: bool) -> Any:
 
 
 _STATES = ("exp_avg", "exp_avg_sq")
-_ADAM = Update("ADAM", _STATES, _prepare, partial(_options, decoupled=False))
-_ADAMW = Update("ADAM", _STATES, _prepare, partial(_options, decoupled=True))
+_ADAM = Update("ADAM", _STATES, True, _prepare, partial(_options, decoupled=False))
+_ADAMW = Update("ADAM", _STATES, True, _prepare, partial(_options, decoupled=True))

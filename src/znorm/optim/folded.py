@@ -45,6 +45,8 @@ class Update:
         The name of the kernel: "ADAM" or "SGD".
     states : tuple of str
         Names of the state tensors that are as large as the parameter.
+    counts : bool
+        Whether the state holds a step counter, and is never filled in part.
     prepare : callable (group, state, parameter) -> bool
         Fills an empty state as torch does. Whether it was filled before.
     options : callable (groups) -> array
@@ -53,6 +55,7 @@ class Update:
 
     kind: str
     states: tuple[str, ...]
+    counts: bool
     prepare: Callable[[dict[str, Any], dict[str, Any], Tensor], bool]
     options: Callable[[list[dict[str, Any]]], Any]
 
@@ -75,6 +78,7 @@ class _Fold:
     threads: int
     state_dicts: list[dict[str, Any]]
     states: list[dict[str, Any]]
+    lengths: list[int]
     held: list[Any]
     tensors: list[Tensor]
     state_addresses: list[int]
@@ -99,6 +103,7 @@ class _Fold:
             and _described(gradients, True in self.missing) == self.gradients
             and len(optimizer.state) == len(self.state_dicts)
             and all(map(is_, optimizer.state.values(), self.state_dicts))
+            and list(map(len, self.states)) == self.lengths
             and all(map(is_, _held(self.states), self.held))
             and list(map(Tensor.data_ptr, self.tensors)) == self.state_addresses
         )
@@ -266,6 +271,7 @@ def _make_fold(optimizer: Optimizer, update: Update, attachment: Attachment | No
         torch.get_num_threads(),
         list(optimizer.state.values()),
         states,
+        list(map(len, states)),
         held,
         tensors,
         list(map(Tensor.data_ptr, tensors)),
@@ -281,13 +287,21 @@ def _grouped(groups: Sequence[dict[str, Any]]) -> list[tuple[int, bool]]:
 
 
 def _is_known(state: dict[str, Any] | None, parameter: Tensor, update: Update) -> bool:
-    """Whether kernels can take a state up, if there is one."""
-    step = (state or {}).get("step")
-    counts = step is None or (
-        isinstance(step, Tensor) and step.dtype == torch.float32 and step.device.type == "cpu"
-    )
-    tensors = [(state or {}).get(name) for name in update.states]
-    return counts and all(t is None or lies_as(parameter, t) for t in tensors)
+    """Whether kernels can take a state up, if there is one: half of one is torch's to refuse."""
+    if not state:
+        return True
+    step = state.get("step")
+    if update.counts and not (
+        isinstance(step, Tensor)
+        and step.numel() == 1
+        and step.dtype == torch.float32
+        and step.device.type == "cpu"
+    ):
+        return False
+    tensors = [state.get(name) for name in update.states]
+    if not update.counts:  # torch's SGD begins a momentum that is missing
+        tensors = [t for t in tensors if t is not None]
+    return all(isinstance(t, Tensor) and lies_as(parameter, t) for t in tensors)
 
 
 def lies_as(parameter: Tensor, other: Tensor) -> bool:
@@ -297,6 +311,7 @@ def lies_as(parameter: Tensor, other: Tensor) -> bool:
     """
     return (
         other.layout == torch.strided
+        and not other.is_neg()  # a view of what is to be read with its sign changed
         and other.shape == parameter.shape
         and other.stride() == parameter.stride()
         and other.dtype == parameter.dtype

@@ -144,4 +144,4 @@ def _options(groups: list[dict[str, Any]]) -> Any:
     )
 
 
-_SGD = Update("SGD", ("momentum_buffer",), _prepare, _options)
+_SGD = Update("SGD", ("momentum_buffer",), False, _prepare, _options)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from znorm.attachment import attach, attachment_of, refuse_grad_scaler
+from znorm.layers import is_dense
 from znorm.optim.folded import Update, lies_as, step_folded, why_not_folded
 from znorm.transforms.arguments import check_flag
 from znorm.transforms.composition import Transform
@@ -133,6 +134,7 @@ def _may_fuse(optimizer: Optimizer) -> bool:
         attachment_of(optimizer) is not None
         and all(map(_is_left_open, groups))
         and all(_all_lies_alike(optimizer, p) for group in groups for p in group["params"])
+        and all(_is_begun_or_not(optimizer, group) for group in groups)
     )
 
 
@@ -146,7 +148,8 @@ def _step_fused(optimizer: Optimizer, step: Callable[..., Any]) -> None:
         for group in groups:
             group["fused"] = None
             # torch's fused kernels do not say what they write.
-            torch.autograd.graph.increment_version(group["params"])
+            written = [p for p in group["params"] if p.grad is not None]
+            torch.autograd.graph.increment_version(written)
 
 
 def _is_left_open(group: dict[str, Any]) -> bool:
@@ -162,9 +165,22 @@ def _is_left_open(group: dict[str, Any]) -> bool:
     )
 
 
+def _is_begun_or_not(optimizer: Optimizer, group: dict[str, Any]) -> bool:
+    """torch's fused SGD raises where some of a group have a momentum and others not."""
+    begun = {
+        optimizer.state.get(p, {}).get("momentum_buffer") is not None
+        for p in group["params"]
+        if p.grad is not None
+    }
+    return len(begun) < 2
+
+
 def _all_lies_alike(optimizer: Optimizer, parameter: Tensor) -> bool:
     if parameter.grad is None:
         return True
+    # torch's fused kernels walk over memory as if it had no gaps.
+    if parameter.is_neg() or not is_dense(tuple(parameter.shape), parameter.stride()):
+        return False
     state = optimizer.state.get(parameter, {})
     held = [value for name, value in state.items() if name != "step" and isinstance(value, Tensor)]
     return all(lies_as(parameter, tensor) for tensor in (parameter.grad, *held))

@@ -205,6 +205,7 @@ def _serves(row: Row, tensor: Tensor) -> bool:
         and tensor.layout == torch.strided
         and tensor.numel() > 0
         and not tensor.requires_grad
+        and not tensor.is_neg()
         and is_dense(shape, stride)
         and all(layer.stretch(shape, stride) is not None for layer in row.layers)
     )
