@@ -2,12 +2,13 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup demo test test-all coverage lint format bench floor clean
+.PHONY: help setup demo test test-all test-gpu coverage lint format bench floor clean
 
 help:
 	@echo "make demo      set up, train the six methods on the built-in data, write the report"
 	@echo "make test      set up, run the tests"
 	@echo "make test-all  the tests that take longer, too"
+	@echo "make test-gpu  the tests for a GPU; PYTHON=python3 sets nothing up"
 	@echo "make coverage  branch coverage of the library, 95 % or more"
 	@echo "make lint      ruff and mypy"
 	@echo "make bench     benchmarks; nothing else should run beside them"
@@ -36,6 +37,15 @@ test-all: coverage
 coverage: setup
 	$(BIN)/python -m pytest --quiet --cov --cov-report=term-missing:skip-covered --cov-fail-under=95 \
 	  tests src/znorm --ignore tests/lab --ignore src/znorm/lab --ignore tests/test_examples.py
+
+# With PYTHON given, that interpreter as it is: machines with a GPU are often offline.
+ifeq ($(origin PYTHON),command line)
+test-gpu:
+	PYTHONPATH=src $(PYTHON) -m pytest tests/gpu tests/lab/training/test_on_gpu.py -m gpu
+else
+test-gpu: setup
+	$(BIN)/python -m pytest tests/gpu tests/lab/training/test_on_gpu.py -m gpu
+endif
 
 lint: setup
 	$(BIN)/ruff check .

@@ -1,33 +1,51 @@
-"""What the training loop adds to the bare forward, backward and step of the same net.
+"""What the training loop adds to the bare steps of the same net, and how others' loops compare.
 
-Both do the same steps on the same batches: ``bare`` on batches that were made before, with nothing
-else done; ``loop`` as ``znorm compare`` trains, with its batches, hashes, losses and progress, but
-without the evaluation and the checkpoint at the end of an epoch, which are timed apart. The two
-alternate within one process; a ratio is taken for each pair.
+    python benchmarks/loop.py [--model resnet20] [--arms bare,tutorial,lightning] [--rounds 15]
+                              [--device cpu] [--cuda-graph] [--json FILE]
 
-    python benchmarks/loop.py [--model resnet20] [--pairs 15] [--json FILE]
+An epoch of training, the evaluation and the checkpoint at its end left out, in arms that alternate
+within one process; ratios are to the first:
+
+- as ``znorm compare`` trains, with its batches, checksums, losses and progress;
+- ``bare``: forward, backward and step on batches that were made before, nothing else;
+- ``tutorial``: a DataLoader that gets one image after the other, contiguous float32 images and
+  weights, torch's Adam as it comes, ``loss.item()`` at each step;
+- ``lightning``: the same DataLoader, net and Adam in Lightning's Trainer (``pip install
+  lightning``), which is timed from the start to the end of its epoch, at the loop's precision.
+
+On a GPU it also says which share of the time no kernel runs.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import platform
-import statistics
+import logging
 import time
+import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
+from timing import rounds, seconds_of, show
+from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
 
 from znorm.lab import models, tasks
+from znorm.lab.datasets import Dataset
+from znorm.lab.machine import processor
 from znorm.lab.methods import make_transform
 from znorm.lab.optimizers import make_optimizer
-from znorm.lab.spec import resolve
+from znorm.lab.spec import RunSpec, resolve
 from znorm.lab.training.checkpoint import Position
 from znorm.lab.training.loop import _Loop
 from znorm.lab.training.pipeline import Pipeline
 from znorm.lab.training.sampler import batches
+
+Epoch = Callable[[], object]
 
 
 class Quiet:
@@ -39,93 +57,228 @@ class Quiet:
         return False
 
 
+class OneByOne(TorchDataset[tuple[Tensor, int]]):
+    """Images as tutorials get them."""
+
+    def __init__(self, images: Tensor, labels: Tensor) -> None:
+        self.images, self.labels = images, labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        image = self.images[index].float() / 255
+        return (image - 0.5) / 0.25, int(self.labels[index])
+
+
+def net(spec: RunSpec, data: Dataset, memory_format: torch.memory_format) -> nn.Module:
+    torch.manual_seed(0)
+    model = models.build(
+        spec.model,
+        channels=3,
+        classes=data.outputs,
+        image_size=data.image_size,
+        **spec.model_options,
+    )
+    return model.to(device=spec.device, memory_format=memory_format).train()  # type: ignore[call-overload]
+
+
+def optimizer_of(spec: RunSpec, model: nn.Module) -> torch.optim.Optimizer:
+    return make_optimizer(
+        spec.optimizer,
+        spec.optimizer_options,
+        spec.weight_decay,
+        make_transform(spec.transform),
+        model,
+        spec.learning_rate,
+        capturable=bool(spec.cuda_graph),
+    )
+
+
+def lab(spec: RunSpec, data: Dataset) -> Epoch:
+    model = net(spec, data, torch.channels_last)
+    pipeline = Pipeline(data, spec.data.augment, 0, torch.device(spec.device))
+    loop = _Loop(
+        spec, pipeline, model, optimizer_of(spec, model), Position(), Quiet(), lambda _: None
+    )
+
+    def epoch() -> None:
+        loop.position, loop.unread = Position(), []
+        loop._train_epoch()
+        loop._read_losses()
+
+    return epoch
+
+
+def bare(spec: RunSpec, data: Dataset) -> Epoch:
+    model = net(spec, data, torch.channels_last)
+    optimizer = optimizer_of(spec, model)
+    pipeline = Pipeline(data, spec.data.augment, 0, torch.device(spec.device))
+    plan = batches(0, 0, len(data.train), spec.batch_size)
+    ready = [pipeline.training_batch(0, index) for index in plan]
+
+    def epoch() -> None:
+        for batch in ready:
+            with torch.autocast(spec.device, torch.bfloat16, spec.precision == "bfloat16"):
+                loss = F.cross_entropy(model(batch.images), batch.targets)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+    return epoch
+
+
+def loader_of(spec: RunSpec, data: Dataset, workers: int) -> DataLoader[tuple[Tensor, int]]:
+    return DataLoader(
+        OneByOne(data.train.images, data.train.targets),
+        batch_size=spec.batch_size,
+        shuffle=True,
+        num_workers=workers,
+        pin_memory=spec.device == "cuda",
+    )
+
+
+def tutorial(spec: RunSpec, data: Dataset, workers: int) -> Epoch:
+    model = net(spec, data, torch.contiguous_format)
+    adam = torch.optim.Adam(model.parameters(), spec.learning_rate)
+    loader = loader_of(spec, data, workers)
+
+    def epoch() -> None:
+        total = 0.0
+        for images, labels in loader:
+            adam.zero_grad()
+            loss = F.cross_entropy(model(images.to(spec.device)), labels.to(spec.device))
+            loss.backward()
+            adam.step()
+            total += loss.item()
+
+    return epoch
+
+
+def lightning(spec: RunSpec, data: Dataset, workers: int) -> Epoch:
+    from lightning import pytorch as pl
+
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning")
+
+    class Net(pl.LightningModule):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = net(spec, data, torch.contiguous_format)
+
+        def training_step(self, batch: Any, number: int) -> Tensor:
+            return F.cross_entropy(self.model(batch[0]), batch[1])
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.Adam(self.parameters(), spec.learning_rate)
+
+    class Clock(pl.Callback):  # type: ignore[misc]
+        seconds = 0.0
+
+        def on_train_epoch_start(self, *_: Any) -> None:
+            self.begun = time.perf_counter()
+
+        def on_train_epoch_end(self, *_: Any) -> None:
+            if spec.device == "cuda":
+                torch.cuda.synchronize()
+            self.seconds = time.perf_counter() - self.begun
+
+    module, loader, clock = Net(), loader_of(spec, data, workers), Clock()
+
+    def epoch() -> float:
+        trainer = pl.Trainer(
+            max_epochs=1,
+            accelerator="gpu" if spec.device == "cuda" else "cpu",
+            devices=1,
+            precision="bf16-mixed" if spec.precision == "bfloat16" else "32-true",
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            callbacks=[clock],
+        )
+        trainer.fit(module, loader)
+        return clock.seconds
+
+    return epoch
+
+
+def idle_share(epoch: Epoch, seconds: float) -> float:
+    """The share of an epoch's time in which no kernel runs on the GPU."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CUDA]) as found:
+        seconds_of(epoch)
+    busy = sum(event.self_device_time_total for event in found.key_averages()) / 1e6
+    return max(0.0, 1 - busy / seconds)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="resnet20")
     parser.add_argument("--method", default="znorm")
-    parser.add_argument("--pairs", type=int, default=15)
+    parser.add_argument("--arms", default="bare")
+    parser.add_argument("--images", type=int, default=640)
+    parser.add_argument("--batch-size", type=int)
+    parser.add_argument("--augment")
+    parser.add_argument("--precision", default="auto")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--cuda-graph", action="store_true", default=None)
+    parser.add_argument("--workers", type=int, default=2, help="of the DataLoader")
+    parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-
-    choices = {"model": options.model, "method": options.method, "device": "cpu"}
-    spec = resolve({**choices, "data.limit": 640})
-    dataset = tasks.load(spec.task, spec.data)
-    device = torch.device("cpu")
-
-    def fresh() -> tuple[torch.nn.Module, torch.optim.Optimizer]:
-        torch.manual_seed(0)
-        model = models.build(spec.model, channels=3, classes=2, image_size=32)
-        model = model.to(memory_format=torch.channels_last)
-        transform = make_transform(spec.transform)
-        optimizer = make_optimizer(
-            spec.optimizer, spec.optimizer_options, 0.0, transform, model, spec.learning_rate
-        )
-        return model.train(), optimizer
-
-    pipeline = Pipeline(dataset, spec.data.augment, 0, device)
-    plan = batches(0, 0, len(dataset.train), spec.batch_size)
-    ready = [pipeline.training_batch(0, index) for index in plan]
-    bare_model, bare_optimizer = fresh()
-    loop_model, loop_optimizer = fresh()
-
-    def bare() -> float:
-        begun = time.perf_counter()
-        for batch in ready:
-            with torch.autocast("cpu", torch.bfloat16, enabled=spec.precision == "bfloat16"):
-                loss = F.cross_entropy(bare_model(batch.images), batch.targets)
-            bare_optimizer.zero_grad()
-            loss.backward()
-            bare_optimizer.step()
-        return time.perf_counter() - begun
-
-    loop = _Loop(spec, pipeline, loop_model, loop_optimizer, Position(), Quiet(), lambda _: None)
-
-    def ours() -> float:
-        loop.position = Position()
-        loop.unread = []
-        begun = time.perf_counter()
-        loop._train_epoch()
-        loop._read_losses()
-        return time.perf_counter() - begun
-
-    bare()
-    ours()
-    pairs = []
-    for number in range(options.pairs):
-        # Which goes first alternates, so that drift of the machine's speed cancels.
-        first, second = (bare, ours) if number % 2 else (ours, bare)
-        one, two = first(), second()
-        pairs.append((two, one) if number % 2 else (one, two))
-    ratios = sorted(mine / theirs for mine, theirs in pairs)
-
-    begun = time.perf_counter()
-    loop._evaluate("validation")
-    loop._evaluate("test")
-    evaluation = time.perf_counter() - begun
-    quartiles = statistics.quantiles(ratios, n=4)
-    result = {
-        "model": spec.model,
-        "method": spec.method,
-        "precision": spec.precision,
-        "batch_size": spec.batch_size,
-        "steps": len(plan),
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-        "machine": platform.machine(),
-        "ratios": ratios,
-        "median_ratio": statistics.median(ratios),
-        "seconds_bare": statistics.median(theirs for _, theirs in pairs),
-        "seconds_loop": statistics.median(mine for mine, _ in pairs),
-        "seconds_evaluation": evaluation,
-    }
-    print(
-        f"{spec.model}, {spec.method}, {spec.precision}, batch {spec.batch_size}: loop / bare "
-        f"{result['median_ratio']:.3f} (quartiles {quartiles[0]:.3f} to {quartiles[2]:.3f}, "
-        f"{len(ratios)} pairs of {len(plan)} steps)"
+    spec = resolve(
+        {
+            "model": options.model,
+            "method": options.method,
+            "device": options.device,
+            "precision": options.precision,
+            "batch_size": options.batch_size,
+            "cuda_graph": options.cuda_graph,
+            "data.limit": options.images,
+            "data.augment": options.augment,
+        }
     )
+    data = tasks.load(spec.task, spec.data)
+    makers: dict[str, Callable[[], Epoch]] = {
+        "bare": lambda: bare(spec, data),
+        "tutorial": lambda: tutorial(spec, data, options.workers),
+        "lightning": lambda: lightning(spec, data, options.workers),
+    }
+    arms = {"znorm compare": lab(spec, data)}
+    arms.update({name: makers[name]() for name in options.arms.split(",") if name})
+    rows = rounds(arms, options.rounds)
+    for row in rows:
+        row["images_per_second"] = len(data.train) / row["seconds"]
+        if spec.device == "cuda":
+            row["idle_share"] = idle_share(arms[row["arm"]], row["seconds"])
+    on = torch.cuda.get_device_name() if spec.device == "cuda" else processor()
+    show(
+        f"{spec.model}, {spec.method}, {spec.precision}, {len(data.train)} images in batches of "
+        f"{spec.batch_size}, on {on}",
+        rows,
+    )
+    for row in rows:
+        idle = f", {row['idle_share']:.0%} of the time idle" if "idle_share" in row else ""
+        print(f"  {row['images_per_second']:10,.0f} images/s{idle}  {row['arm']}")
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
+        result = {
+            "device": on,
+            "torch": torch.__version__,
+            "threads": torch.get_num_threads(),
+            "model": spec.model,
+            "method": spec.method,
+            "precision": spec.precision,
+            "batch_size": spec.batch_size,
+            "augment": spec.data.augment,
+            "cuda_graph": bool(spec.cuda_graph),
+            "images": len(data.train),
+            "rows": rows,
+        }
         options.json.write_text(json.dumps(result, indent=2) + "\n")
+        print(options.json)
 
 
 if __name__ == "__main__":

@@ -104,7 +104,7 @@ def reference(parameters: Parameters) -> Callable[[], object]:
 
     def without_compiled_kernels() -> None:
         kept = kernels.compiled
-        kernels.compiled = lambda: None
+        kernels.compiled = lambda kind: None
         try:
             step()
         finally:

@@ -2,15 +2,12 @@
 
     python benchmarks/train.py [--json FILE]
 
-Three tables, each of arms that alternate within one process, with medians of the ratios of each
+Two tables, each of arms that alternate within one process, with medians of the ratios of each
 round and their quartiles:
 
 - steps of ResNet-20 and ResNet-56 in float32, channels-last, 128 images of 32x32 pixels: with
   torch's fused Adam, with ``znorm.optim.Adam(transform=ZNorm())``, and with the formula in a loop
   over parameters before torch's fused Adam;
-- epochs of ResNet-56 in float32 as ``znorm compare`` trains and as tutorials do: a DataLoader that
-  gets one image after the other, contiguous images and weights, Adam as it comes, ``loss.item()``
-  at each step; the same images in both, ZNorm in neither;
 - forward and backward of every model of the lab in float32 and in bfloat16, channels-last: what
   ``--precision auto`` rests on.
 """
@@ -19,71 +16,22 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from loop import Quiet
 from step import naive_
-from torch import Tensor, nn
+from timing import rounds, show
+from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
-from torch.utils.data import Dataset as TorchDataset
 
 import znorm
-from znorm.lab import models, tasks
+from znorm.lab import models
 from znorm.lab.machine import processor
-from znorm.lab.optimizers import make_optimizer
-from znorm.lab.spec import resolve
-from znorm.lab.training.checkpoint import Position
 from znorm.lab.training.device import resolve_precision
-from znorm.lab.training.loop import _Loop
-from znorm.lab.training.pipeline import Pipeline
 
 CHANNELS_LAST = torch.channels_last
-
-
-def rounds(arms: Mapping[str, Callable[[], object]], count: int) -> list[dict[str, Any]]:
-    """Time the arms in turns; ratios are to the first."""
-    for arm in arms.values():
-        arm()
-    took: dict[str, list[float]] = {name: [] for name in arms}
-    order = list(arms)
-    for _ in range(count):
-        for name in order:
-            begun = time.perf_counter()
-            arms[name]()
-            took[name].append(time.perf_counter() - begun)
-        order = order[1:] + order[:1]  # no arm is always the one after the same other
-    first = next(iter(arms))
-    rows = []
-    for name, seconds in took.items():
-        ratios = [own / base for own, base in zip(seconds, took[first], strict=True)]
-        low, _, high = statistics.quantiles(ratios, n=4)
-        rows.append(
-            {
-                "arm": name,
-                "seconds": statistics.median(seconds),
-                "ratio": statistics.median(ratios),
-                "quartiles": [low, high],
-                "rounds": count,
-            }
-        )
-    return rows
-
-
-def show(title: str, rows: list[dict[str, Any]]) -> None:
-    print(f"\n{title}")
-    for row in rows:
-        low, high = row["quartiles"]
-        print(
-            f"  {row['ratio']:6.3f} ({low:.3f} to {high:.3f})  "
-            f"{1e3 * row['seconds']:8.1f} ms  {row['arm']}",
-            flush=True,
-        )
 
 
 def net(name: str, size: int) -> nn.Module:
@@ -125,60 +73,6 @@ def steps(name: str, count: int) -> list[dict[str, Any]]:
     )
 
 
-class _OneByOne(TorchDataset[tuple[Tensor, int]]):
-    def __init__(self, images: Tensor, labels: Tensor) -> None:
-        self.images, self.labels = images, labels
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        image = self.images[index].float() / 255
-        return (image - 0.5) / 0.25, int(self.labels[index])
-
-
-def loops(count: int) -> list[dict[str, Any]]:
-    spec = resolve(
-        {
-            "model": "resnet56",
-            "method": "baseline",
-            "device": "cpu",
-            "precision": "float32",
-            "batch_size": 128,
-            "data.limit": 1280,
-            "data.augment": "none",
-        }
-    )
-    dataset = tasks.load(spec.task, spec.data)
-    own = net("resnet56", 32)
-    optimizer = make_optimizer("adam", spec.optimizer_options, 0.0, None, own, spec.learning_rate)
-    pipeline = Pipeline(dataset, "none", 0, torch.device("cpu"))
-    loop = _Loop(spec, pipeline, own, optimizer, Position(), Quiet(), lambda _: None)
-
-    def lab() -> None:
-        loop.position, loop.unread = Position(), []
-        loop._train_epoch()
-        loop._read_losses()
-
-    theirs = net("resnet56", 32).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-    adam = torch.optim.Adam(theirs.parameters())
-    part = dataset.train
-    loader = DataLoader(
-        _OneByOne(part.images, part.targets), batch_size=128, shuffle=True, num_workers=2
-    )
-
-    def tutorial() -> None:
-        total = 0.0
-        for images, labels in loader:
-            adam.zero_grad()
-            loss = F.cross_entropy(theirs(images), labels)
-            loss.backward()
-            adam.step()
-            total += loss.item()
-
-    return rounds({"the loop of znorm compare": lab, "a loop as in tutorials": tutorial}, count)
-
-
 # Batch and image side: about a quarter of a second each, so that the round stays short.
 SIZES = {
     "resnet20": (64, 32),
@@ -210,7 +104,7 @@ def precisions(name: str, count: int) -> list[dict[str, Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--tables", default="steps,loops,precisions")
+    parser.add_argument("--tables", default="steps,precisions")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
@@ -226,9 +120,6 @@ def main() -> None:
             rows = steps(name, options.rounds)
             show(f"a step of {name}, float32, 128 images", rows)
             result["steps"][name] = rows
-    if "loops" in wanted:
-        result["loops"] = loops(options.rounds)
-        show("an epoch of 1,280 images, resnet56, float32, batches of 128", result["loops"])
     if "precisions" in wanted:
         result["precisions"] = {}
         for name in models.MODELS:

@@ -205,7 +205,7 @@ def test_reading_a_receipt_is_the_only_thing_that_waits_for_the_device() -> None
             )
         )
         receipt = receipts.Receipt(layout)
-        receipt._sums = receipt._sums.to("meta")
+        receipt.sums = receipt.sums.to("meta")
         receipt.record(decision)
     with pytest.raises((RuntimeError, NotImplementedError)):
         receipt.as_dict()

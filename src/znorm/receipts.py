@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -16,9 +16,6 @@ from torch import Tensor
 from znorm.kernels import reference
 from znorm.layout import Decision, Layout
 from znorm.moments import Moments
-
-if TYPE_CHECKING:
-    from znorm.kernels.cpu import Part
 
 __all__ = ["FIELDS", "Look", "Receipt", "write"]
 
@@ -36,6 +33,11 @@ class Receipt:
     layout : Layout
     earlier : sequence of Tensor or None
         For each row of the layout sums of :meth:`sums_of` to go on from.
+
+    Attributes
+    ----------
+    sums : Tensor of shape (tensors, 7)
+        A column a field, the last one counting steps. Kernels write there what they do themselves.
     """
 
     def __init__(self, layout: Layout, earlier: Sequence[Tensor | None] = ()) -> None:
@@ -44,21 +46,19 @@ class Receipt:
         self._place = {number: place for place, number in enumerate(rows)}
         measured = [layout.rows[number].units for number in rows]
         units = [place for place, several in enumerate(measured) for _ in range(several)]
+        self._known: dict[tuple[tuple[int, int], ...], tuple[Tensor, Tensor]] = {}
         self._segment = torch.tensor(units, dtype=torch.int64, device=layout.device)
         self._one_unit_each = units == list(range(len(rows)))
-        # A column a field, the last one counting steps.
-        self._sums = torch.zeros(
+        self.sums = torch.zeros(
             len(rows), len(FIELDS) + 1, dtype=layout.count.dtype, device=layout.device
         )
-        # The same memory, as the compiled kernels take it.
-        self._shared = self._sums.numpy() if layout.device.type == "cpu" else None
         for number, sums in enumerate(earlier):
             if sums is not None and number in self._place:
-                self._sums[self._place[number]] = sums
+                self.sums[self._place[number]] = sums
 
     def sums_of(self, row: int) -> Tensor | None:
         """The running sums of a row of the layout, for a receipt that goes on from them."""
-        return self._sums[self._place[row]] if row in self._place else None
+        return self.sums[self._place[row]] if row in self._place else None
 
     @torch.no_grad()
     def record(self, decision: Decision, skipped: Tensor | None = None) -> None:
@@ -83,10 +83,6 @@ class Receipt:
             before.count > 0,
             skipped,
         )
-
-    def record_compiled(self, part: Part, z_score: tuple[float, ...], factor: float) -> None:
-        """Add one step of ZNorm that compiled kernels took, one unit a tensor."""
-        part.record(self._shared, z_score, factor)
 
     def look(self, row: int, before: Tensor, after: Tensor, clipped: Tensor) -> Look:
         """What reading a gradient before and after tells, for :meth:`compare`.
@@ -124,10 +120,8 @@ class Receipt:
         """
         if not looks:
             return
-        sums = self._sums
-        places = torch.tensor([look.place for look in looks], device=sums.device)
-        sizes = torch.tensor([look.size for look in looks], device=sums.device)
-        count = torch.zeros_like(sums[:, 0]).index_copy_(0, places, sizes.to(sums))
+        sums = self.sums
+        places, count = self._counts(tuple((look.place, look.size) for look in looks))
         read = torch.stack([look.read.to(sums) for look in looks])
         acted = torch.stack([look.clipped.to(sums) for look in looks])
         total, square, dot, after = sums.new_zeros(4, len(sums)).index_copy_(1, places, read.T)
@@ -139,6 +133,16 @@ class Receipt:
         m2 = (square - total * mean).clamp(min=0)
         moments = Moments(count, mean, m2)
         self._add(moments, after.sqrt(), dot, clipped, count > 0, skipped)
+
+    def _counts(self, looks: tuple[tuple[int, int], ...]) -> tuple[Tensor, Tensor]:
+        """Places that were looked at, and the elements of each place; copied to a GPU once."""
+        if looks not in self._known:
+            sums = self.sums
+            places = torch.tensor([place for place, _ in looks], device=sums.device)
+            sizes = torch.tensor([size for _, size in looks], device=sums.device)
+            count = torch.zeros_like(sums[:, 0]).index_copy_(0, places, sizes.to(sums))
+            self._known[looks] = places, count
+        return self._known[looks]
 
     def _add(
         self,
@@ -155,8 +159,8 @@ class Receipt:
         values = (norm, norm_after, before.mean, before.std(), cosine, clipped)
         if skipped is not None:
             present = present & (skipped.to(present.device) == 0)
-        step = torch.stack([*values, torch.ones_like(norm)], 1).to(self._sums.device)
-        self._sums.add_(torch.where(present.to(step.device)[:, None], step, 0.0))
+        step = torch.stack([*values, torch.ones_like(norm)], 1).to(self.sums.device)
+        self.sums.add_(torch.where(present.to(step.device)[:, None], step, 0.0))
 
     def _by_tensor(self, units: Moments) -> Moments:
         if self._one_unit_each:
@@ -172,7 +176,7 @@ class Receipt:
     def as_dict(self) -> dict[str, dict[str, float]]:
         """Means over the steps of each tensor, and how many steps; waits for the device."""
         found: dict[str, dict[str, float]] = {}
-        for name, row in zip(self.names, self._sums.tolist(), strict=True):
+        for name, row in zip(self.names, self.sums.tolist(), strict=True):
             steps = row.pop()
             if steps:
                 means = (value / steps for value in row)

@@ -72,10 +72,7 @@ def _measure(given: Sequence[Tensor | None], layout: Layout) -> Moments:
     parts = compiled_parts(given, layout, measures=True)
     held = count.new_zeros(2, layout.units)
     for part in parts:
-        with part.plan.lock:
-            part.point_at(given)
-            part.plan.run(part.MEASURE)
-            held[:, part.units] = torch.from_numpy(part.plan.moments[:, part.units])
+        part.measure(given, held)
     done = {number for part in parts for number in part.numbers}
     means: list[Tensor] = []
     m2s: list[Tensor] = []
@@ -116,16 +113,19 @@ def compiled_parts(
 
     Their plans are kept with the layout, or are the caller's own.
     """
-    module = kernels.compiled()
-    if module is None or torch.is_grad_enabled():
+    if torch.is_grad_enabled():
         return []
-    parts: list[Any] = module.parts_of(
-        layout.rows,
-        tensors,
-        measures=measures,
-        everything=everything,
-        cache=layout.plans if kept else {},
-    )
+    parts: list[Any] = []
+    for kind in {tensor.device.type for tensor in tensors if tensor is not None}:
+        module = kernels.compiled(kind)
+        if module is not None:
+            parts += module.parts_of(
+                layout.rows,
+                tensors,
+                measures=measures,
+                everything=everything,
+                cache=layout.plans if kept else {},
+            )
     return parts
 
 
@@ -224,11 +224,7 @@ def _apply_(
 ) -> None:
     parts = compiled_parts(given, layout, measures=False)
     for part in parts:
-        with part.plan.lock:
-            part.point_at(given)
-            part.plan.give(affine.center, affine.scale)
-            part.plan.run(part.AFFINE)
-        part.written(given)
+        part.apply_(given, affine.center, affine.scale)
     done = {number for part in parts for number in part.numbers}
     split: dict[tuple[torch.device, torch.dtype], tuple[tuple[Tensor, ...], Tensor, Tensor]] = {}
     for number, (row, gradient) in enumerate(zip(layout.rows, given, strict=True)):
@@ -283,8 +279,8 @@ def transform_(
             receipt.record(layout.decide(_measure(given, layout), factor), skipped)
         return
     if len(layout.stages) == 1 and not layout.elementwise:
-        decision = _stage_(given, layout, factor, parameters)
-        if receipt is not None:
+        decision = _stage_(given, layout, factor, parameters, receipt, skipped)
+        if receipt is not None and decision is not None:
             receipt.record(decision, skipped)
         return
     looks: list[Look] = []
@@ -307,7 +303,8 @@ def transform_(
             acted = _clamp_(given, stage, scale, None, looks)
         else:
             decision = _stage_(given, stage, scale, parameters)
-            acted = {} if decision.clipped is None else stage.by_row(decision.clipped)
+            clipped_ = None if decision is None else decision.clipped
+            acted = {} if clipped_ is None else stage.by_row(clipped_)
         for number, flag in acted.items():
             clipped[number] = clipped[number] | flag if number in clipped else flag
         scale = None
@@ -323,14 +320,15 @@ def _stage_(
     stage: Layout,
     factor: Tensor | None,
     parameters: Sequence[Tensor | None],
-) -> Decision:
+    receipt: Receipt | None = None,
+    skipped: Tensor | None = None,
+) -> Decision | None:
+    """Transform by one stage; None if kernels did it all, with an entry in the receipt."""
     if factor is not None:
         unmeasured = zip(given, stage.rows, strict=True)
         scale_((gradient for gradient, row in unmeasured if not row.units), factor)
-    if stage.z_score is not None:
-        moments = _z_score_compiled_(given, stage, factor)
-        if moments is not None:
-            return stage.decide(moments, factor)
+    if stage.z_score is not None and _z_score_compiled_(given, stage, factor, receipt, skipped):
+        return None
     decision = decide_stage(given, stage, factor, parameters)
     _apply_(given, decision.affine, stage, near=_near(decision))
     return decision
@@ -365,32 +363,31 @@ def decide_stage(
 
 
 def _z_score_compiled_(
-    given: Sequence[Tensor | None], stage: Layout, factor: Tensor | None
-) -> Moments | None:
+    given: Sequence[Tensor | None],
+    stage: Layout,
+    factor: Tensor | None,
+    receipt: Receipt | None,
+    skipped: Tensor | None,
+) -> bool:
     """Measure, decide and apply tensor by tensor, each while it is in cache.
 
     Returns
     -------
-    Moments, or None
-        Of the gradients before; None, and nothing done, if the kernel does not serve all of them.
+    bool
+        False, and nothing done, if the kernels do not serve all of them.
     """
     parts = compiled_parts(given, stage, measures=True)
+    if len({part.device for part in parts}) > 1:
+        return False
     done = {number for part in parts for number in part.numbers}
     for number, (row, gradient) in enumerate(zip(stage.rows, given, strict=True)):
         served = number in done and row.units == 1
         if row.units and not served and gradient is not None and gradient.numel():
-            return None
-    count = _count(given, stage)
-    held = count.new_zeros(2, stage.units)
-    assert stage.z_score is not None
+            return False
     for part in parts:
-        with part.plan.lock:
-            part.point_at(given)
-            scale = 1.0 if factor is None else float(factor)
-            part.plan.run(part.AFFINE, stage.z_score, scale)
-            held[:, part.units] = torch.from_numpy(part.plan.moments[:, part.units])
-        part.written(given)
-    return Moments(count, held[0], held[1], stage)
+        sums = None if receipt is None else receipt.sums
+        part.z_score_(given, stage.z_score, factor, sums, skipped)
+    return True
 
 
 def _clamp_(
@@ -411,6 +408,8 @@ def _clamp_(
         for row, gradient in zip(stage.rows, given, strict=True)
     ]
     for part in compiled_parts(chosen, stage, measures=False, everything=True):
+        if not part.clamps:
+            continue
         read = part.clamp(chosen, link.threshold)
         for number, found, changed in zip(
             part.numbers, read[:, :4].unbind(), (read[:, 4] > 0).unbind(), strict=True

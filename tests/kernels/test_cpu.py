@@ -736,8 +736,8 @@ def test_fused_that_cannot_be_honoured_raises_and_else_the_best_is_taken(
     transform, options, dtype, reason = CASES[case]
     if case == "turned off":
         monkeypatch.setenv("ZNORM_KERNELS", "reference")
-        monkeypatch.setattr(kernels, "_loaded", None)
-        monkeypatch.setattr(kernels, "_refused", None)
+        monkeypatch.setattr(kernels, "_loaded", {})
+        monkeypatch.setattr(kernels, "_refused", {})
     shapes = [(6, 4), (3,)]
     with pytest.raises(RuntimeError, match=f"Adam: fused=True cannot be honoured: .*{reason}"):
         made(znorm.optim.Adam, options, shapes, dtype, transform=transform, fused=True)

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from rich.console import Console
 
 from znorm import lab
-from znorm.lab import comparison, tasks
+from znorm.lab import comparison, models, tasks
 from znorm.lab.datasets import Part
 from znorm.lab.floor import floor
 from znorm.lab.progress import Silent, Terminal
@@ -199,6 +200,36 @@ def test_a_failed_and_a_diverged_run_are_recorded_and_the_grid_goes_on(
     text = (tmp_path / "report.html").read_text()
     assert "diverged at step 2" in text
     assert "failed: RuntimeError: out of memory" in text
+
+
+def test_what_fits_is_said_where_memory_does_not_hold_a_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original: Callable[..., Any] = models.build
+
+    def build(*names: Any, **options: Any) -> Any:
+        model = original(*names, **options)
+
+        def full(module: Any, inputs: Any) -> None:
+            if module.training and len(inputs[0]) > most:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+        model.register_forward_pre_hook(full)
+        return model
+
+    monkeypatch.setattr(models, "build", build)
+    options: dict[str, Any] = {**SMALL, "methods": ["znorm"], "seeds": 1, "batch_size": 24}
+    for most, advice in (
+        (7, "out of memory; a step with --micro-batch 6 fits; OutOfMemoryError: CUDA out of mem"),
+        (1, "out of memory, for two images too; take a smaller model or smaller images"),
+    ):
+        lab.compare(out=tmp_path / str(most), **options)
+        (row,) = lab.status(tmp_path / str(most))
+        assert row["status"] == "failed"
+        assert row["error"].startswith(advice)
+    most = 7
+    (run,) = lab.compare(out=tmp_path / "pieces", micro_batch=6, **options)
+    assert run.status == "done"
 
 
 def test_a_partial_grid_can_be_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

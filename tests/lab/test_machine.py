@@ -30,8 +30,8 @@ def test_it_says_why_compiled_kernels_are_not_used(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("ZNORM_KERNELS", "reference")
-    monkeypatch.setattr(kernels, "_loaded", None)
-    monkeypatch.setattr(kernels, "_refused", None)
+    monkeypatch.setattr(kernels, "_loaded", {})
+    monkeypatch.setattr(kernels, "_refused", {})
     assert run(["doctor"]) == 0
     out = capsys.readouterr().out
     assert "cpu float32: reference (ZNORM_KERNELS=reference is set)" in out

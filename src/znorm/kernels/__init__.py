@@ -1,7 +1,9 @@
 """Kernels: what reads and writes gradients and weights, and the choice between them.
 
 `reference` is torch operations on any device. `cpu` is compiled by numba, from the extra
-``znorm[cpu]``. ``ZNORM_KERNELS=reference`` in the environment leaves the latter alone.
+``znorm[cpu]``; `cuda` by Triton, which comes with torch on Linux. ``ZNORM_KERNELS=reference`` in
+the environment leaves both alone; ``ZNORM_KERNELS=triton`` takes those for a GPU on a CPU, too,
+where ``TRITON_INTERPRET=1`` lets them run.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import os
 import threading
 import warnings
+from importlib import import_module
 from importlib.util import find_spec
 from types import ModuleType
 
@@ -17,54 +20,66 @@ from torch import Tensor
 
 from znorm.kernels import reference
 
-__all__ = ["compiled", "name_of", "reference", "why_not"]
+__all__ = ["compiled", "name_of", "name_on", "reference", "why_not"]
 
 _lock = threading.Lock()
-_loaded: ModuleType | None = None
-_refused: str | None = None  # why they are not used, once they have been tried
-_TURNED_OFF = "ZNORM_KERNELS=reference is set"
+_loaded: dict[str, ModuleType] = {}  # by type of device
+_refused: dict[str, str] = {}  # why they are not used, once they have been tried
+_COMPILED = {"cpu": "znorm.kernels.cpu", "cuda": "znorm.kernels.cuda"}
+_ASKED = "ZNORM_KERNELS"
+_TURNED_OFF = f"{_ASKED}=reference is set"
+_BRINGS = {
+    "cpu": "pip install 'znorm[cpu]' brings numba",
+    "cuda": "Triton comes with torch on Linux; pip install triton",
+}
 
 
-def compiled() -> ModuleType | None:
-    """The compiled kernels for a CPU, loaded on first use; None where there are none.
+def compiled(kind: str = "cpu") -> ModuleType | None:
+    """The compiled kernels for a type of device, loaded on first use; None where there are none.
 
     Warns
     -----
     UserWarning
-        Once, if numba is missing or cannot compile.
+        Once, if numba or Triton is missing or cannot compile.
     """
-    global _loaded, _refused
-    if _refused is not None or reference.is_traced():
+    # What torch.compile traces is torch's to compile.
+    if kind in _refused or kind not in _COMPILED or reference.is_traced():
         return None
-    if _loaded is None:
+    if kind not in _loaded:
         with _lock:
-            if _loaded is None and _refused is None:
-                found = _load()
-                _loaded, _refused = (None, found) if isinstance(found, str) else (found, None)
-    return _loaded
+            if kind not in _loaded and kind not in _refused:
+                found = _load(kind)
+                if isinstance(found, str):
+                    _refused[kind] = found
+                else:
+                    _loaded[kind] = found
+    return _loaded.get(kind)
 
 
-def _load() -> ModuleType | str:
+def _load(kind: str) -> ModuleType | str:
     """The kernels, or why there are none."""
-    if _is_turned_off():
+    if _asked() == "reference":
         return _TURNED_OFF
+    which = "cuda" if _asked() == "triton" else kind
     try:
-        from znorm.kernels import cpu
+        # Triton's own interpreter runs what is meant for a GPU: for whoever tests these kernels.
+        if which != kind and os.environ.get("TRITON_INTERPRET") != "1":
+            raise RuntimeError("Triton runs on a CPU with TRITON_INTERPRET=1 alone")
+        return import_module(_COMPILED[which])
     except Exception as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         if isinstance(error, ImportError):
-            reason += "; pip install 'znorm[cpu]' brings numba"
+            reason += f"; {_BRINGS[which]}"
         warnings.warn(
-            f"znorm: the compiled CPU kernels are not used ({reason}); steps take the slower "
-            "reference kernels; ZNORM_KERNELS=reference silences this",
+            f"znorm: the compiled kernels for {kind} are not used ({reason}); steps take the "
+            f"slower reference kernels; {_ASKED}=reference silences this",
             stacklevel=2,
         )
         return reason
-    return cpu
 
 
-def _is_turned_off() -> bool:
-    return os.environ.get("ZNORM_KERNELS", "") == "reference"
+def _asked() -> str:
+    return os.environ.get(_ASKED, "")
 
 
 _COMPILED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -80,24 +95,30 @@ def why_not(device: torch.device, dtype: torch.dtype, *, load: bool = True) -> s
         Whether they are tried, which can take seconds at the first time; else it is told as far
         as that goes without.
     """
-    if device.type != "cpu":
+    if device.type not in _COMPILED:
         return f"there are no compiled kernels for {device.type}"
     if dtype not in _COMPILED_DTYPES:
         takes = ", ".join(str(kind).removeprefix("torch.") for kind in _COMPILED_DTYPES)
         return f"the compiled kernels take {takes}, not {str(dtype).removeprefix('torch.')}"
-    module = compiled() if load else _loaded
+    module = compiled(device.type) if load else _loaded.get(device.type)
     if module is not None:
-        works = module.ready(dtype) if load else not module.is_refused(dtype)
+        works = module.ready(dtype, device) if load else not module.is_refused(dtype, device)
         name = str(dtype).removeprefix("torch.")
         return None if works else f"they cannot be compiled for {name} here"
-    if load or _refused is not None:
-        return _refused
-    if _is_turned_off():
+    if load or device.type in _refused:
+        return _refused.get(device.type)
+    if _asked() == "reference":
         return _TURNED_OFF
-    return None if find_spec("numba") else "numba is missing; pip install 'znorm[cpu]' brings it"
+    package = "numba" if device.type == "cpu" else "triton"
+    return None if find_spec(package) else f"{package} is missing; {_BRINGS[device.type]}"
 
 
 def name_of(tensor: Tensor, stretched: bool) -> str:
     """Which kernels serve a tensor; ``stretched`` if each of its units is one of memory."""
     served = stretched and why_not(tensor.device, tensor.dtype, load=False) is None
-    return "cpu" if served else reference.NAME
+    return name_on(tensor.device) if served else reference.NAME
+
+
+def name_on(device: torch.device) -> str:
+    """The name of the compiled kernels for a device: ``cpu``, or ``triton``."""
+    return "triton" if device.type == "cuda" or _asked() == "triton" else "cpu"

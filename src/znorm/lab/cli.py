@@ -81,6 +81,10 @@ def cli(context: click.Context) -> None:
 @click.option("--device", help="auto, cpu, cuda or mps.  [default: auto]")
 @click.option("--precision", help="auto, float32 or bfloat16.  [default: auto, the model's faster]")
 @click.option("--deterministic", is_flag=True, default=None, help="Deterministic algorithms only.")
+@click.option("--cuda-graph", is_flag=True, default=None, help="Each step as one CUDA graph.")
+@click.option(
+    "--jobs", type=int, help="Runs trained side by side; times then say little.  [default: 1]"
+)
 @click.option("--limit", type=int, help="At most N images of each part; every page then says so.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any other key.")
 @click.option("--config", type=click.Path(path_type=Path), help="These options, from a YAML file.")

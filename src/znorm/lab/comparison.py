@@ -13,6 +13,7 @@ from znorm.lab import models, tasks
 from znorm.lab.datasets import Dataset
 from znorm.lab.errors import ConfigurationError, DataError, Interrupted, LabError
 from znorm.lab.floor import floor
+from znorm.lab.helpers import helpers
 from znorm.lab.methods import PUBLISHED
 from znorm.lab.progress import Display, Silent
 from znorm.lab.registry import unknown
@@ -21,6 +22,7 @@ from znorm.lab.spec import RunSpec, resolve
 from znorm.lab.store import Run, find
 from znorm.lab.training.interruption import Interruption
 from znorm.lab.training.loop import train
+from znorm.lab.training.memory import fitting_micro_batch, is_out_of_memory
 
 __all__ = ["compare", "grid", "report", "run", "status"]
 
@@ -124,9 +126,11 @@ def compare(
     device: str = "auto",
     precision: str = "auto",
     deterministic: bool = False,
+    cuda_graph: bool = False,
     limit: int | None = None,
     set: Mapping[str, Any] | None = None,
     workers: int | None = None,
+    jobs: int = 1,
     out: PathLike = "runs",
     display: Display | None = None,
 ) -> list[Run]:
@@ -155,6 +159,8 @@ def compare(
         ``auto`` takes what is fastest on this machine.
     deterministic : bool
         Ask torch for deterministic algorithms.
+    cuda_graph : bool
+        On a GPU, capture each whole step in one CUDA graph: launched at once, not kernel by kernel.
     limit : int, optional
         At most so many images of each part; the page then says so.
     set : mapping, optional
@@ -162,6 +168,9 @@ def compare(
         ``{"model_options.stem": "cifar"}``.
     workers : int, optional
         Threads that read ahead, of a set that does not fit in memory.
+    jobs : int
+        Runs that are trained side by side, each in a process of its own: a small net leaves most of
+        a large GPU idle.
     out : path
         Where run folders and the report go.
     display : Display, optional
@@ -198,6 +207,7 @@ def compare(
         "device": device,
         "precision": precision,
         "deterministic": deterministic,
+        "cuda_graph": cuda_graph or None,
         "data.limit": limit,
         **(set or {}),
     }
@@ -205,7 +215,7 @@ def compare(
     if Path(out).is_dir():
         find(out)  # a folder that the report could not read is said before anything is trained
     runs = [Run.at(out, spec) for spec in specs]
-    execute(runs, display or Silent(), workers)
+    execute(runs, display or Silent(), workers, jobs)
     report(out)
     return runs
 
@@ -315,8 +325,12 @@ class _Watch:
         return self.stop.requested
 
 
-def execute(runs: Sequence[Run], display: Display, workers: int | None = None) -> None:
-    """Train what is not finished yet, in order."""
+def execute(
+    runs: Sequence[Run], display: Display, workers: int | None = None, jobs: int = 1
+) -> None:
+    """Train what is not finished yet, in order, in so many processes at once."""
+    if isinstance(jobs, bool) or not isinstance(jobs, int) or jobs < 1:
+        raise ConfigurationError(f"jobs: expected a whole number from 1, found {jobs!r}")
     if workers is not None and (not isinstance(workers, int) or workers < 0):
         raise ConfigurationError(f"workers: expected a whole number from 0, found {workers!r}")
     datasets: dict[str, Dataset] = {}
@@ -340,7 +354,7 @@ def execute(runs: Sequence[Run], display: Display, workers: int | None = None) -
             _try_model(one.spec, _dataset(one.spec, datasets))
     for one in runs:
         one.announce()
-    with Interruption() as stop:
+    with Interruption() as stop, helpers(runs, jobs, workers):
         display.begin(runs)
         try:
             for number, one in enumerate(runs):
@@ -362,6 +376,8 @@ def execute(runs: Sequence[Run], display: Display, workers: int | None = None) -
                     display.run_ends(number, one)
         finally:
             display.end()
+    if jobs > 1 and any(one.result is None for one in runs):
+        execute(runs, display, workers)  # what a helper left that was killed
 
 
 def _model(spec: RunSpec) -> tuple[str, str, str]:
@@ -405,10 +421,10 @@ def _work(
         raise DataError(f"{one.folder}: {error}") from error
     except Exception as error:
         # The grid goes on: one model that runs out of memory must not cost the others.
-        text = " ".join(str(error).split()) or type(error).__name__
-        one.finish(
-            {"status": "failed", "error": f"{type(error).__name__}: {text}"[:500], "metrics": {}}
-        )
+        text = f"{type(error).__name__}: {' '.join(str(error).split())}"[:400]
+        if is_out_of_memory(error):
+            text = f"{_what_fits(one.spec, dataset, error)}; {text}"
+        one.finish({"status": "failed", "error": text, "metrics": {}})
         return
     finally:
         stop.deferring = False
@@ -423,6 +439,16 @@ def _work(
     if outcome.cases is not None:
         one.save_cases(outcome.cases)
     one.finish(result)
+
+
+def _what_fits(spec: RunSpec, dataset: Dataset, error: BaseException) -> str:
+    try:
+        size = fitting_micro_batch(spec, dataset, error)
+    except Exception:  # the run's own error is what is to be told
+        return "out of memory; --micro-batch takes a batch in pieces"
+    if size is None:
+        return "out of memory, for two images too; take a smaller model or smaller images"
+    return f"out of memory; a step with --micro-batch {size} fits"
 
 
 def _dataset(spec: RunSpec, known: dict[str, Dataset]) -> Dataset:

@@ -71,7 +71,7 @@ def _kernel(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
     return {
         "device": str(device),
         "dtype": str(dtype).removeprefix("torch."),
-        "kernel": kernels.reference.NAME if reason else device.type,
+        "kernel": kernels.reference.NAME if reason else kernels.name_on(device),
         "why": reason,
     }
 

@@ -136,10 +136,13 @@ def make_optimizer(
     transform: Transform | None,
     model: nn.Module,
     learning_rate: float,
+    *,
+    capturable: bool = False,
 ) -> torch.optim.Optimizer:
     """The optimizer of one run: torch's defaults but for what the run and the method set.
 
-    ``adam`` becomes AdamW where weights decay: the two are the same without decay.
+    ``adam`` becomes AdamW where weights decay: the two are the same without decay. ``capturable``:
+    that it steps within a CUDA graph.
 
     Raises
     ------
@@ -154,6 +157,8 @@ def make_optimizer(
     }
     if weight_decay:
         arguments["weight_decay"] = weight_decay
+    if capturable and "capturable" in (_options_taken(kind) or ()):
+        arguments["capturable"] = True
     takes_transform = "transform" in inspect.signature(kind).parameters
     if takes_transform:
         arguments.update(transform=transform, model=model)

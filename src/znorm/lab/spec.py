@@ -100,6 +100,8 @@ class RunSpec(BaseModel):
         "cpu", "cuda" or "mps".
     deterministic : bool
         Whether torch is asked for deterministic algorithms.
+    cuda_graph : bool or None
+        Whether a whole step is captured in a CUDA graph.
     data : DataSpec
     """
 
@@ -123,6 +125,7 @@ class RunSpec(BaseModel):
     precision: Literal["float32", "bfloat16"]
     device: Literal["cpu", "cuda", "mps"]
     deterministic: bool
+    cuda_graph: bool | None = None
     data: DataSpec
 
     @field_validator("learning_rate", "epochs", "batch_size", "seed", mode="before")
@@ -131,6 +134,11 @@ class RunSpec(BaseModel):
         if isinstance(value, bool):
             raise ValueError("expected a number")
         return value
+
+    @field_validator("cuda_graph")
+    @classmethod
+    def _said_or_not(cls, value: bool | None) -> bool | None:
+        return value or None  # what is left out changes no hash
 
     @field_validator("task", "loss")
     @classmethod
@@ -152,6 +160,8 @@ class RunSpec(BaseModel):
             # A class elsewhere is looked for when it is needed, not when its runs are listed.
             optimizers.check(self.optimizer, self.optimizer_options, self.weight_decay)
         TASKS[self.task].check(self.model, self.loss)
+        if self.cuda_graph and self.device != "cuda":
+            raise ValueError(f"cuda_graph: needs device cuda, found {self.device}")
         return self
 
     def canonical(self, *, seed: bool = True) -> str:

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -208,6 +207,8 @@ def _prepare(group: dict[str, Any], state: dict[str, Any], parameter: Tensor) ->
     begun = bool(state)
     if not begun:
         _fill(state, parameter, group["amsgrad"])
+    # Beside the parameter, as with torch's fused step: no device is waited for.
+    state["step"] = state["step"].to(parameter.device)
     return begun
 
 
@@ -220,21 +221,18 @@ def _fill(state: dict[str, Any], parameter: Tensor, amsgrad: bool) -> None:
         state["max_exp_avg_sq"] = torch.zeros_like(parameter)
 
 
-def _options(groups: list[dict[str, Any]], *, decoupled: bool) -> Any:
-    return np.array(
+def _options(groups: list[dict[str, Any]], *, decoupled: bool) -> list[list[Any]]:
+    return [
         [
-            [
-                float(group["lr"]),
-                float(group["betas"][0]),
-                float(group["betas"][1]),
-                float(group["eps"]),
-                float(group["weight_decay"]),
-                float(decoupled),
-                float(group["maximize"]),
-            ]
-            for group in groups
+            group["lr"],
+            *group["betas"],
+            group["eps"],
+            group["weight_decay"],
+            decoupled,
+            group["maximize"],
         ]
-    )
+        for group in groups
+    ]
 
 
 _STATES = ("exp_avg", "exp_avg_sq")

@@ -49,7 +49,7 @@ class Update:
         Whether the state holds a step counter, and is never filled in part.
     prepare : callable (group, state, parameter) -> bool
         Fills an empty state as torch does. Whether it was filled before.
-    options : callable (groups) -> array
+    options : callable (groups) -> list of lists of numbers
         What the kernels need to know of each parameter group, see `kernels.cpu.drivers`.
     """
 
@@ -117,8 +117,8 @@ def step_folded(optimizer: Optimizer, update: Update) -> bool:
     bool
         False, with nothing done, if they do not.
     """
-    # Compiled kernels are not for torch.compile to trace: there are none while it does.
-    return kernels.compiled() is not None and _step_folded(optimizer, update)
+    # Compiled kernels are not for torch.compile to trace.
+    return not kernels.reference.is_traced() and _step_folded(optimizer, update)
 
 
 @torch.no_grad()
@@ -128,7 +128,7 @@ def _step_folded(optimizer: Optimizer, update: Update) -> bool:
     if _asks_for_torchs(groups) is not None:
         return False
     scale, skip = getattr(optimizer, "grad_scale", None), getattr(optimizer, "found_inf", None)
-    if attachment is not None and skip is not None and float(skip):
+    if attachment is not None and skip is not None and skip.device.type == "cpu" and float(skip):
         return True  # before any state is made: torch's own then has none either
     parameters = [p for group in groups for p in group["params"]]
     gradients = list(map(_gradient, parameters))
@@ -143,25 +143,21 @@ def _step_folded(optimizer: Optimizer, update: Update) -> bool:
         optimizer.__dict__["_fold"] = fold
         if fold is None:
             return False
-    factor = 1.0 if scale is None else 1.0 / float(scale)
+    decided: Any = fold.z_score
     decision = None
-    if fold.z_score is None:
-        tensor = None if scale is None else torch.tensor(factor, dtype=torch.float64)
-        decision = decide_stage(gradients, fold.layout, tensor, fold.parameters)
+    if decided is None:
+        wide = kernels.reference.statistics_dtype(fold.layout.device)
+        factor = None if scale is None else scale.to(wide).reciprocal()
+        decision = decide_stage(gradients, fold.layout, factor, fold.parameters)
+        decided = decision.affine.center, decision.affine.scale
     options = update.options(groups)
+    sums = fold.receipt.sums
     for part in fold.parts:
-        with part.plan.lock:
-            part.point_at(gradients, 1)
-            part.advance(update.kind, options)
-            if fold.z_score is not None:
-                part.plan.run(getattr(part, update.kind), fold.z_score, factor)
-                fold.receipt.record_compiled(part, fold.z_score, factor)
-            elif decision is not None:
-                part.plan.give(decision.affine.center, decision.affine.scale)
-                part.plan.run(getattr(part, update.kind), factor=factor)
+        part.step_(update.kind, gradients, options, decided, scale=scale, skip=skip, sums=sums)
     if decision is not None:
-        fold.receipt.record(decision)
-    torch.autograd.graph.increment_version(fold.written)  # see `Part.written`
+        fold.receipt.record(decision, skip)
+    # It cannot see what kernels do: a graph that has kept a weight then raises.
+    torch.autograd.graph.increment_version(fold.written)
     return True
 
 
@@ -190,7 +186,8 @@ def why_not_folded(optimizer: Optimizer, *, load: bool = True) -> str | None:
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     if not all(p.numel() and is_dense(tuple(p.shape), p.stride()) for p in parameters):
         return "a parameter is empty or does not fill its memory"
-    for device, dtype in dict.fromkeys((p.device, p.dtype) for p in parameters):
+    kinds = dict.fromkeys((p.device, p.dtype) for p in parameters)
+    for device, dtype in kinds:
         reason = kernels.why_not(device, dtype, load=load)
         if reason is not None:
             return reason
@@ -201,11 +198,15 @@ def _asks_for_torchs(groups: Sequence[dict[str, Any]]) -> str | None:
     """The option that asks for torch's own step, if one does."""
     for group in groups:
         for name in _OTHERS:
-            if group.get(name):
+            if group.get(name) and not (name == "capturable" and _is_on_gpu(group)):
                 return f"{name}=True"
         if group.get("fused") is False:
             return "fused=False"
     return None
+
+
+def _is_on_gpu(group: dict[str, Any]) -> bool:
+    return bool(group["params"]) and group["params"][0].is_cuda
 
 
 def _make_fold(optimizer: Optimizer, update: Update, attachment: Attachment | None) -> _Fold | None:
@@ -220,7 +221,8 @@ def _make_fold(optimizer: Optimizer, update: Update, attachment: Attachment | No
     owners = [number for number, group in enumerate(groups) for _ in group["params"]]
     gradients = [p.grad for p in parameters]
     z_score = layout.z_score
-    if any(row.units > 1 for row in layout.rows):
+    devices = {p.device for p in parameters}
+    if any(row.units > 1 for row in layout.rows) or len(devices) > 1:
         z_score = None
     parts = compiled_parts(
         gradients, layout, measures=z_score is not None, everything=True, kept=False
@@ -249,10 +251,7 @@ def _make_fold(optimizer: Optimizer, update: Update, attachment: Attachment | No
         begun.append(update.prepare(group, state, parameter))
         states.append(state)
     for part in parts:
-        part.begin(owners, [state.get("step") for state in states], begun)
-        part.point_at(parameters, 0)
-        for place, name in enumerate(update.states, start=2):
-            part.point_at([state.get(name) for state in states], place)
+        part.begin(parameters, states, update.states, owners, begun)
     missing = [g is None for g in gradients]
     held = list(_held(states))
     tensors = [value for value in held if isinstance(value, Tensor)]
@@ -295,7 +294,7 @@ def _is_known(state: dict[str, Any] | None, parameter: Tensor, update: Update) -
         isinstance(step, Tensor)
         and step.numel() == 1
         and step.dtype == torch.float32
-        and step.device.type == "cpu"
+        and step.device.type in ("cpu", parameter.device.type)
     ):
         return False
     tensors = [state.get(name) for name in update.states]

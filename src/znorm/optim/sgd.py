@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
@@ -128,20 +127,9 @@ def _prepare(group: dict[str, Any], state: dict[str, Any], parameter: Tensor) ->
     return begun
 
 
-def _options(groups: list[dict[str, Any]]) -> Any:
-    return np.array(
-        [
-            [
-                float(group["lr"]),
-                float(group["momentum"]),
-                float(group["dampening"]),
-                float(group["weight_decay"]),
-                float(group["nesterov"]),
-                float(group["maximize"]),
-            ]
-            for group in groups
-        ]
-    )
+def _options(groups: list[dict[str, Any]]) -> list[list[Any]]:
+    names = ("lr", "momentum", "dampening", "weight_decay", "nesterov", "maximize")
+    return [[group[name] for name in names] for group in groups]
 
 
 _SGD = Update("SGD", ("momentum_buffer",), False, _prepare, _options)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from znorm import kernels
 from znorm.attachment import attach, attachment_of, refuse_grad_scaler
 from znorm.layers import is_dense
 from znorm.optim.folded import Update, lies_as, step_folded, why_not_folded
@@ -198,7 +199,8 @@ def shown(optimizer: Optimizer, text: str) -> str:
     elif reason is None and optimizer.__dict__.get("_fold", ...) is None:
         kernel = "torch's, after the transform (gradients or states lie otherwise than weights)"
     elif reason is None:
-        kernel = "cpu, the transform within the update"
+        names = {kernels.name_on(p.device) for g in optimizer.param_groups for p in g["params"]}
+        kernel = f"{', '.join(sorted(names))}, the transform within the update"
     else:
         kernel = f"torch's, after the transform ({reason})"
     first, _, rest = text.partition("\n")

@@ -12,12 +12,13 @@ from torch.nn import functional as F
 import znorm
 from znorm.lab import models, tasks
 from znorm.lab.datasets import Dataset
-from znorm.lab.errors import Interrupted
+from znorm.lab.errors import ConfigurationError, Interrupted
 from znorm.lab.methods import METHODS, make_transform
 from znorm.lab.spec import RunSpec, resolve
 from znorm.lab.training import loop
 from znorm.lab.training.checkpoint import hash_weights
 from znorm.lab.training.loop import Outcome, train
+from znorm.lab.training.pipeline import Pipeline
 from znorm.lab.training.sampler import augment_, batches
 
 
@@ -281,9 +282,9 @@ def test_the_learning_rate_follows_its_schedule_and_survives_a_stop(
     rates: list[float] = []
     original = loop._Loop._backward
 
-    def noting(self: Any, batch: Any) -> Any:
+    def noting(self: Any, *batch: Any) -> Any:
         rates.append(self.optimizer.param_groups[0]["lr"])
-        return original(self, batch)
+        return original(self, *batch)
 
     monkeypatch.setattr(loop._Loop, "_backward", noting)
     of = spec(epochs=3, schedule="multistep:1,2", method="baseline")
@@ -300,3 +301,30 @@ def test_loader_threads_change_no_bit(workers: int) -> None:
     of = spec(epochs=1)
     outcome = train(of, data(of), Watch(), None, lambda _: None, workers)
     assert outcome.hashes == run(of)[0].hashes
+
+
+def test_a_captured_step_needs_a_gpu() -> None:
+    with pytest.raises(ConfigurationError, match="cuda_graph: needs device cuda, found cpu"):
+        spec(cuda_graph=True)
+    assert spec(cuda_graph=False).hash == spec().hash
+
+
+@pytest.mark.parametrize("resident", [True, False])
+@pytest.mark.parametrize("augment", ["none", "flip", "crop_flip", "dihedral"])
+def test_batches_made_on_the_device_are_those_of_the_cpu(resident: bool, augment: str) -> None:
+    """On the meta device no value can be read: nothing waits for what is made there."""
+    of = spec(**{"data.augment": augment})
+    dataset = data(of)
+    plan = batches(0, 1, len(dataset.train), 16)
+    pipeline = Pipeline(dataset, augment, 0, torch.device("cpu"))
+    pipeline.resident = resident
+    expected = [pipeline.training_batch(1, index) for index in plan]
+    for one, other in zip(pipeline.training_batches(1, plan), expected, strict=True):
+        assert torch.equal(one.images, other.images)
+        assert torch.equal(one.targets, other.targets)
+        assert torch.equal(one.checksum, other.checksum)
+    far = Pipeline(dataset, augment, 0, torch.device("meta"))
+    far.resident = True
+    for one, other in zip(far.training_batches(1, plan), expected, strict=True):
+        assert one.images.shape == other.images.shape
+        assert one.images.device.type == one.checksum.device.type == "meta"

@@ -43,41 +43,134 @@ class Part:
     sizes: Any
     plan: Plan
 
-    MEASURE: ClassVar[int] = drivers.MEASURE
-    AFFINE: ClassVar[int] = drivers.AFFINE
-    ADAM: ClassVar[int] = drivers.ADAM
-    SGD: ClassVar[int] = drivers.SGD
+    clamps: ClassVar[bool] = True
+    device: ClassVar[torch.device] = torch.device("cpu")
 
-    def point_at(self, tensors: Sequence[Tensor | None], place: int = 1) -> None:
-        """Write the addresses of all rows' tensors, 0 for what is missing."""
-        chosen: Any = tensors
-        if len(self.numbers) != len(tensors):
-            chosen = [tensors[number] for number in self.numbers]
-        try:
-            self.plan.addresses[place] = list(map(Tensor.data_ptr, chosen))
-        except TypeError:  # one is missing
-            self.plan.addresses[place] = [0 if t is None else t.data_ptr() for t in chosen]
+    def measure(self, tensors: Sequence[Tensor | None], held: Tensor) -> None:
+        """Write mean and m2 of the units of these rows.
 
-    def written(self, tensors: Sequence[Tensor | None]) -> None:
-        """Tell autograd that rows' tensors have changed: it cannot see what kernels do.
-
-        A graph that has kept one of them then raises, as after torch's own operations.
+        Parameters
+        ----------
+        tensors : sequence of Tensor or None
+            In the order of the layout, here as everywhere.
+        held : Tensor of shape (2, units of the layout), float64
         """
-        chosen = (tensors[number] for number in self.numbers)
-        torch.autograd.graph.increment_version([t for t in chosen if t is not None])
+        with self.plan.lock:
+            self._point_at(tensors)
+            self.plan.run(drivers.MEASURE)
+            self._moments_to(held)
 
-    def record(self, sums: Any, z_score: tuple[float, ...], factor: float) -> None:
-        """Add the step that was run last to a receipt's sums."""
-        drivers.record(
-            sums,
-            self.plan.addresses,
-            self.measured,
-            self.units,
-            self.sizes,
-            self.plan.moments,
-            np.array(z_score),
-            factor,
-        )
+    def apply_(self, tensors: Sequence[Tensor | None], center: Tensor, scale: Tensor) -> None:
+        """Apply what was decided for each unit of the layout, in place."""
+        with self.plan.lock:
+            self._point_at(tensors)
+            self.plan.give(center, scale)
+            self.plan.run(drivers.AFFINE)
+        self._written(tensors)
+
+    def z_score_(
+        self,
+        tensors: Sequence[Tensor | None],
+        z_score: tuple[float, float, float, float],
+        factor: Tensor | None,
+        sums: Tensor | None,
+        skip: Tensor | None,
+    ) -> None:
+        """ZNorm in place, each tensor while it is in cache.
+
+        Parameters
+        ----------
+        tensors : sequence of Tensor or None
+        z_score
+            As `Layout.z_score` has it; each row is one unit.
+        factor : Tensor of one element, optional
+            What gradients are multiplied by first.
+        sums : Tensor, optional
+            A receipt's, to which this is added.
+        skip : Tensor of one element, optional
+            Not 0 if the optimizer will skip this step, of which the receipt then holds nothing.
+        """
+        multiplier = 1.0 if factor is None else float(factor)
+        with self.plan.lock:
+            self._point_at(tensors)
+            self.plan.run(drivers.AFFINE, z_score, multiplier)
+            if sums is not None and (skip is None or not float(skip)):
+                self._record(sums, z_score, multiplier)
+        self._written(tensors)
+
+    def begin(
+        self,
+        parameters: Sequence[Tensor],
+        states: Sequence[dict[str, Any]],
+        names: Sequence[str],
+        groups: Sequence[int],
+        begun: Sequence[bool],
+    ) -> None:
+        """Take down what an optimizer's steps rest on.
+
+        Parameters
+        ----------
+        parameters : sequence of Tensor
+        states : sequence of dict
+            Which live, with their step counters in float32, as long as this is used.
+        names : sequence of str
+            Of the tensors in them that are as large as the parameter.
+        groups : sequence of int
+            The parameter group of each row of the layout.
+        begun : sequence of bool
+            Whether its momentum buffer holds anything.
+        """
+        self._point_at(parameters, 0)
+        for place, name in enumerate(names, start=2):
+            self._point_at([state.get(name) for state in states], place)
+        counters = [state.get("step") for state in states]
+        self._groups = self._of_rows(groups)
+        self._counters = self._of_rows([0 if c is None else c.data_ptr() for c in counters])
+        self._begun = self._of_rows(begun)
+
+    def step_(
+        self,
+        kind: str,
+        gradients: Sequence[Tensor | None],
+        options: Sequence[Sequence[Any]],
+        decided: tuple[float, float, float, float] | tuple[Tensor, Tensor],
+        *,
+        scale: Tensor | None,
+        skip: Tensor | None,
+        sums: Tensor | None,
+    ) -> None:
+        """One step of an optimizer, the transform within; gradients are read alone.
+
+        Parameters
+        ----------
+        kind : "ADAM" or "SGD"
+        gradients : sequence of Tensor or None
+        options : sequence of sequences of numbers
+            For each parameter group, see `drivers.advance_adam` and `drivers.advance_sgd`.
+        decided : four floats, or two Tensors
+            ZNorm as `Layout.z_score` has it, or center and scale of each unit of the layout.
+        scale : Tensor of one element, optional
+            What gradients are divided by first.
+        skip : Tensor of one element, optional
+            Where it is not 0 nothing changes.
+        sums : Tensor, optional
+            A receipt's, to which ZNorm is added.
+        """
+        if skip is not None and float(skip):
+            return
+        factor = 1.0 if scale is None else 1.0 / float(scale)
+        plan = self.plan
+        with plan.lock:
+            self._point_at(gradients)
+            self._advance(kind, np.array([[float(v) for v in group] for group in options]))
+            which = getattr(drivers, kind)
+            if len(decided) == 2:
+                plan.give(*decided)
+                plan.run(which, factor=factor)
+                return
+            plan.run(which, decided, factor)
+            if sums is not None:
+                self._record(sums, decided, factor)
 
     def clamp(self, tensors: Sequence[Tensor | None], bound: float) -> Tensor:
         """Clamp tensors in place, in the order of the layout; None: left alone.
@@ -88,41 +181,47 @@ class Part:
             Sums of g, g^2, g * clamped and clamped^2, and how many entries were changed.
         """
         with self.plan.lock:
-            self.point_at(tensors)
+            self._point_at(tensors)
             found = torch.from_numpy(self.plan.clamp(bound))
-        self.written(tensors)
+        self._written(tensors)
         return found
 
-    def begin(
-        self,
-        groups: Sequence[int],
-        counters: Sequence[Tensor | None],
-        begun: Sequence[bool],
-    ) -> None:
-        """Take down what an optimizer's steps rest on.
+    def _point_at(self, tensors: Sequence[Tensor | None], place: int = 1) -> None:
+        """Write the addresses of all rows' tensors, 0 for what is missing."""
+        chosen: Any = tensors
+        if len(self.numbers) != len(tensors):
+            chosen = [tensors[number] for number in self.numbers]
+        try:
+            self.plan.addresses[place] = list(map(Tensor.data_ptr, chosen))
+        except TypeError:  # one is missing
+            self.plan.addresses[place] = [0 if t is None else t.data_ptr() for t in chosen]
 
-        Parameters
-        ----------
-        groups : sequence of int
-            The parameter group of each row of the layout.
-        counters : sequence of Tensor or None
-            Its step counter, float32, which lives as long as this is used.
-        begun : sequence of bool
-            Whether its momentum buffer holds anything.
+    def _written(self, tensors: Sequence[Tensor | None]) -> None:
+        """Tell autograd that rows' tensors have changed: it cannot see what kernels do.
+
+        A graph that has kept one of them then raises, as after torch's own operations.
         """
-        self._groups = self._of_rows(groups)
-        self._counters = self._of_rows([0 if c is None else c.data_ptr() for c in counters])
-        self._begun = self._of_rows(begun)
+        chosen = (tensors[number] for number in self.numbers)
+        torch.autograd.graph.increment_version([t for t in chosen if t is not None])
 
-    def advance(self, kind: str, options: Any) -> None:
-        """Count a step, and write down the constants of each tensor's update.
+    def _moments_to(self, held: Tensor) -> None:
+        held[:, self.units] = torch.from_numpy(self.plan.moments[:, self.units])
 
-        Parameters
-        ----------
-        kind : "ADAM" or "SGD"
-        options : float64 array of shape (groups, n)
-            See `drivers.advance_adam` and `drivers.advance_sgd`.
-        """
+    def _record(self, sums: Tensor, z_score: tuple[float, ...], factor: float) -> None:
+        """Add the step that was run last to a receipt's sums."""
+        drivers.record(
+            sums.numpy(),
+            self.plan.addresses,
+            self.measured,
+            self.units,
+            self.sizes,
+            self.plan.moments,
+            np.array(z_score),
+            factor,
+        )
+
+    def _advance(self, kind: str, options: Any) -> None:
+        """Count a step, and write down the constants of each tensor's update."""
         plan = self.plan
         if kind == "ADAM":
             counters = self._counters
@@ -157,7 +256,7 @@ def parts_of(
         Where plans are kept from step to step.
     """
     threads = torch.get_num_threads()
-    key = (measures, everything, threads)
+    key = ("cpu", measures, everything, threads)
     # What a plan depends on. Addresses are written anew each time.
     seen = [None if t is None else (t.dtype, t.stride(), t.device.type) for t in tensors]
     known = cache.get(key)

@@ -18,7 +18,7 @@ _ready: dict[torch.dtype, bool] = {}
 _lock = threading.Lock()
 
 
-def ready(dtype: torch.dtype) -> bool:
+def ready(dtype: torch.dtype, device: torch.device | None = None) -> bool:
     """Whether the kernels for a dtype work here; compiles them at the first call.
 
     Loading takes half a second, compiling seconds, once on a machine: then a line on stderr says
@@ -36,7 +36,7 @@ def ready(dtype: torch.dtype) -> bool:
     return _ready[dtype]
 
 
-def is_refused(dtype: torch.dtype) -> bool:
+def is_refused(dtype: torch.dtype, device: torch.device | None = None) -> bool:
     """Whether they have been tried, and do not work."""
     return _ready.get(dtype) is False
 

@@ -43,9 +43,9 @@ class Position:
     history: list[dict[str, Any]] = field(default_factory=list)
     seconds: float = 0.0
 
-    def saw(self, digest: bytes) -> None:
+    def saw(self, checksum: int) -> None:
         """Add a batch to the running hash."""
-        self.batches = hashlib.sha256(self.batches.encode() + digest).hexdigest()
+        self.batches = hashlib.sha256(f"{self.batches} {checksum}".encode()).hexdigest()
 
 
 def dump(model: nn.Module, optimizer: torch.optim.Optimizer, position: Position) -> bytes:

@@ -32,21 +32,24 @@ def evaluate(
     if not len(part):
         return {}
     model.eval()
-    outputs, targets = [], []
-    total = torch.zeros((), dtype=torch.float64)
+    # All stays on the device until the end: no batch waits for it.
+    outputs, targets, losses, sizes = [], [], [], []
     for images, truth in pipeline.evaluation_batches(part):
         with autocast():
             logits = model(images)
         logits = logits.float()
-        total += loss(logits, truth).double().cpu() * len(images)
-        outputs.append((logits[:, 0] > 0 if part.has_masks else logits).cpu())
-        targets.append(truth.cpu())
+        losses.append(loss(logits, truth))
+        sizes.append(len(images))
+        outputs.append(logits[:, 0] > 0 if part.has_masks else logits)
+        targets.append(truth)
+    found, truths = torch.cat(outputs).cpu(), torch.cat(targets).cpu()
+    shares = torch.tensor(sizes, dtype=torch.float64) / len(part)
+    mean_loss = float(torch.dot(torch.stack(losses).cpu().double(), shares))
     if not part.has_masks:
-        scores = classification_scores(torch.cat(outputs), torch.cat(targets))
-        return {**scores, "loss": float(total) / len(part)}
-    counts = count(torch.cat(outputs), torch.cat(targets)).pooled()
+        return {**classification_scores(found, truths), "loss": mean_loss}
+    counts = count(found, truths).pooled()
     return {
-        "loss": float(total) / len(part),
+        "loss": mean_loss,
         "f1": float(counts.dice()),
         "tversky": float(counts.tversky()),
         "iou": float(counts.iou()),

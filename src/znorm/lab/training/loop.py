@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -24,7 +24,8 @@ from znorm.lab.tasks import TASKS
 from znorm.lab.training import checkpoint
 from znorm.lab.training.checkpoint import Position
 from znorm.lab.training.evaluation import evaluate, predict_cases
-from znorm.lab.training.pipeline import Batch, Pipeline
+from znorm.lab.training.graph import CapturedStep
+from znorm.lab.training.pipeline import Pipeline
 from znorm.lab.training.sampler import batches
 
 __all__ = ["Outcome", "Watch", "train"]
@@ -117,6 +118,7 @@ def train(
         make_transform(spec.transform),
         model,
         spec.learning_rate,
+        capturable=bool(spec.cuda_graph),
     )
     pipeline = Pipeline(dataset, spec.data.augment, spec.seed, device, workers)
     if saved is None:
@@ -128,9 +130,18 @@ def train(
     deterministic = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(spec.deterministic)
     try:
-        return _Loop(spec, pipeline, model, optimizer, position, watch, save).run()
+        with _fastest(device, spec.deterministic):
+            return _Loop(spec, pipeline, model, optimizer, position, watch, save).run()
     finally:
         torch.use_deterministic_algorithms(deterministic)
+
+
+def _fastest(device: torch.device, deterministic: bool) -> AbstractContextManager[None]:
+    """On a GPU, convolutions by whatever algorithm is fastest when tried."""
+    cudnn = torch.backends.cudnn
+    if device.type != "cuda" or deterministic:
+        return nullcontext()
+    return cudnn.flags(enabled=cudnn.enabled, benchmark=True, allow_tf32=cudnn.allow_tf32)
 
 
 class _Loop:
@@ -155,8 +166,10 @@ class _Loop:
         self.save = save
         self.loss = LOSSES[spec.loss]
         self.score = TASKS[spec.task].score
-        # Losses stay on the device until they are needed, so that a step never waits for it.
-        self.unread: list[Tensor] = []
+        # These stay on the device until they are needed, so that a step never waits for it.
+        self.unread: list[tuple[Tensor, Tensor]] = []
+        self.captured = CapturedStep(self._step) if spec.cuda_graph else None
+        self.step = self._step if self.captured is None else self.captured
         self.clock = time.perf_counter()
         self.saved_at = self.clock
 
@@ -194,13 +207,12 @@ class _Loop:
         plan = batches(spec.seed, position.epoch, len(self.pipeline.dataset.train), spec.batch_size)
         self.model.train()
         rate = learning_rate(spec.learning_rate, spec.schedule, position.epoch, spec.epochs)
+        if self.captured is not None and rate != self.optimizer.param_groups[0]["lr"]:
+            self.captured.forget()
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         for batch in self.pipeline.training_batches(position.epoch, plan[position.step :]):
-            self.optimizer.zero_grad()
-            self.unread.append(self._backward(batch))
-            self.optimizer.step()
-            position.saw(batch.digest)
+            self.unread.append((self.step(batch.images, batch.targets), batch.checksum))
             position.step += 1
             self.watch.step(position.epoch, position.step, len(plan))
             if self.watch.stop_requested():
@@ -210,23 +222,30 @@ class _Loop:
                 self._checkpoint()
         return len(plan)
 
-    def _backward(self, batch: Batch) -> Tensor:
+    def _step(self, images: Tensor, targets: Tensor) -> Tensor:
+        """Forward, backward and update; the batch's loss."""
+        self.optimizer.zero_grad()
+        loss = self._backward(images, targets)
+        self.optimizer.step()
+        return loss
+
+    def _backward(self, images: Tensor, targets: Tensor) -> Tensor:
         """The batch's loss, its gradient added up over the pieces that are in memory at once.
 
         Each piece counts by its share of the images. Batch normalization then sees a piece at a
         time, and a loss that is a ratio of sums over the batch becomes a mean of such ratios.
         """
-        size = self.spec.micro_batch or len(batch.images)
+        size = self.spec.micro_batch or len(images)
         # Never a piece of one image: batch normalization cannot train on it.
-        pieces = max(1, min(math.ceil(len(batch.images) / size), len(batch.images) // 2))
+        pieces = max(1, min(math.ceil(len(images) / size), len(images) // 2))
         total: Tensor | None = None
-        for images, targets in zip(
-            batch.images.tensor_split(pieces), batch.targets.tensor_split(pieces), strict=True
+        for some, truth in zip(
+            images.tensor_split(pieces), targets.tensor_split(pieces), strict=True
         ):
             with self._autocast():
-                loss = self.loss(self.model(images), targets)
+                loss = self.loss(self.model(some), truth)
             if pieces > 1:
-                loss = loss * (len(images) / len(batch.images))
+                loss = loss * (len(some) / len(images))
             loss.backward()
             total = loss.detach() if total is None else total + loss.detach()
         assert total is not None
@@ -238,9 +257,13 @@ class _Loop:
         return torch.autocast(self.spec.device, torch.bfloat16)
 
     def _read_losses(self) -> None:
-        if self.unread:
-            self.position.losses += torch.stack(self.unread).tolist()
-            self.unread = []
+        if not self.unread:
+            return
+        losses, checksums = zip(*self.unread, strict=True)
+        self.position.losses += torch.stack(losses).tolist()
+        for checksum in torch.stack(checksums).tolist():
+            self.position.saw(checksum)
+        self.unread = []
 
     def _diverged_step(self, steps: int) -> int | None:
         first = self.position.epoch * steps + 1

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from znorm.lab.datasets import Dataset, Part
-from znorm.lab.training.sampler import augment_
+from znorm.lab.training.checksum import checksum
+from znorm.lab.training.sampler import augment_as_drawn_, drawn
 
 __all__ = ["Batch", "Pipeline"]
 
@@ -32,17 +32,20 @@ class Batch:
         Normalized, channels last.
     targets : Tensor
         Labels (N,) int64, or masks (N, H, W) uint8.
-    digest : bytes
-        A hash of the pixels as augmented, and of the targets.
+    checksum : Tensor without dims, int64
+        Of the pixels as augmented, and of the targets.
     """
 
     images: Tensor
     targets: Tensor
-    digest: bytes
+    checksum: Tensor
 
 
 class Pipeline:
     """Makes batches: gather and augment as uint8, then normalize by the training set's statistics.
+
+    On a GPU a set that fits in memory is copied there once, and all of this is done there; what an
+    epoch draws is copied at its start, so that no step waits.
 
     Parameters
     ----------
@@ -69,14 +72,16 @@ class Pipeline:
         self.seed = seed
         self.device = device
         self.workers = (WORKERS if dataset.train.mapped else 0) if workers is None else workers
+        self.resident = device.type == "cuda" and not dataset.train.mapped
+        self._parts: dict[int, Part] = {}
         mean, std = dataset.statistics
         self._shift = mean.to(device)[:, None, None]
         self._factor = (1 / std).to(device)[:, None, None]
 
     def training_batches(self, epoch: int, plan: Sequence[Tensor]) -> Iterator[Batch]:
         """A batch for each set of indices of the plan, in order."""
-        if not self.workers:
-            yield from (self.training_batch(epoch, index) for index in plan)
+        if self.resident or not self.workers:
+            yield from self._one_by_one(epoch, plan)
             return
         with ThreadPoolExecutor(self.workers) as pool:
             waiting: deque[Future[Batch]] = deque()
@@ -92,24 +97,56 @@ class Pipeline:
                 for future in waiting:
                     future.cancel()
 
+    def _one_by_one(self, epoch: int, plan: Sequence[Tensor]) -> Iterator[Batch]:
+        sizes = [len(index) for index in plan]
+        indices = torch.cat([torch.zeros(0, dtype=torch.int64), *plan])
+        numbers = drawn(self.augment, self.seed, epoch, indices)
+        if self.resident:
+            indices, numbers = indices.to(self.device), numbers.to(self.device)
+        for index, drawn_ in zip(indices.split(sizes), numbers.split(sizes), strict=True):
+            yield self._batch(index, drawn_)
+
     def training_batch(self, epoch: int, index: Tensor) -> Batch:
         """The training images at ``index``, augmented as f(seed, epoch, index)."""
-        part = self.dataset.train
+        numbers = drawn(self.augment, self.seed, epoch, index)
+        if self.resident:
+            index, numbers = index.to(self.device), numbers.to(self.device)
+        return self._batch(index, numbers)
+
+    def _batch(self, index: Tensor, numbers: Tensor) -> Batch:
+        part = self._held(self.dataset.train)
         images, targets = part.images[index], part.targets[index]
         masks = targets if part.has_masks else None
-        augment_(images, self.augment, self.seed, epoch, index, masks)
-        digest = hashlib.sha256(images.numpy().tobytes() + targets.numpy().tobytes()).digest()
-        return Batch(self._normalized(images), targets.to(self.device), digest)
+        augment_as_drawn_(images, self.augment, numbers, masks)
+        return Batch(
+            self._normalized(images), self._there(targets), self._there(checksum(images, targets))
+        )
 
     def evaluation_batches(self, part: Part) -> Iterator[tuple[Tensor, Tensor]]:
         """A part's images and targets in order, not augmented."""
+        held = self._held(part)
         height, width = part.images.shape[2:]
         size = max(1, EVALUATION_PIXELS // (height * width))
         for start in range(0, len(part), size):
-            images = self._normalized(part.images[start : start + size])
-            yield images, part.targets[start : start + size].to(self.device)
+            images = self._normalized(held.images[start : start + size])
+            yield images, self._there(held.targets[start : start + size])
+
+    def _held(self, part: Part) -> Part:
+        """The part where batches are made of it."""
+        if not self.resident or part.mapped:
+            return part
+        if id(part) not in self._parts:
+            images, targets = part.images.to(self.device), part.targets.to(self.device)
+            self._parts[id(part)] = replace(part, images=images, targets=targets)
+        return self._parts[id(part)]
+
+    def _there(self, tensor: Tensor) -> Tensor:
+        """On the device; from pinned memory, so that nothing waits for the copy."""
+        if tensor.device.type == "cpu" and self.device.type == "cuda":
+            tensor = tensor.pin_memory()
+        return tensor.to(self.device, non_blocking=True)
 
     def _normalized(self, images: Tensor) -> Tensor:
         # Channels last at the end: broadcasting over channels is three times slower there.
-        wide = images.to(self.device, torch.float32, copy=True).sub_(self._shift).mul_(self._factor)
+        wide = self._there(images).to(torch.float32).sub_(self._shift).mul_(self._factor)
         return wide.contiguous(memory_format=torch.channels_last)

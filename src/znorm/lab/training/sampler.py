@@ -13,23 +13,29 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-__all__ = ["AUGMENTATIONS", "augment_", "batches", "order"]
+__all__ = [
+    "AUGMENTATIONS",
+    "augment_",
+    "augment_as_drawn_",
+    "batches",
+    "drawn",
+    "draws",
+    "order",
+]
 
 AUGMENTATIONS = ("none", "flip", "crop_flip", "dihedral")
 
 # Each turn as three steps that are taken or not: transpose, mirror left to right, upend. Number
 # k + 4 f is k quarter turns counter-clockwise, then a mirror if f.
-_STEPS = torch.tensor(
-    [
-        [False, False, False],
-        [True, False, True],
-        [False, True, True],
-        [True, True, False],
-        [False, True, False],
-        [True, True, True],
-        [False, False, True],
-        [True, False, False],
-    ]
+_STEPS = (
+    (False, False, False),
+    (True, False, True),
+    (False, True, True),
+    (True, True, False),
+    (False, True, False),
+    (True, True, True),
+    (False, False, True),
+    (True, False, False),
 )
 
 Words = npt.NDArray[np.uint64]
@@ -87,16 +93,50 @@ def augment_(
         The images' places in the data set.
     masks : Tensor of shape (N, H, W), optional
     """
+    augment_as_drawn_(images, kind, drawn(kind, seed, epoch, index), masks)
+
+
+def drawn(kind: str, seed: int, epoch: int, index: Tensor) -> Tensor:
+    """What an augmentation draws for each image, on the CPU: f(seed, epoch, index).
+
+    Returns
+    -------
+    Tensor of shape (N, numbers), int64
+        For :func:`augment_as_drawn_`, on whatever device the images are.
+    """
+    if kind == "none":
+        return torch.zeros(len(index), 0, dtype=torch.int64)
+    words = draws(seed, epoch, index)
+    if kind == "dihedral":
+        return _numbers(words, 0, 8)[:, None]
+    mirrored = (_numbers(words, 0, 2) == 1).to(torch.int64)
+    if kind == "flip":
+        return mirrored[:, None]
+    down, across = _numbers(words, 8, 9) - 4, _numbers(words, 24, 9) - 4
+    return torch.stack([mirrored, down, across], 1)
+
+
+def augment_as_drawn_(
+    images: Tensor, kind: str, numbers: Tensor, masks: Tensor | None = None
+) -> None:
+    """Augment a batch in place by what was drawn before: exact, so the same on every device.
+
+    Parameters
+    ----------
+    images, kind, masks
+        As in :func:`augment_`.
+    numbers : Tensor of shape (N, numbers), int64
+        Of :func:`drawn`, where the images are.
+    """
     if kind == "none":
         return
-    words = draws(seed, epoch, index)
     for batch in [images] if masks is None else [images, masks[:, None]]:
         if kind == "dihedral":
-            _turn_(batch, _numbers(words, 0, 8))
+            _turn_(batch, numbers[:, 0])
         else:
             if kind == "crop_flip":
-                _shift_(batch, _numbers(words, 8, 9) - 4, _numbers(words, 24, 9) - 4)
-            mirrored = (_numbers(words, 0, 2) == 1)[:, None, None, None]
+                _shift_(batch, numbers[:, 1], numbers[:, 2])
+            mirrored = (numbers[:, 0] == 1)[:, None, None, None]
             batch.copy_(torch.where(mirrored, batch.flip(3), batch))
 
 
@@ -107,22 +147,30 @@ def _numbers(words: Words, shift: int, count: int) -> Tensor:
 
 
 def _turn_(batch: Tensor, choice: Tensor) -> None:
-    # On the whole batch, since eight small groups take three times as long.
-    transposed, mirrored, upended = _STEPS[choice].T[:, :, None, None, None]
-    turned = torch.where(transposed, batch.transpose(2, 3), batch)
-    turned = torch.where(mirrored, turned.flip(3), turned)
-    batch.copy_(torch.where(upended, turned.flip(2), turned))
+    # On the whole batch, since eight small groups take three times as long. A turn's number is
+    # compared, not looked up: that would copy the table to the device each time.
+    transposed, mirrored, upended = (
+        torch.stack([choice == number for number in range(8) if _STEPS[number][step]]).any(0)
+        for step in range(3)
+    )
+    turned = torch.where(_over(transposed), batch.transpose(2, 3), batch)
+    turned = torch.where(_over(mirrored), turned.flip(3), turned)
+    batch.copy_(torch.where(_over(upended), turned.flip(2), turned))
+
+
+def _over(flags: Tensor) -> Tensor:
+    return flags[:, None, None, None]
 
 
 def _shift_(batch: Tensor, down: Tensor, across: Tensor) -> None:
     """Each image moved by so many pixels, zeros where nothing is."""
     height, width = batch.shape[2:]
-    rows = torch.arange(height) - down[:, None]
-    columns = torch.arange(width) - across[:, None]
+    rows = torch.arange(height, device=batch.device) - down[:, None]
+    columns = torch.arange(width, device=batch.device) - across[:, None]
     inside = ((rows >= 0) & (rows < height))[:, None, :, None] & (
         (columns >= 0) & (columns < width)
     )[:, None, None, :]
-    numbers = torch.arange(len(batch))[:, None, None]
+    numbers = torch.arange(len(batch), device=batch.device)[:, None, None]
     moved = batch.permute(0, 2, 3, 1)[
         numbers, rows.clamp(0, height - 1)[:, :, None], columns.clamp(0, width - 1)[:, None, :]
     ].permute(0, 3, 1, 2)

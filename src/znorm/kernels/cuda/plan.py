@@ -1,0 +1,126 @@
+"""Where the tensors of a layout lie in memory, cut into pieces for the GPU's programs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from znorm.kernels.cuda.loops import INTERPRETED
+from znorm.layers import Layer
+
+__all__ = ["Group", "Plan"]
+
+# Elements that a program takes at a time, and in all; the interpreter pays for each program.
+BLOCK = 8192 if INTERPRETED else 1024
+CHUNK = 1 << 17 if INTERPRETED else 1 << 14
+# Pieces of one unit at most, whose sums one program adds up.
+_PIECES = 1024
+# The share of the L2 cache that gradients may fill between being measured and being used: the rest
+# is for what else the update reads and writes.
+_SHARE = 0.3
+_L2 = 40 << 20  # where a device does not tell
+
+
+@dataclass(frozen=True)
+class Group:
+    """Tensors that stay in the L2 cache together: ranges of a plan's tables."""
+
+    measured: range
+    units: range
+    finished: range
+
+
+class Plan:
+    """The tables of dense tensors of one dtype that never change.
+
+    Parameters
+    ----------
+    shapes, strides : sequence of tuples
+        Of each tensor.
+    layers : sequence of tuples of Layer
+        What is measured of each tensor; none where nothing is. All of them fit.
+    itemsize : int
+        Bytes of an element.
+    device : torch.device
+
+    Attributes
+    ----------
+    measured : int64 tensor of shape (n, 4)
+        See `loops.measure`.
+    units : int64 tensor of shape (n, 6)
+        See `loops.merge`.
+    finished : int64 tensor of shape (n, 6)
+        See `loops.finish`.
+    groups : list of Group
+    """
+
+    def __init__(
+        self,
+        shapes: Sequence[tuple[int, ...]],
+        strides: Sequence[tuple[int, ...]],
+        layers: Sequence[Sequence[Layer]],
+        itemsize: int,
+        device: torch.device,
+    ) -> None:
+        measured: list[tuple[int, ...]] = []
+        units: list[tuple[int, ...]] = []
+        finished: list[tuple[int, ...]] = []
+        self.groups: list[Group] = []
+        marks, held = (0, 0, 0), 0
+        room = int(_SHARE * _cache(device)) // itemsize
+        for tensor, (shape, stride, own) in enumerate(zip(shapes, strides, layers, strict=True)):
+            size = math.prod(shape)
+            if held and held + size > room:
+                marks, held = self._close(marks, measured, units, finished), 0
+            held += size
+            if not own:
+                finished += [(tensor, at, n, -1, 0, 0) for at, n in _pieces(0, size, CHUNK)]
+            for layer in own:
+                stretch = layer.stretch(shape, stride)
+                assert stretch is not None
+                start, length, count = stretch
+                for unit in range(count):
+                    origin = start + unit * length
+                    pieces = _pieces(origin, length, _chunk(length))
+                    row = (tensor, origin, length, len(measured), len(pieces), layer.first + unit)
+                    units.append(row)
+                    measured += [(tensor, at, n, origin) for at, n in pieces]
+                for at, n in _pieces(0, length * count, CHUNK):
+                    unit, into = divmod(at, length)
+                    apart = length if into + n > length else 0
+                    finished.append((tensor, start + at, n, layer.first + unit, apart, into))
+        self._close(marks, measured, units, finished)
+        self.measured = _table(measured, 4, device)
+        self.units = _table(units, 6, device)
+        self.finished = _table(finished, 6, device)
+        self.tables = (self.measured, self.units, self.finished)
+
+    def _close(
+        self, marks: tuple[int, int, int], *tables: Sequence[tuple[int, ...]]
+    ) -> tuple[int, int, int]:
+        """End a group here; where the next one begins."""
+        ends = (len(tables[0]), len(tables[1]), len(tables[2]))
+        self.groups.append(Group(*map(range, marks, ends)))
+        return ends
+
+
+def _cache(device: torch.device) -> int:
+    if device.type != "cuda":
+        return _L2
+    return getattr(torch.cuda.get_device_properties(device), "L2_cache_size", _L2)
+
+
+def _chunk(length: int) -> int:
+    return CHUNK * max(1, math.ceil(length / CHUNK / _PIECES))
+
+
+def _pieces(start: int, length: int, chunk: int) -> list[tuple[int, int]]:
+    return [(start + at, min(chunk, length - at)) for at in range(0, length, chunk)]
+
+
+def _table(rows: Sequence[tuple[int, ...]], width: int, device: torch.device) -> Tensor:
+    return torch.tensor(rows, dtype=torch.int64).reshape(-1, width).to(device)

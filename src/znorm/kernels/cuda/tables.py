@@ -1,0 +1,80 @@
+"""What changes from step to step, on the device: addresses, options, and scratch.
+
+Kernels run in the order of a stream, and so do the writes to these tables: nothing is copied from
+memory of the host that could change or be given back meanwhile, and nothing waits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["Numbers", "Tables"]
+
+# Parameters, gradients, the two states, step counters.
+_ROWS = 5
+
+
+class Numbers:
+    """A vector on the device that is written only where the host's numbers have changed."""
+
+    def __init__(self, held: Tensor) -> None:
+        self.held = held
+        self._each = list(held.unbind())
+        self._known: list[Any] = [0] * len(self._each)
+
+    def set(self, values: Sequence[int] | Sequence[float | Tensor]) -> None:
+        """Write numbers; tensors are copied each time, since only the device knows what they hold.
+
+        Numbers travel as arguments of a kernel, a few hundred in one launch.
+        """
+        known = [None if isinstance(value, Tensor) else value for value in values]
+        if known != self._known:
+            torch._foreach_zero_(self._each)
+            torch._foreach_add_(self._each, [0 if value is None else value for value in known])
+            self._known = known
+        for each, value in zip(self._each, values, strict=True):
+            if isinstance(value, Tensor):
+                each.copy_(value)
+
+
+class Tables:
+    """The tables of one plan.
+
+    Parameters
+    ----------
+    tensors, units : int
+        Tensors of the plan, units of the layout.
+    items : int
+        Of `loops.measure`.
+    device : torch.device
+    """
+
+    def __init__(self, tensors: int, units: int, items: int, device: torch.device) -> None:
+        self.addresses = torch.zeros(_ROWS, tensors, dtype=torch.int64, device=device)
+        self.rows = [Numbers(row) for row in self.addresses]
+        self.options: Numbers | None = None
+        self.z_score = Numbers(torch.zeros(4, dtype=torch.float64, device=device))
+        self.constants = torch.zeros(tensors, 8, dtype=torch.float32, device=device)
+        self.partial = torch.zeros(items, 2, dtype=torch.float64, device=device)
+        self.moments = torch.zeros(2, units, dtype=torch.float64, device=device)
+        self.given = torch.zeros(3, units, dtype=torch.float32, device=device)
+
+    def set_options(self, options: Sequence[Sequence[Any]]) -> Tensor:
+        """What each parameter group asks for; flat, on the device."""
+        flat = [float(v) if not isinstance(v, Tensor) else v for group in options for v in group]
+        if self.options is None or len(self.options.held) != len(flat):
+            device = self.addresses.device
+            self.options = Numbers(torch.zeros(len(flat), dtype=torch.float64, device=device))
+        self.options.set(flat)
+        return self.options.held
+
+    def give(self, center: Tensor, scale: Tensor) -> None:
+        """Take what was decided for each unit: the center in two parts, all in float32."""
+        high = center.to(torch.float32)
+        self.given[0] = high
+        self.given[1] = center - high
+        self.given[2] = scale

@@ -1,0 +1,81 @@
+"""What to do where memory does not hold a batch."""
+
+from __future__ import annotations
+
+import traceback
+
+import torch
+
+from znorm.lab import models
+from znorm.lab.datasets import Dataset
+from znorm.lab.losses import LOSSES
+from znorm.lab.methods import make_transform
+from znorm.lab.optimizers import make_optimizer
+from znorm.lab.spec import RunSpec
+
+__all__ = ["fitting_micro_batch", "is_out_of_memory"]
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a GPU or this machine had no memory left."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
+def fitting_micro_batch(spec: RunSpec, dataset: Dataset, error: BaseException) -> int | None:
+    """The largest half, quarter or so on of the images in memory at once of which a step fits.
+
+    Parameters
+    ----------
+    spec : RunSpec
+    dataset : Dataset
+    error : BaseException
+        What the run failed by; what it still holds is let go.
+
+    Returns
+    -------
+    int or None
+        None if not even two images fit.
+    """
+    traceback.clear_frames(error.__traceback__)
+    size = min(spec.micro_batch or spec.batch_size, len(dataset.train)) // 2
+    while size >= 2:
+        if _fits(spec, dataset, size):
+            return size
+        size //= 2
+    return None
+
+
+def _fits(spec: RunSpec, dataset: Dataset, size: int) -> bool:
+    device = torch.device(spec.device)
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    try:
+        model = models.build(
+            spec.model,
+            channels=dataset.channels,
+            classes=dataset.outputs,
+            image_size=dataset.image_size,
+            **spec.model_options,
+        ).to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        optimizer = make_optimizer(
+            spec.optimizer,
+            spec.optimizer_options,
+            spec.weight_decay,
+            make_transform(spec.transform),
+            model,
+            spec.learning_rate,
+        )
+        some = dataset.train.take(torch.arange(size))
+        images = some.images.to(device).float().contiguous(memory_format=torch.channels_last)
+        with torch.autocast(spec.device, torch.bfloat16, enabled=spec.precision == "bfloat16"):
+            loss = LOSSES[spec.loss](model(images), some.targets.to(device))
+        loss.backward()
+        optimizer.step()
+    except Exception as error:
+        if is_out_of_memory(error):
+            traceback.clear_frames(error.__traceback__)
+            return False
+        raise
+    return True

@@ -1,0 +1,134 @@
+"""Kernels for a GPU, without one: in Triton's interpreter, and compiled to machine code."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import znorm
+from znorm import kernels
+
+triton = pytest.importorskip("triton")
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_in_the_interpreter() -> None:
+    """`tests/gpu`, in a process of its own: what Triton is to be is chosen when it is imported."""
+    found = subprocess.run(
+        [sys.executable, "-m", "pytest", "tests/gpu", "-m", "gpu", "-q", "-p", "no:cacheprovider"],
+        cwd=ROOT,
+        env={**os.environ, "TRITON_INTERPRET": "1", "ZNORM_KERNELS": "triton"},
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+    assert found.returncode == 0, found.stdout[-4000:] + found.stderr[-2000:]
+    assert " passed" in found.stdout
+
+
+POINTERS = {
+    "addresses": "*i64",
+    "items": "*i64",
+    "rows": "*i64",
+    "partial": "*fp64",
+    "moments": "*fp64",
+    "given": "*fp32",
+    "sums": "*fp64",
+    "z_score": "*fp64",
+    "scale": "*fp32",
+    "skip": "*fp32",
+    "constants": "*fp32",
+    "groups": "*i64",
+    "options": "*fp64",
+    "begun": "*i64",
+}
+FLAGS = {"DECIDES": True, "RECORDS": True, "HAS_SCALE": True, "HAS_SKIP": True}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("capability", [80, 90])
+def test_they_compile_to_machine_code(
+    capability: int, dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from znorm.kernels.cuda import loops
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    kinds = {"finish": (loops.AFFINE, loops.ADAM, loops.SGD)}
+    for name in ("measure", "merge", "finish", "advance_adam", "advance_sgd"):
+        kernel = getattr(loops, name)
+        for kind in kinds.get(name, (0,)):
+            given = {"DTYPE": getattr(triton.language, dtype), "BLOCK": 1024, "KIND": kind, **FLAGS}
+            constants = {key: value for key, value in given.items() if key in kernel.arg_names}
+            signature = {
+                key: "constexpr" if key in constants else POINTERS.get(key, "i32")
+                for key in kernel.arg_names
+            }
+            source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
+            compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32))
+            assert compiled.asm["cubin"]
+            assert "atom" not in compiled.asm["ptx"]
+            assert ".local" not in compiled.asm["ptx"]  # no registers spilled to memory
+
+
+def run(code: str, **environment: str) -> str:
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=True,
+    ).stdout
+
+
+@pytest.mark.parametrize("how", ["missing", "no interpreter", "failing"])
+def test_what_cannot_be_used_warns_once_and_steps_go_on(how: str) -> None:
+    code = f"""
+        import sys, warnings
+        import torch
+        if {how!r} == "missing":
+            sys.modules["triton"] = None
+        import znorm
+        if {how!r} == "failing":
+            from znorm.kernels.cuda import loops
+            loops.measure = None
+        warnings.simplefilter("always")
+        p = torch.nn.Parameter(torch.zeros(3, 2))
+        optimizer = znorm.optim.SGD([p], lr=1.0, transform=znorm.ZNorm())
+        with warnings.catch_warnings(record=True) as caught:
+            for _ in range(2):
+                p.grad = torch.arange(6.0).view(3, 2)
+                optimizer.step()
+        print(len(caught), caught[0].message)
+        print(p.tolist())
+        """
+    interprets = {} if how == "no interpreter" else {"TRITON_INTERPRET": "1"}
+    first, weights = run(code, ZNORM_KERNELS="triton", **interprets).splitlines()
+    assert first.startswith("1 znorm: ")
+    wanted = {
+        "missing": "pip install triton",
+        "no interpreter": "Triton runs on a CPU with TRITON_INTERPRET=1 alone",
+        "failing": "steps take the slower reference kernels",
+    }
+    assert wanted[how] in first
+    assert weights.startswith("[[2.92")  # twice (0 - 2.5) / 1.7078
+
+
+def test_on_a_gpu_it_is_triton_that_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ZNORM_KERNELS", raising=False)
+    gpu: Any = torch.device("cuda")
+    assert kernels.name_on(gpu) == "triton"
+    assert kernels.why_not(gpu, torch.float32, load=False) is None
+    assert "not float64" in str(kernels.why_not(gpu, torch.float64, load=False))
+    assert znorm.ZNorm() is not None

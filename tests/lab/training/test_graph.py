@@ -1,0 +1,52 @@
+"""When a step is captured and when it is replayed; `tests/gpu` has the graphs themselves."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from znorm.lab.training.graph import CapturedStep
+
+
+class Stream:
+    def wait_stream(self, other: Any) -> None: ...
+
+
+def test_a_step_is_captured_once_for_the_first_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+
+    class Graph:
+        def replay(self) -> None:
+            done.append("replay")
+
+    def step(images: Tensor, targets: Tensor) -> Tensor:
+        done.append(f"step of {len(images)}")
+        return images.sum()
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph: nullcontext())
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", Stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+    monkeypatch.setattr(Tensor, "record_stream", lambda tensor, stream: None)
+    captured = CapturedStep(step)
+    whole, rest = torch.ones(4, 3), torch.ones(2, 3)
+    labels = torch.zeros(4)
+    for _ in range(5):
+        captured(whole, labels)
+    assert done == ["step of 4"] * 4 + ["replay"] * 2  # three to warm up, one to capture
+    done.clear()
+    captured(rest, labels[:2])
+    captured(2 * whole, labels + 1)
+    assert done == ["step of 2", "replay"]
+    assert torch.equal(captured._images, 2 * whole)
+    assert torch.equal(captured._targets, labels + 1)
+    done.clear()
+    captured.forget()
+    captured(whole, labels)
+    captured(whole, labels)
+    assert done == ["step of 4", "replay", "replay"]
