@@ -179,6 +179,10 @@ class Layout:
         """Whether a link's threshold is relative to the parameters, which are then measured too."""
         return any(getattr(link, "relative", False) for link in self.links)
 
+    def __getstate__(self) -> dict[str, Any]:
+        # Plans are of this process's memory; a copy makes its own.
+        return {**self.__dict__, "plans": {}}
+
     def describe(self) -> Description:
         """The table of parameters: name, shape, units, kernel, transformed or why not."""
         return Description(tuple(row.as_dict() for row in self.rows))

@@ -126,7 +126,7 @@ class Moments:
         """
 
         def total(values: Tensor) -> Tensor:
-            return values.new_zeros(segments).index_add_(0, segment, values)
+            return sum_by(values, segment, segments)
 
         count = total(self.count)
         # Shifted by one unit's mean, so that equal means pool to exactly that mean.
@@ -137,6 +137,16 @@ class Moments:
         deviation = self.mean - mean[segment]
         m2 = total(self.m2 + self.count * deviation.square())
         return Moments(count, mean, m2)
+
+
+def sum_by(values: Tensor, segment: Tensor, segments: int) -> Tensor:
+    """Sums of the values that share a number in ``segment``: the same bits on every run."""
+    if segments == 1:
+        return values.sum().reshape(1)
+    total = values.new_zeros(segments)
+    if values.device.type == "cuda":  # where index_add_ adds in any order
+        return total.index_put_((segment,), values, accumulate=True)
+    return total.index_add_(0, segment, values)
 
 
 def _root(squares: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from znorm.kernels import reference
 from znorm.layout import Decision, Layout
-from znorm.moments import Moments
+from znorm.moments import Moments, sum_by
 
 __all__ = ["FIELDS", "Look", "Receipt", "write"]
 
@@ -171,7 +171,7 @@ class Receipt:
         if self._one_unit_each:
             return values
         segment = self._segment.to(values.device)
-        return values.new_zeros(len(self.names)).index_add_(0, segment, values)
+        return sum_by(values, segment, len(self.names))
 
     def as_dict(self) -> dict[str, dict[str, float]]:
         """Means over the steps of each tensor, and how many steps; waits for the device."""

@@ -377,7 +377,7 @@ def _z_score_compiled_(
         False, and nothing done, if the kernels do not serve all of them.
     """
     parts = compiled_parts(given, stage, measures=True)
-    if len({part.device for part in parts}) > 1:
+    if any(part.device != stage.device for part in parts):
         return False
     done = {number for part in parts for number in part.numbers}
     for number, (row, gradient) in enumerate(zip(stage.rows, given, strict=True)):

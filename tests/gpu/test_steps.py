@@ -167,12 +167,13 @@ def test_twenty_million_elements(device: torch.device) -> None:
     assert (found - expected).abs().max() <= 1e-6 * expected.abs().max()
 
 
-def test_the_same_bits_on_every_run(device: torch.device) -> None:
+@pytest.mark.parametrize("transform", ["znorm", "chain"])
+def test_the_same_bits_on_every_run(device: torch.device, transform: str) -> None:
     runs = []
     for _ in range(2):
         parameters, optimizer = made(
-            znorm.optim.Adam, {}, [(600, 451), (3, 90_001), (9,)], torch.float32, device,
-            transform=znorm.ZNorm(),
+            znorm.optim.Adam, {}, [(60, 451), (3, 90_001), (9,)], torch.float32, device,
+            transform=TRANSFORMS[transform],
         )  # fmt: skip
         for number in range(2):
             step(optimizer, parameters, number)
@@ -235,7 +236,8 @@ def test_loss_scale_and_overflow_are_read_on_the_device(
             make, options, SHAPES, torch.float32, device, transform=TRANSFORMS[transform]
         )
         for number in range(4):
-            overflows = number in (0, 2)
+            # The first step alone may be looked at, which makes the states.
+            overflows = number in (1, 2)
             if overflows and not scaled:
                 continue
             raw = gradients(parameters, number)
@@ -249,10 +251,10 @@ def test_loss_scale_and_overflow_are_read_on_the_device(
             if overflows:
                 parameters[3].grad[0, 0] = torch.inf
             optimizer.grad_scale = torch.full((), 1024.0, device=device)
-            # A vector, so that what a CPU looks at before a step is not seen here.
             skip = torch.full((1,), float(overflows), device=device)
             before = [p.detach().clone() for p in parameters]
-            optimizer.found_inf = Watched(skip) if device.type == "cpu" else skip
+            watches = device.type == "cpu" and number > 0
+            optimizer.found_inf = Watched(skip) if watches else skip
             optimizer.step()
             if overflows:
                 assert all(map(torch.equal, before, parameters))
@@ -280,6 +282,43 @@ class Watched:
 
     def __float__(self) -> float:
         raise AssertionError("a step waited for the device")
+
+
+def test_a_first_step_that_is_skipped_leaves_no_momentum(device: torch.device) -> None:
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        options = {"lr": 0.1, "momentum": 0.9, "dampening": 0.5}
+        parameters, optimizer = made(
+            znorm.optim.SGD, options, [(4, 3), (6, 5)], dtype, device, transform=znorm.ZNorm()
+        )
+        for number in range(4):
+            if number == 0 and dtype == torch.float64:
+                continue  # torch's own SGD would take the step
+            if dtype == torch.float32:
+                optimizer.found_inf = torch.full((), float(number == 0), device=device)
+            for p, g in zip(parameters, gradients(parameters, number), strict=True):
+                p.grad = g
+            if number == 1:
+                parameters[1].grad = None
+            optimizer.step()
+            assert number or not optimizer.state
+        found.append(parameters)
+    for one, other in zip(*found, strict=True):
+        assert (one - other).abs().max() <= 1e-6
+
+
+@pytest.mark.parametrize("where", ["cpu", "device"])
+def test_a_learning_rate_in_a_tensor_of_one_dim(device: torch.device, where: str) -> None:
+    found = []
+    for rate in (0.03, torch.tensor([0.03], device=device if where == "device" else "cpu")):
+        parameters, optimizer = made(
+            znorm.optim.Adam, {}, [(4, 3)], torch.float32, device, transform=znorm.ZNorm()
+        )
+        optimizer.param_groups[0]["lr"] = rate
+        step(optimizer, parameters, 0)
+        assert is_folded(optimizer)
+        found.append(parameters[0].detach())
+    assert (found[0] - found[1]).abs().max() <= 1e-8
 
 
 def test_gradients_that_come_and_go(device: torch.device) -> None:

@@ -415,6 +415,35 @@ def test_what_lies_strangely_in_memory_is_stepped_as_it_reads(
     assert (found[0] - found[1]).abs().max() <= 1e-6
 
 
+def test_a_sign_that_is_turned_later_is_seen() -> None:
+    found = []
+    for turns in (True, False):
+        (parameter,), optimizer = made(
+            znorm.optim.Adam, {}, [(5, 4)], torch.float32, transform=znorm.ZNorm()
+        )
+        for number in range(3):
+            (gradient,) = gradients([parameter], number)
+            turned = turns and number == 2
+            parameter.grad = torch._neg_view(-gradient) if turned else gradient
+            optimizer.step()
+        found.append(parameter.detach())
+    assert (found[0] - found[1]).abs().max() <= 1e-6
+
+
+def test_moments_are_copied_with_their_layout_and_to_its_device() -> None:
+    gradient = torch.randn(4, 3)
+    layout = znorm.Layout([gradient], znorm.ZNorm())
+    moments = znorm.measure([gradient], layout)
+    copied = copy.deepcopy(moments)
+    assert torch.equal(copied.mean, moments.mean)
+    assert copied.layout is not None
+    assert copied.layout.plans == {}  # of this process's memory
+    module = kernels.compiled()
+    assert module is not None
+    (part,) = module.parts_of(layout.rows, [gradient], measures=True, everything=False, cache={})
+    part.measure([gradient], torch.zeros(2, 1, dtype=torch.float64, device="meta"))
+
+
 def test_a_first_step_that_is_skipped_makes_no_state() -> None:
     found = []
     for make, options in ((znorm.optim.SGD, {}), (torch.optim.SGD, {})):

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import gc
 import io
 import json
 import re
 import shutil
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -22,6 +24,7 @@ from znorm.lab.progress import Silent, Terminal
 from znorm.lab.reporting.tables import gather
 from znorm.lab.spec import resolve
 from znorm.lab.store import Run, find
+from znorm.lab.training.memory import is_out_of_memory
 
 SMALL: dict[str, Any] = {
     "epochs": 1,
@@ -230,6 +233,42 @@ def test_what_fits_is_said_where_memory_does_not_hold_a_batch(
     most = 7
     (run,) = lab.compare(out=tmp_path / "pieces", micro_batch=6, **options)
     assert run.status == "done"
+
+
+@pytest.mark.parametrize(
+    ("text", "is_it"),
+    [
+        ("CUDA error: out of memory", True),
+        ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", True),
+        ("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried ...", True),
+        ("size mismatch", False),
+    ],
+)
+def test_libraries_say_in_many_ways_that_memory_is_out(text: str, is_it: bool) -> None:
+    assert is_out_of_memory(RuntimeError(text)) == is_it
+    hidden = RuntimeError("capture_end failed")
+    hidden.__context__ = RuntimeError(text)
+    assert is_out_of_memory(hidden) == is_it
+
+
+def test_a_run_that_is_over_is_let_go(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    original: Callable[..., Any] = models.build
+    built: list[Any] = []
+
+    def build(*names: Any, **options: Any) -> Any:
+        model = original(*names, **options)
+        built.append(weakref.ref(model))
+        return model
+
+    monkeypatch.setattr(models, "build", build)
+    gc.collect()
+    gc.disable()
+    try:
+        lab.compare(methods=["znorm"], seeds=1, out=tmp_path, **SMALL)
+        assert built
+        assert all(model() is None for model in built)
+    finally:
+        gc.enable()
 
 
 def test_a_partial_grid_can_be_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,8 +7,11 @@ its folder, which ends with its process.
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
@@ -24,8 +27,8 @@ __all__ = ["helpers"]
 def helpers(runs: Sequence[Run], jobs: int, workers: int | None) -> Iterator[None]:
     """While entered, ``jobs - 1`` other processes train runs of the grid, too.
 
-    They are waited for at the end; if that is left by an exception, they are asked to save and
-    stop.
+    They are waited for at the end; if that is left by an exception, or this process is killed, they
+    save and stop.
     """
     count = min(jobs, sum(run.result is None for run in runs)) - 1
     if count < 1:
@@ -33,45 +36,55 @@ def helpers(runs: Sequence[Run], jobs: int, workers: int | None) -> Iterator[Non
         return
     threads = torch.get_num_threads()
     share = max(1, threads // (count + 1))
-    told = json.dumps([share, workers, [str(run.folder) for run in runs]]).encode()
+    told = json.dumps([share, workers, [str(run.folder) for run in runs]]).encode() + b"\n"
     others: list[subprocess.Popen[bytes]] = []
     try:
         torch.set_num_threads(share)
         for _ in range(count):
-            other = subprocess.Popen(
-                [sys.executable, "-m", "znorm.lab.helpers"], stdin=subprocess.PIPE
-            )
+            command = [sys.executable, "-m", "znorm.lab.helpers"]
+            # In a session of its own: Ctrl-C is for this process, which hands it on once.
+            other = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
             others.append(other)
             assert other.stdin is not None
-            with suppress(BrokenPipeError), other.stdin as pipe:  # it may have ended already
-                pipe.write(told)
+            with suppress(BrokenPipeError):  # it may have ended already
+                other.stdin.write(told)
+                other.stdin.flush()
         yield
         for other in others:
             other.wait()
     finally:
         torch.set_num_threads(threads)
         for other in others:
-            if other.poll() is None:
-                other.terminate()
+            assert other.stdin is not None
+            with suppress(BrokenPipeError):
+                other.stdin.close()  # which tells it to stop
         for other in others:
             other.wait()
 
 
 def main() -> int:
-    """Take part; a grid that fails is told by who started it."""
+    """Take part; what goes wrong is told by who started it, once it gets there."""
     from znorm.lab.comparison import execute
     from znorm.lab.progress import Silent
 
-    threads, workers, folders = json.load(sys.stdin)
+    threads, workers, folders = json.loads(sys.stdin.buffer.readline())
+    threading.Thread(target=_stop_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     try:
         execute([Run.open(folder) for folder in folders], Silent(), workers)
     except (Interrupted, KeyboardInterrupt):
         return 130
     except LabError as error:
-        print(f"znorm: {error}", file=sys.stderr)
         return error.exit_code
     return 0
+
+
+def _stop_with_parent() -> None:
+    """Save and stop once the pipe from who started this is closed, as it is when that dies."""
+    # From the file itself: a reader that a thread is blocked in hinders Python's end.
+    while os.read(0, 4096):
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 if __name__ == "__main__":

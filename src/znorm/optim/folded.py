@@ -139,6 +139,8 @@ def _step_folded(optimizer: Optimizer, update: Update) -> bool:
         or not all(map(is_, parameters, fold.parameters))
         or not fold.still_holds(optimizer, attachment, gradients)
     ):
+        if attachment is not None and skip is not None and float(skip):
+            return True  # once: a first step that is skipped leaves no state behind
         fold = _make_fold(optimizer, update, attachment)
         optimizer.__dict__["_fold"] = fold
         if fold is None:
@@ -206,7 +208,7 @@ def _asks_for_torchs(groups: Sequence[dict[str, Any]]) -> str | None:
 
 
 def _is_on_gpu(group: dict[str, Any]) -> bool:
-    return bool(group["params"]) and group["params"][0].is_cuda
+    return all(p.is_cuda for p in group["params"])
 
 
 def _make_fold(optimizer: Optimizer, update: Update, attachment: Attachment | None) -> _Fold | None:
@@ -319,7 +321,7 @@ def lies_as(parameter: Tensor, other: Tensor) -> bool:
 
 
 def _described(gradients: Sequence[Tensor | None], some_missing: bool) -> list[Any] | None:
-    """Strides, dtypes and whether they lie on a CPU; None for what has no strides."""
+    """Strides, dtypes, whether they lie on a CPU and as they read; None for what has no strides."""
     present: Any = gradients
     if some_missing:
         present = [g for g in gradients if g is not None]
@@ -328,7 +330,8 @@ def _described(gradients: Sequence[Tensor | None], some_missing: bool) -> list[A
     except RuntimeError:  # sparse
         return None
     sizes = map(Tensor.numel, present)
-    return [*strides, *sizes, *map(_dtype, present), *map(_is_cpu, present)]
+    signs = any(map(Tensor.is_neg, present))
+    return [*strides, *sizes, *map(_dtype, present), *map(_is_cpu, present), signs]
 
 
 def _held(states: Sequence[dict[str, Any]]) -> Iterator[Any]:

@@ -16,7 +16,7 @@ class Stream:
     def wait_stream(self, other: Any) -> None: ...
 
 
-def test_a_step_is_captured_once_for_the_first_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_is_captured_once_for_whole_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[str] = []
 
     class Graph:
@@ -28,25 +28,27 @@ def test_a_step_is_captured_once_for_the_first_shape(monkeypatch: pytest.MonkeyP
         return images.sum()
 
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
-    monkeypatch.setattr(torch.cuda, "graph", lambda graph: nullcontext())
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph, **how: nullcontext())
     monkeypatch.setattr(torch.cuda, "Stream", Stream)
     monkeypatch.setattr(torch.cuda, "current_stream", Stream)
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
     monkeypatch.setattr(Tensor, "record_stream", lambda tensor, stream: None)
-    captured = CapturedStep(step)
+    captured = CapturedStep(4)
     whole, rest = torch.ones(4, 3), torch.ones(2, 3)
     labels = torch.zeros(4)
+    captured.take(step, rest, labels[:2])  # a run may go on at an epoch's last batch
     for _ in range(5):
-        captured(whole, labels)
-    assert done == ["step of 4"] * 4 + ["replay"] * 2  # three to warm up, one to capture
+        captured.take(step, whole, labels)
+    # Three to warm up, one to capture.
+    assert done == ["step of 2"] + ["step of 4"] * 4 + ["replay"] * 2
     done.clear()
-    captured(rest, labels[:2])
-    captured(2 * whole, labels + 1)
+    captured.take(step, rest, labels[:2])
+    captured.take(step, 2 * whole, labels + 1)
     assert done == ["step of 2", "replay"]
     assert torch.equal(captured._images, 2 * whole)
     assert torch.equal(captured._targets, labels + 1)
     done.clear()
     captured.forget()
-    captured(whole, labels)
-    captured(whole, labels)
+    captured.take(step, whole, labels)
+    captured.take(step, whole, labels)
     assert done == ["step of 4", "replay", "replay"]

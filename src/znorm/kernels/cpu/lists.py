@@ -205,7 +205,7 @@ class Part:
         torch.autograd.graph.increment_version([t for t in chosen if t is not None])
 
     def _moments_to(self, held: Tensor) -> None:
-        held[:, self.units] = torch.from_numpy(self.plan.moments[:, self.units])
+        held[:, self.units] = torch.from_numpy(self.plan.moments[:, self.units]).to(held.device)
 
     def _record(self, sums: Tensor, z_score: tuple[float, ...], factor: float) -> None:
         """Add the step that was run last to a receipt's sums."""

@@ -134,10 +134,10 @@ class Plan:
 
     def give(self, center: Tensor, scale: Tensor) -> None:
         """Take decided units, of the whole layout, for a plan that measures none itself."""
-        wide = center.numpy()
+        wide = center.cpu().numpy()  # a layout may begin on a GPU
         self.given[0] = wide
         self.given[1] = wide - self.given[0]
-        self.given[2] = scale.numpy()
+        self.given[2] = scale.cpu().numpy()
 
     def run(self, kind: int, transform: Sequence[float] | None = None, factor: float = 1.0) -> None:
         """Do a step of ``kind`` with what the arrays hold."""

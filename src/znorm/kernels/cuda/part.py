@@ -23,8 +23,8 @@ DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16:
 # Tensors that one program counts a step for; partial sums that one adds up at a time.
 _LANES = 128
 
-# Tables of steps that were captured in a CUDA graph, which reads them for as long as it lives.
-_captured: list[Tables] = []
+# What steps were captured from in a CUDA graph, which reads it for as long as it lives.
+_captured: list[Part] = []
 
 
 class Part:
@@ -64,6 +64,7 @@ class Part:
         self._all_units = sum(row.units for row in rows)
         self._units = self._plan.units[:, 5]
         self._nothing = torch.zeros(1, device=device)
+        self._constant = [self._nothing]
         # Addresses of what does not change from step to step, by their row in the tables.
         self._fixed: dict[int, list[int]] = {}
         # Of each stream its own: two may be at work at once, and must not share what they write.
@@ -156,6 +157,7 @@ class Part:
         self._fixed[4] = self._addresses([state.get("step") for state in states])
         self._groups = self._on_device([groups[number] for number in self.numbers])
         self._begun = self._on_device([int(begun[number]) for number in self.numbers])
+        self._constant += [self._groups, self._begun]
 
     def step_(
         self,
@@ -207,16 +209,16 @@ class Part:
         on_gpu = self.device.type == "cuda"
         with self._lock, torch.cuda.device(self.device) if on_gpu else nullcontext():
             if on_gpu and torch.cuda.is_current_stream_capturing():
-                # Its own: what later steps write must not be what a replay reads.
-                tables = self._new_tables()
-                _captured.append(tables)
-                yield tables
+                if self not in _captured:
+                    _captured.append(self)
+                # Of memory of the graph's own, which each replay fills anew.
+                yield self._new_tables()
                 return
             stream = torch.cuda.current_stream().cuda_stream if on_gpu else 0
             if stream not in self._tables:
                 self._tables[stream] = self._new_tables()
                 if on_gpu:
-                    for table in (*self._plan.tables, self._nothing):
+                    for table in (*self._plan.tables, *self._constant):
                         table.record_stream(torch.cuda.current_stream())
             yield self._tables[stream]
 

@@ -56,8 +56,20 @@ def _try_out(dtype: torch.dtype, device: torch.device) -> bool:
         row = Row("", (4,), (True,), "", Layers(1), (layer,), 1, "")
         part = Part([0], [row], [held], device, dtype)
         part.z_score_([held], (0.0, 1.0, 0.0, 0.0), None, None, None)
-        right = held.tolist() == [-2.0, -1.0, 0.0, 3.0]
-        reason = f"a centered tensor came out as {held.tolist()}"
+        found = [held.tolist()]
+        options = {
+            "ADAM": [1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0],
+            "SGD": [1.0, 0.0, 0.0, 0.0, 0.0, 0.0],
+        }
+        for kind, values in options.items():
+            weights, one, other = (torch.zeros_like(held) for _ in range(3))
+            state = {"one": one, "other": other, "step": torch.zeros((), device=device)}
+            part.begin([weights], [state], ["one", "other"], [0], [True])
+            decided = (0.0, 1.0, 0.0, 0.0)
+            part.step_(kind, [held], [values], decided, scale=None, skip=None, sums=None)
+            found.append(weights.nan_to_num().tolist())
+        right = found == [[-2.0, -1.0, 0.0, 3.0], [1.0, 1.0, 0.0, -1.0], [2.0, 1.0, 0.0, -3.0]]
+        reason = f"a tensor, centered and stepped by, came out as {found}"
     except Exception as error:
         right, reason = False, " ".join(str(error).split())[:200]
     if not right:

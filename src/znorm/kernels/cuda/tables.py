@@ -65,7 +65,7 @@ class Tables:
 
     def set_options(self, options: Sequence[Sequence[Any]]) -> Tensor:
         """What each parameter group asks for; flat, on the device."""
-        flat = [float(v) if not isinstance(v, Tensor) else v for group in options for v in group]
+        flat = [_option(value) for group in options for value in group]
         if self.options is None or len(self.options.held) != len(flat):
             device = self.addresses.device
             self.options = Numbers(torch.zeros(len(flat), dtype=torch.float64, device=device))
@@ -78,3 +78,9 @@ class Tables:
         self.given[0] = high
         self.given[1] = center - high
         self.given[2] = scale
+
+
+def _option(value: Any) -> Any:
+    """A number, or a tensor that only the device can read."""
+    on_device = isinstance(value, Tensor) and value.device.type != "cpu"
+    return value.reshape(()) if on_device else float(value)

@@ -11,6 +11,7 @@ from torch import Tensor
 __all__ = ["checksum"]
 
 _MULTIPLIER = 0x9E3779B97F4A7C15
+_ODD = 0x2545F4914F6CDD1D  # of Marsaglia's xorshift generators, by Vigna (2016)
 
 
 def checksum(images: Tensor, targets: Tensor) -> Tensor:
@@ -35,8 +36,7 @@ def checksum(images: Tensor, targets: Tensor) -> Tensor:
     >>> checksum(images, labels) == checksum(images, labels.flip(0))
     tensor(False)
     """
-    found = [_sum(part) for part in (images, targets)]
-    return found[0] * _odd(3, images.device)[2] + found[1]
+    return _mixed(_sum(images), _ODD) + _sum(targets)
 
 
 def _sum(part: Tensor) -> Tensor:
@@ -44,9 +44,17 @@ def _sum(part: Tensor) -> Tensor:
     if rows.shape[1] % 8:
         rows = torch.nn.functional.pad(rows, (0, 8 - rows.shape[1] % 8))
     words = rows.contiguous().view(torch.int64)
-    each = (words * _odd(words.shape[1], part.device)).sum(1)
-    # Spread before the sum over images, so that two of them cannot change places.
-    return (each * _odd(len(part), part.device)).sum()
+    each = _mixed(words, _odd(words.shape[1], part.device)).sum(1)
+    # Mixed with its place before the sum over images: two cannot change places, nor one be added.
+    weights = _odd(len(part), part.device)
+    return _mixed(each + weights, weights * _ODD).sum()
+
+
+def _mixed(words: Tensor, weights: Tensor | int) -> Tensor:
+    """Words that no longer add up: a sum of plain products would let many changes cancel."""
+    words = words * weights
+    words = (words ^ (words >> 32)) * _ODD
+    return words ^ (words >> 29)
 
 
 @cache

@@ -14,20 +14,19 @@ _WARM_UP = 3
 
 
 class CapturedStep:
-    """Captures a step for batches of the first one's shape; others are taken as they come.
+    """Captures a step for batches of one size; others are taken as they come.
 
     Every call is a step of the training, the first ones too. What a capture fixes, a learning rate
     among it, is to be forgotten where it changes.
 
     Parameters
     ----------
-    step : callable (images, targets) -> loss
-        Without any wait for the device.
+    size : int
+        Images of a batch that is captured.
     """
 
-    def __init__(self, step: Callable[[Tensor, Tensor], Tensor]) -> None:
-        self._step = step
-        self._shape: torch.Size | None = None
+    def __init__(self, size: int) -> None:
+        self._size = size
         self._warm = 0
         self._graph: torch.cuda.CUDAGraph | None = None
 
@@ -35,30 +34,45 @@ class CapturedStep:
         """Capture anew at the next step."""
         self._graph = None
 
-    def __call__(self, images: Tensor, targets: Tensor) -> Tensor:
-        if self._shape is None:
-            self._shape = images.shape
-        if images.shape != self._shape:
-            return self._step(images, targets)
+    def take(
+        self, step: Callable[[Tensor, Tensor], Tensor], images: Tensor, targets: Tensor
+    ) -> Tensor:
+        """One step, the loss of it.
+
+        Parameters
+        ----------
+        step : callable (images, targets) -> loss
+            The same each time, without any wait for the device. Not kept: its owner holds this.
+        images, targets : Tensor
+        """
+        if len(images) != self._size:
+            return step(images, targets)
         if self._warm < _WARM_UP:
             self._warm += 1
-            return self._beside(images, targets)
+            return self._beside(step, images, targets)
         if self._graph is None:
             self._images, self._targets = torch.empty_like(images), torch.empty_like(targets)
-            self._graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self._graph):
-                self._loss = self._step(self._images, self._targets)
+            graph = torch.cuda.CUDAGraph()
+            # Other threads may read ahead meanwhile. Back on this stream if the capture fails.
+            with (
+                torch.cuda.stream(torch.cuda.current_stream()),
+                torch.cuda.graph(graph, capture_error_mode="thread_local"),
+            ):
+                self._loss = step(self._images, self._targets)
+            self._graph = graph
         self._images.copy_(images)
         self._targets.copy_(targets)
         self._graph.replay()
         return self._loss.clone()
 
-    def _beside(self, images: Tensor, targets: Tensor) -> Tensor:
+    def _beside(
+        self, step: Callable[[Tensor, Tensor], Tensor], images: Tensor, targets: Tensor
+    ) -> Tensor:
         """A step on another stream, as torch asks for before a capture."""
         here, beside = torch.cuda.current_stream(), torch.cuda.Stream()
         beside.wait_stream(here)
         with torch.cuda.stream(beside):
-            loss = self._step(images, targets)
+            loss = step(images, targets)
         here.wait_stream(beside)
         loss.record_stream(here)
         return loss

@@ -168,8 +168,8 @@ class _Loop:
         self.score = TASKS[spec.task].score
         # These stay on the device until they are needed, so that a step never waits for it.
         self.unread: list[tuple[Tensor, Tensor]] = []
-        self.captured = CapturedStep(self._step) if spec.cuda_graph else None
-        self.step = self._step if self.captured is None else self.captured
+        size = min(spec.batch_size, len(pipeline.dataset.train))
+        self.captured = CapturedStep(size) if spec.cuda_graph else None
         self.clock = time.perf_counter()
         self.saved_at = self.clock
 
@@ -221,6 +221,12 @@ class _Loop:
             if time.perf_counter() - self.saved_at > CHECKPOINT_SECONDS:
                 self._checkpoint()
         return len(plan)
+
+    def step(self, images: Tensor, targets: Tensor) -> Tensor:
+        """One step; the batch's loss, which is not waited for."""
+        if self.captured is None:
+            return self._step(images, targets)
+        return self.captured.take(self._step, images, targets)
 
     def _step(self, images: Tensor, targets: Tensor) -> Tensor:
         """Forward, backward and update; the batch's loss."""

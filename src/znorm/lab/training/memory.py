@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import traceback
 
 import torch
@@ -16,11 +17,17 @@ from znorm.lab.spec import RunSpec
 __all__ = ["fitting_micro_batch", "is_out_of_memory"]
 
 
+_SIGNS = ("out of memory", "alloc_failed", "can't allocate memory")
+
+
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a GPU or this machine had no memory left."""
+    """Whether a GPU or this machine had no memory left, as libraries say it in many ways."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    if isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in _SIGNS):
+        return True
+    # What ends a capture can hide it.
+    return error.__context__ is not None and is_out_of_memory(error.__context__)
 
 
 def fitting_micro_batch(spec: RunSpec, dataset: Dataset, error: BaseException) -> int | None:
@@ -49,6 +56,7 @@ def fitting_micro_batch(spec: RunSpec, dataset: Dataset, error: BaseException) -
 
 def _fits(spec: RunSpec, dataset: Dataset, size: int) -> bool:
     device = torch.device(spec.device)
+    gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
     try:
