@@ -33,14 +33,24 @@ MUTATIONS: dict[str, tuple[str, str, str]] = {
     ),
     "scaled before it is centered": (
         "kernels/reference.py",
-        """    for center in centers:
-        wide.sub_(center)
-    wide.mul_(scale)
+        """        for center in centers:
+            wide.sub_(center)
+        wide.mul_(scale)
 """,
-        """    wide.mul_(scale)
-    for center in centers:
-        wide.sub_(center)
+        """        wide.mul_(scale)
+        for center in centers:
+            wide.sub_(center)
 """,
+    ),
+    "one pass however far the center": (
+        "step.py",
+        "close & (affine.scale",
+        "(affine.scale > 0) & (affine.scale",
+    ),
+    "sums that are not shifted, whatever they lose": (
+        "kernels/reference.py",
+        "if mean * mean * n <= m2 < math.inf:",
+        "if m2 < math.inf:",
     ),
     "sample for population": (
         "transforms/zscore.py",
