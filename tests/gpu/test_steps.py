@@ -152,6 +152,21 @@ def test_sizes(device: torch.device, size: int, ratio: float) -> None:
     assert (found - expected).abs().max() <= 1e-6 * max(1.0, float(expected.abs().max()))
 
 
+def test_a_piece_that_begins_in_the_middle_of_a_channel(device: torch.device) -> None:
+    (parameter,), optimizer = made(
+        torch.optim.SGD, {"lr": 1.0}, [(140, 1001)], torch.float32, device
+    )
+    znorm.attach(optimizer, znorm.ZNorm(granularity="channel"))
+    (raw,) = gradients([parameter], 0)
+    raw = raw + torch.arange(140.0, device=device)[:, None]  # channels that differ
+    parameter.grad = raw.clone()
+    optimizer.step()
+    wide = raw.double()
+    deviation = wide - wide.mean(1, keepdim=True)
+    expected = deviation / deviation.square().mean(1, keepdim=True).sqrt()
+    assert (parameter.grad.double() - expected).abs().max() <= 3e-7 * expected.abs().max()
+
+
 def test_twenty_million_elements(device: torch.device) -> None:
     parameters, optimizer = made(
         znorm.optim.SGD, {"lr": 1.0}, [(4001, 4999)], torch.float32, device,
