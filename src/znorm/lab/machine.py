@@ -16,7 +16,7 @@ from znorm.lab.training.device import resolve_precision
 
 __all__ = ["doctor", "processor"]
 
-_PACKAGES = ("torch", "numba", "numpy", "scipy", "monai")
+_PACKAGES = ("torch", "numba", "triton", "numpy", "scipy", "monai")
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
