@@ -37,9 +37,8 @@ from torch.utils.data import Dataset as TorchDataset
 from znorm.lab import models, tasks
 from znorm.lab.datasets import Dataset
 from znorm.lab.machine import processor
-from znorm.lab.methods import make_transform
-from znorm.lab.optimizers import make_optimizer
 from znorm.lab.spec import RunSpec, resolve
+from znorm.lab.training.beginning import begin
 from znorm.lab.training.checkpoint import Position
 from znorm.lab.training.loop import _Loop
 from znorm.lab.training.pipeline import Pipeline
@@ -71,7 +70,7 @@ class OneByOne(TorchDataset[tuple[Tensor, int]]):
         return (image - 0.5) / 0.25, int(self.labels[index])
 
 
-def net(spec: RunSpec, data: Dataset, memory_format: torch.memory_format) -> nn.Module:
+def net(spec: RunSpec, data: Dataset) -> nn.Module:
     torch.manual_seed(0)
     model = models.build(
         spec.model,
@@ -80,27 +79,14 @@ def net(spec: RunSpec, data: Dataset, memory_format: torch.memory_format) -> nn.
         image_size=data.image_size,
         **spec.model_options,
     )
-    return model.to(device=spec.device, memory_format=memory_format).train()  # type: ignore[call-overload]
-
-
-def optimizer_of(spec: RunSpec, model: nn.Module) -> torch.optim.Optimizer:
-    return make_optimizer(
-        spec.optimizer,
-        spec.optimizer_options,
-        spec.weight_decay,
-        make_transform(spec.transform),
-        model,
-        spec.learning_rate,
-        capturable=bool(spec.cuda_graph),
-    )
+    return model.to(spec.device).train()
 
 
 def lab(spec: RunSpec, data: Dataset) -> Epoch:
-    model = net(spec, data, torch.channels_last)
+    torch.manual_seed(0)
+    model, optimizer = begin(spec, data)
     pipeline = Pipeline(data, spec.data.augment, 0, torch.device(spec.device))
-    loop = _Loop(
-        spec, pipeline, model, optimizer_of(spec, model), Position(), Quiet(), lambda _: None
-    )
+    loop = _Loop(spec, pipeline, model, optimizer, Position(), Quiet(), lambda _: None)
 
     def epoch() -> None:
         loop.position, loop.unread = Position(), []
@@ -111,8 +97,9 @@ def lab(spec: RunSpec, data: Dataset) -> Epoch:
 
 
 def bare(spec: RunSpec, data: Dataset) -> Epoch:
-    model = net(spec, data, torch.channels_last)
-    optimizer = optimizer_of(spec, model)
+    torch.manual_seed(0)
+    model, optimizer = begin(spec, data)
+    model.train()
     pipeline = Pipeline(data, spec.data.augment, 0, torch.device(spec.device))
     plan = batches(0, 0, len(data.train), spec.batch_size)
     ready = [pipeline.training_batch(0, index) for index in plan]
@@ -139,7 +126,7 @@ def loader_of(spec: RunSpec, data: Dataset, workers: int) -> DataLoader[tuple[Te
 
 
 def tutorial(spec: RunSpec, data: Dataset, workers: int) -> Epoch:
-    model = net(spec, data, torch.contiguous_format)
+    model = net(spec, data)
     adam = torch.optim.Adam(model.parameters(), spec.learning_rate)
     loader = loader_of(spec, data, workers)
 
@@ -164,7 +151,7 @@ def lightning(spec: RunSpec, data: Dataset, workers: int) -> Epoch:
     class Net(pl.LightningModule):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
-            self.model = net(spec, data, torch.contiguous_format)
+            self.model = net(spec, data)
 
         def training_step(self, batch: Any, number: int) -> Tensor:
             return F.cross_entropy(self.model(batch[0]), batch[1])

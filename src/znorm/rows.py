@@ -64,6 +64,15 @@ class Row:
         """The place of its first unit, if it has any."""
         return self.layers[0].first
 
+    def fits_kernels(self, tensor: Tensor) -> bool:
+        """Whether compiled kernels can take a tensor of this row, each unit a stretch of memory."""
+        return (
+            _is_stretched(tensor, self.layers)
+            and tensor.numel() > 0
+            and not tensor.requires_grad
+            and not tensor.is_neg()
+        )
+
     def as_dict(self) -> dict[str, Any]:
         return {
             "name": self.name,

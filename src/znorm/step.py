@@ -129,6 +129,15 @@ def compiled_parts(
     return parts
 
 
+def _written(part: Any, tensors: Sequence[Tensor | None]) -> None:
+    """Tell autograd that kernels have changed a part's tensors, which it cannot see.
+
+    A graph that has kept one of them then raises, as after torch's own operations.
+    """
+    chosen = (tensors[number] for number in part.numbers)
+    torch.autograd.graph.increment_version([t for t in chosen if t is not None])
+
+
 def _real(tensor: Tensor) -> Tensor:
     """Complex numbers as two real ones each, as torch's own optimizers take them."""
     return torch.view_as_real(tensor) if tensor.is_complex() else tensor
@@ -225,6 +234,7 @@ def _apply_(
     parts = compiled_parts(given, layout, measures=False)
     for part in parts:
         part.apply_(given, affine.center, affine.scale)
+        _written(part, given)
     done = {number for part in parts for number in part.numbers}
     split: dict[tuple[torch.device, torch.dtype], tuple[tuple[Tensor, ...], Tensor, Tensor]] = {}
     for number, (row, gradient) in enumerate(zip(layout.rows, given, strict=True)):
@@ -387,6 +397,7 @@ def _z_score_compiled_(
     for part in parts:
         sums = None if receipt is None else receipt.sums
         part.z_score_(given, stage.z_score, factor, sums, skipped)
+        _written(part, given)
     return True
 
 
@@ -411,6 +422,7 @@ def _clamp_(
         if not part.clamps:
             continue
         read = part.clamp(chosen, link.threshold)
+        _written(part, chosen)
         for number, found, changed in zip(
             part.numbers, read[:, :4].unbind(), (read[:, 4] > 0).unbind(), strict=True
         ):

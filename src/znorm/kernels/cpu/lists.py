@@ -14,7 +14,6 @@ from znorm.kernels.cpu import drivers
 from znorm.kernels.cpu.intrinsics import DTYPES
 from znorm.kernels.cpu.plan import Plan
 from znorm.kernels.cpu.ready import ready
-from znorm.layers import is_dense
 from znorm.rows import Row
 
 __all__ = ["Part", "parts_of"]
@@ -66,7 +65,6 @@ class Part:
             self._point_at(tensors)
             self.plan.give(center, scale)
             self.plan.run(drivers.AFFINE)
-        self._written(tensors)
 
     def z_score_(
         self,
@@ -96,7 +94,6 @@ class Part:
             self.plan.run(drivers.AFFINE, z_score, multiplier)
             if sums is not None and (skip is None or not float(skip)):
                 self._record(sums, z_score, multiplier)
-        self._written(tensors)
 
     def begin(
         self,
@@ -182,9 +179,7 @@ class Part:
         """
         with self.plan.lock:
             self._point_at(tensors)
-            found = torch.from_numpy(self.plan.clamp(bound))
-        self._written(tensors)
-        return found
+            return torch.from_numpy(self.plan.clamp(bound))
 
     def _point_at(self, tensors: Sequence[Tensor | None], place: int = 1) -> None:
         """Write the addresses of all rows' tensors, 0 for what is missing."""
@@ -195,14 +190,6 @@ class Part:
             self.plan.addresses[place] = list(map(Tensor.data_ptr, chosen))
         except TypeError:  # one is missing
             self.plan.addresses[place] = [0 if t is None else t.data_ptr() for t in chosen]
-
-    def _written(self, tensors: Sequence[Tensor | None]) -> None:
-        """Tell autograd that rows' tensors have changed: it cannot see what kernels do.
-
-        A graph that has kept one of them then raises, as after torch's own operations.
-        """
-        chosen = (tensors[number] for number in self.numbers)
-        torch.autograd.graph.increment_version([t for t in chosen if t is not None])
 
     def _moments_to(self, held: Tensor) -> None:
         held[:, self.units] = torch.from_numpy(self.plan.moments[:, self.units]).to(held.device)
@@ -271,7 +258,8 @@ def parts_of(
             if tensor is not None
             and tensor.dtype == dtype
             and (row.layers or everything)
-            and _serves(row, tensor)
+            and tensor.device.type == "cpu"
+            and row.fits_kernels(tensor)
         ]
         if not numbers or not ready(dtype):
             continue
@@ -295,16 +283,3 @@ def parts_of(
         parts.append(Part(numbers, held_units, measured, sizes, plan))
     cache[key] = (seen, parts)
     return parts
-
-
-def _serves(row: Row, tensor: Tensor) -> bool:
-    shape, stride = tuple(tensor.shape), tensor.stride()
-    return (
-        tensor.device.type == "cpu"
-        and tensor.layout == torch.strided
-        and tensor.numel() > 0
-        and not tensor.requires_grad
-        and not tensor.is_neg()
-        and is_dense(shape, stride)
-        and all(layer.stretch(shape, stride) is not None for layer in row.layers)
-    )

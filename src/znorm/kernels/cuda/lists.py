@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from znorm.kernels.cuda.loops import INTERPRETED
 from znorm.kernels.cuda.part import DTYPES, Part
 from znorm.kernels.cuda.ready import ready
-from znorm.layers import is_dense
 from znorm.rows import Row
 
 __all__ = ["parts_of"]
@@ -56,21 +54,9 @@ def parts_of(
                 and tensor.device == device
                 and tensor.dtype == dtype
                 and (row.layers or everything)
-                and _serves(row, tensor)
+                and row.fits_kernels(tensor)
             ]
             if numbers and ready(dtype, device):
                 parts.append(Part(numbers, rows, tensors, device, dtype))
     cache[key] = (seen, parts)
     return parts
-
-
-def _serves(row: Row, tensor: Tensor) -> bool:
-    shape, stride = tuple(tensor.shape), tensor.stride()
-    return (
-        tensor.layout == torch.strided
-        and tensor.numel() > 0
-        and not tensor.requires_grad
-        and not tensor.is_neg()
-        and is_dense(shape, stride)
-        and all(layer.stretch(shape, stride) is not None for layer in row.layers)
-    )

@@ -94,7 +94,6 @@ class Part:
             tables.give(center.to(self.device), scale.to(self.device))
             for group in self._plan.groups:
                 self._finish(tables, group, loops.AFFINE, None, None)
-        self._written(tensors)
 
     def z_score_(
         self,
@@ -127,7 +126,6 @@ class Part:
                 self._measure(tables, group)
                 self._merge(tables, group, decides=True, scale=scale, skip=skip, sums=sums)
                 self._finish(tables, group, loops.AFFINE, None, None)
-        self._written(tensors)
 
     def begin(
         self,
@@ -313,11 +311,6 @@ class Part:
     def _addresses(self, tensors: Sequence[Tensor | None]) -> list[int]:
         chosen = (tensors[number] for number in self.numbers)
         return [0 if tensor is None else tensor.data_ptr() for tensor in chosen]
-
-    def _written(self, tensors: Sequence[Tensor | None]) -> None:
-        """Tell autograd that rows' tensors have changed: it cannot see what kernels do."""
-        chosen = (tensors[number] for number in self.numbers)
-        torch.autograd.graph.increment_version([t for t in chosen if t is not None])
 
     def _here(self, tensor: Tensor | None) -> Any:
         return None if tensor is None else tensor.to(self.device, non_blocking=True)

@@ -12,16 +12,15 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from znorm.lab import models
 from znorm.lab.datasets import Dataset
 from znorm.lab.errors import Interrupted
 from znorm.lab.losses import LOSSES
-from znorm.lab.methods import make_transform
 from znorm.lab.metrics import Cases
-from znorm.lab.optimizers import learning_rate, make_optimizer
+from znorm.lab.optimizers import learning_rate
 from znorm.lab.spec import RunSpec
 from znorm.lab.tasks import TASKS
 from znorm.lab.training import checkpoint
+from znorm.lab.training.beginning import begin
 from znorm.lab.training.checkpoint import Position
 from znorm.lab.training.evaluation import evaluate, predict_cases
 from znorm.lab.training.graph import CapturedStep
@@ -104,22 +103,7 @@ def train(
     """
     device = torch.device(spec.device)
     torch.manual_seed(spec.seed)
-    model = models.build(
-        spec.model,
-        channels=dataset.channels,
-        classes=dataset.outputs,
-        image_size=dataset.image_size,
-        **spec.model_options,
-    ).to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = make_optimizer(
-        spec.optimizer,
-        spec.optimizer_options,
-        spec.weight_decay,
-        make_transform(spec.transform),
-        model,
-        spec.learning_rate,
-        capturable=bool(spec.cuda_graph),
-    )
+    model, optimizer = begin(spec, dataset)
     pipeline = Pipeline(dataset, spec.data.augment, spec.seed, device, workers)
     if saved is None:
         position = Position(initial_weights=checkpoint.hash_weights(model))

@@ -7,12 +7,10 @@ import traceback
 
 import torch
 
-from znorm.lab import models
 from znorm.lab.datasets import Dataset
 from znorm.lab.losses import LOSSES
-from znorm.lab.methods import make_transform
-from znorm.lab.optimizers import make_optimizer
 from znorm.lab.spec import RunSpec
+from znorm.lab.training.beginning import begin
 
 __all__ = ["fitting_micro_batch", "is_out_of_memory"]
 
@@ -60,21 +58,7 @@ def _fits(spec: RunSpec, dataset: Dataset, size: int) -> bool:
     if device.type == "cuda":
         torch.cuda.empty_cache()
     try:
-        model = models.build(
-            spec.model,
-            channels=dataset.channels,
-            classes=dataset.outputs,
-            image_size=dataset.image_size,
-            **spec.model_options,
-        ).to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        optimizer = make_optimizer(
-            spec.optimizer,
-            spec.optimizer_options,
-            spec.weight_decay,
-            make_transform(spec.transform),
-            model,
-            spec.learning_rate,
-        )
+        model, optimizer = begin(spec, dataset)
         some = dataset.train.take(torch.arange(size))
         images = some.images.to(device).float().contiguous(memory_format=torch.channels_last)
         with torch.autocast(spec.device, torch.bfloat16, enabled=spec.precision == "bfloat16"):

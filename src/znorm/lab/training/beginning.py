@@ -1,0 +1,35 @@
+"""The net and the optimizer that a run begins with."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from znorm.lab import models
+from znorm.lab.datasets import Dataset
+from znorm.lab.methods import make_transform
+from znorm.lab.optimizers import make_optimizer
+from znorm.lab.spec import RunSpec
+
+__all__ = ["begin"]
+
+
+def begin(spec: RunSpec, dataset: Dataset) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """Both as the specification says, on its device, channels last."""
+    model = models.build(
+        spec.model,
+        channels=dataset.channels,
+        classes=dataset.outputs,
+        image_size=dataset.image_size,
+        **spec.model_options,
+    ).to(device=spec.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = make_optimizer(
+        spec.optimizer,
+        spec.optimizer_options,
+        spec.weight_decay,
+        make_transform(spec.transform),
+        model,
+        spec.learning_rate,
+        capturable=bool(spec.cuda_graph),
+    )
+    return model, optimizer
