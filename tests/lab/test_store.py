@@ -37,11 +37,13 @@ def test_a_run_goes_through_its_states(run: Run, tmp_path: Path) -> None:
     assert run.status == "interrupted"
     assert run.checkpoint() == b"state"
     assert [entry["train_loss"] for entry in run.history] == [0.5]
+    run.save_weights(b"weights")
     run.finish({"status": "done", "metrics": {"test_accuracy": 0.5}})
     assert (run.status, run.metrics) == ("done", {"test_accuracy": 0.5})
     found = {path.name for path in run.folder.iterdir()}
-    assert found >= {"spec.json", "env.json", "events.jsonl", "checkpoint.pt", "result.json"}
+    assert found >= {"spec.json", "env.json", "events.jsonl", "weights.pt", "result.json"}
     assert not list(run.folder.glob("*.tmp"))
+    assert run.checkpoint() is None  # nothing goes on from it
     environment = json.loads((run.folder / "env.json").read_text())
     assert environment["packages"]["torch"]
 

@@ -15,8 +15,16 @@ if TYPE_CHECKING:
     from znorm.lab import data, metrics, models
     from znorm.lab.catalogue import names
     from znorm.lab.comparison import compare, report, run, status
-    from znorm.lab.errors import ConfigurationError, DataError, DiskFullError, Interrupted
+    from znorm.lab.errors import (
+        ConfigurationError,
+        DataError,
+        DiskFullError,
+        Interrupted,
+        MissingDataError,
+    )
     from znorm.lab.machine import doctor
+    from znorm.lab.paper.reproduce import reproduce
+    from znorm.lab.prediction import predict
     from znorm.lab.reporting.depth import draw_receipt
     from znorm.lab.spec import RunSpec, resolve
     from znorm.lab.store import Run
@@ -26,6 +34,7 @@ __all__ = [
     "DataError",
     "DiskFullError",
     "Interrupted",
+    "MissingDataError",
     "Run",
     "RunSpec",
     "compare",
@@ -35,7 +44,9 @@ __all__ = [
     "metrics",
     "models",
     "names",
+    "predict",
     "report",
+    "reproduce",
     "resolve",
     "run",
     "status",
@@ -46,9 +57,17 @@ _HOMES = {
     "comparison": ("compare", "report", "run", "status"),
     "data": ("data",),
     "machine": ("doctor",),
-    "errors": ("ConfigurationError", "DataError", "DiskFullError", "Interrupted"),
+    "errors": (
+        "ConfigurationError",
+        "DataError",
+        "DiskFullError",
+        "Interrupted",
+        "MissingDataError",
+    ),
     "metrics": ("metrics",),
     "models": ("models",),
+    "paper.reproduce": ("reproduce",),
+    "prediction": ("predict",),
     "reporting.depth": ("draw_receipt",),
     "spec": ("RunSpec", "resolve"),
     "store": ("Run",),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import json
 import os
 import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +19,21 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 import znorm
-from znorm.lab import comparison, data
+from znorm.lab import comparison, data, planning, prediction
 from znorm.lab.__main__ import INTERRUPTED
 from znorm.lab.catalogue import KINDS, names
 from znorm.lab.errors import ConfigurationError, Interrupted, LabError
 from znorm.lab.machine import doctor as examine
+from znorm.lab.paper import reproduce as paper
+from znorm.lab.paper.grids import TARGETS
+from znorm.lab.paper.record import Record
+from znorm.lab.planning import costs_on_terminal
 from znorm.lab.progress import choose
 from znorm.lab.registry import unknown
+from znorm.lab.reporting.beside import beside_on_terminal, paper_tables
 from znorm.lab.reporting.tables import gather, on_terminal
-from znorm.lab.store import Run
+from znorm.lab.spec import RunSpec
+from znorm.lab.store import Run, find
 
 __all__ = ["cli", "run"]
 
@@ -89,7 +96,8 @@ def cli(context: click.Context) -> None:
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any other key.")
 @click.option("--config", type=click.Path(path_type=Path), help="These options, from a YAML file.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the runs.  [default: runs]")
-def compare(settings: tuple[str, ...], config: Path | None, **options: Any) -> int:
+@click.option("--plan", is_flag=True, help="Say what it costs here, and train nothing.")
+def compare(settings: tuple[str, ...], config: Path | None, plan: bool, **options: Any) -> int:
     """Train methods on one task and model over seeds, and report.
 
     The same command again goes on where it was stopped.
@@ -104,15 +112,66 @@ def compare(settings: tuple[str, ...], config: Path | None, **options: Any) -> i
     if not isinstance(out, str | Path):
         raise ConfigurationError(f"out: expected a folder, found {out!r}")
     out = Path(out)
+    choices = {key: value for key, value in choices.items() if value is not None}
     console = _console()
-    runs = comparison.compare(
-        **{key: value for key, value in choices.items() if value is not None},
-        out=out,
-        display=choose(_console(sys.stderr)),
-    )
+    if plan:
+        specs = comparison.specifications(**_taken_by(comparison.specifications, choices))
+        _tell_costs(specs, out)
+        return 0
+    runs = comparison.compare(**choices, out=out, display=choose(_console(sys.stderr)))
     for table in gather(out, runs):
         console.print(on_terminal(table))
     console.print(f"report: {out / 'report.html'}", markup=False, highlight=False, soft_wrap=True)
+    return _exit_code(runs)
+
+
+@cli.command()
+@click.argument("target", metavar="|".join((*TARGETS, "all")))
+@click.option("--scale", default="smoke", show_default=True, help="smoke, reduced or paper.")
+@click.option("--models", help="Some of the target's, separated by commas.  [default: all]")
+@click.option("--methods", help="Some of the six, separated by commas.  [default: all]")
+@click.option("--seeds", help="N for seeds 0 to N-1, or a list.  [default: 3, at scale smoke 1]")
+@click.option("--epochs", type=int, help="Instead of the scale's; not at scale paper.")
+@click.option("--limit", type=int, help="At most N images of each part; not at scale paper.")
+@click.option("--batch-size", type=int, help="Instead of the scale's; not at scale paper.")
+@click.option("--micro-batch", type=int, help="Images that are in memory at once.")
+@click.option("--workers", type=int, help="Threads that read ahead.  [default: as the set needs]")
+@click.option("--device", default="auto", help="auto, cpu, cuda or mps.  [default: auto]")
+@click.option("--precision", default="auto", help="auto, float32 or bfloat16.  [default: auto]")
+@click.option("--deterministic", is_flag=True, help="Deterministic algorithms only.")
+@click.option("--cuda-graph", is_flag=True, help="Each step as one CUDA graph.")
+@click.option("--jobs", type=int, default=1, help="Runs trained side by side.  [default: 1]")
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any other key.")
+@click.option("--cases", help="Test slices to show in Figure 2, too, separated by commas.")
+@click.option("--no-images", is_flag=True, help="No pictures of the data on the page.")
+@click.option("--out", type=click.Path(path_type=Path), help="[default: runs/paper-SCALE]")
+@click.option("--plan", is_flag=True, help="Say what it costs here, and train nothing.")
+def reproduce(
+    target: str, settings: tuple[str, ...], no_images: bool, plan: bool, **options: Any
+) -> int:
+    """Train a table or figure of the paper, and report it beside the published numbers.
+
+    At scale paper by the paper's settings; reduced: fewer epochs and images, the same code; smoke:
+    a few steps of each, which are not a result, with built-in tasks in place of images that are not
+    here. The same command again goes on where it was stopped.
+    """
+    options["seeds"] = None if options["seeds"] is None else _numbers(options["seeds"])
+    options["set"] = _assignments(settings)
+    console = _console()
+    root = options["out"] or paper.default_folder(options["scale"])
+    if plan:
+        specs, _ = paper.planned(target, **_taken_by(paper.planned, options))
+        _tell_costs(specs, root)
+        return 0
+    display = choose(_console(sys.stderr))
+    runs = paper.reproduce(target, **options, images=not no_images, display=display)
+    record = Record.read(root)
+    assert record is not None
+    for table in paper_tables(record, gather(root, find(root))):
+        console.print(beside_on_terminal(table))
+    if not record.size.result:
+        console.print(f"scale {record.scale}: {record.size.about}", highlight=False)
+    console.print(f"report: {root / 'report.html'}", markup=False, highlight=False, soft_wrap=True)
     return _exit_code(runs)
 
 
@@ -130,9 +189,23 @@ def run_one(spec: Path, out: Path, workers: int | None) -> int:
 
 @cli.command()
 @click.argument("runs", type=click.Path(path_type=Path))
-def report(runs: Path) -> int:
+@click.option("--no-images", is_flag=True, help="No pictures of the data on the page.")
+def report(runs: Path, no_images: bool) -> int:
     """Write the report of all runs in a folder."""
-    click.echo(comparison.report(runs))
+    click.echo(comparison.report(runs, images=not no_images))
+    return 0
+
+
+@cli.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("folder", type=click.Path(path_type=Path), required=False)
+@click.option("--out", type=click.Path(path_type=Path), help="[default: predictions, in RUN]")
+def predict(run: Path, folder: Path | None, out: Path | None) -> int:
+    """Predict the test part of the run in folder RUN, or the pictures in FOLDER.
+
+    Writes predictions.csv; for masks also masks, outlines over the pictures, and cases.png.
+    """
+    click.echo(prediction.predict(run, folder, out=out))
     return 0
 
 
@@ -318,6 +391,19 @@ def _reader_gone() -> int:
 def _fail(message: str, code: int) -> int:
     print("znorm: " + " ".join(message.split()), file=sys.stderr)
     return code
+
+
+def _tell_costs(specs: Sequence[RunSpec], out: Path) -> None:
+    def measuring(spec: RunSpec) -> None:
+        click.echo(f"measuring {spec.model} on {spec.task}", err=True)
+
+    _console().print(costs_on_terminal(planning.plan(specs, out, measuring)))
+
+
+def _taken_by(function: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Of these options those that a function has parameters for."""
+    taken = inspect.signature(function).parameters
+    return {key: value for key, value in options.items() if key in taken}
 
 
 def _exit_code(runs: Sequence[Run]) -> int:

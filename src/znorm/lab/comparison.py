@@ -15,16 +15,17 @@ from znorm.lab.errors import ConfigurationError, DataError, Interrupted, LabErro
 from znorm.lab.floor import floor
 from znorm.lab.helpers import helpers
 from znorm.lab.methods import PUBLISHED
+from znorm.lab.paper.record import Record
 from znorm.lab.progress import Display, Silent
 from znorm.lab.registry import unknown
 from znorm.lab.reporting.page import write_page
 from znorm.lab.spec import RunSpec, resolve
 from znorm.lab.store import Run, find
+from znorm.lab.training import memory
 from znorm.lab.training.interruption import Interruption
 from znorm.lab.training.loop import train
-from znorm.lab.training.memory import fitting_micro_batch, is_out_of_memory
 
-__all__ = ["compare", "grid", "report", "run", "status"]
+__all__ = ["compare", "execute", "grid", "report", "run", "specifications", "status"]
 
 PathLike: TypeAlias = str | os.PathLike[str]
 
@@ -111,6 +112,45 @@ def _seeds(seeds: int | Sequence[int]) -> list[int]:
     return numbers
 
 
+def specifications(
+    *,
+    task: str = "pcam_mini",
+    model: str | None = None,
+    methods: Sequence[str | Mapping[str, Any]] | str | None = None,
+    seeds: int | Sequence[int] = 3,
+    epochs: int | None = None,
+    optimizer: str | Mapping[str, Any] = "adam",
+    lr: float | None = None,
+    schedule: str | None = None,
+    batch_size: int | None = None,
+    micro_batch: int | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+    deterministic: bool = False,
+    cuda_graph: bool = False,
+    limit: int | None = None,
+    set: Mapping[str, Any] | None = None,
+) -> list[RunSpec]:
+    """The specifications of a comparison; parameters and errors are those of :func:`compare`."""
+    choices = {
+        "task": task,
+        "model": model,
+        "epochs": epochs,
+        "optimizer": optimizer,
+        "learning_rate": lr,
+        "schedule": schedule,
+        "batch_size": batch_size,
+        "micro_batch": micro_batch,
+        "device": device,
+        "precision": precision,
+        "deterministic": deterministic,
+        "cuda_graph": cuda_graph or None,
+        "data.limit": limit,
+        **(set or {}),
+    }
+    return grid(methods, seeds, choices)
+
+
 def compare(
     *,
     task: str = "pcam_mini",
@@ -195,23 +235,24 @@ def compare(
     >>> runs[0].status
     'done'
     """
-    choices = {
-        "task": task,
-        "model": model,
-        "epochs": epochs,
-        "optimizer": optimizer,
-        "learning_rate": lr,
-        "schedule": schedule,
-        "batch_size": batch_size,
-        "micro_batch": micro_batch,
-        "device": device,
-        "precision": precision,
-        "deterministic": deterministic,
-        "cuda_graph": cuda_graph or None,
-        "data.limit": limit,
-        **(set or {}),
-    }
-    specs = grid(methods, seeds, choices)
+    specs = specifications(
+        task=task,
+        model=model,
+        methods=methods,
+        seeds=seeds,
+        epochs=epochs,
+        optimizer=optimizer,
+        lr=lr,
+        schedule=schedule,
+        batch_size=batch_size,
+        micro_batch=micro_batch,
+        device=device,
+        precision=precision,
+        deterministic=deterministic,
+        cuda_graph=cuda_graph,
+        limit=limit,
+        set=set,
+    )
     if Path(out).is_dir():
         find(out)  # a folder that the report could not read is said before anything is trained
     runs = [Run.at(out, spec) for spec in specs]
@@ -248,8 +289,15 @@ def run(
     return one
 
 
-def report(out: PathLike = "runs") -> Path:
+def report(out: PathLike = "runs", *, images: bool = True) -> Path:
     """Write the report of all runs below ``out``: one self-contained page.
+
+    Parameters
+    ----------
+    out : path
+    images : bool
+        Whether it shows pictures of the data; without them it may be passed on where the data may
+        not.
 
     Returns
     -------
@@ -261,6 +309,7 @@ def report(out: PathLike = "runs") -> Path:
     DataError
         If there are no runs.
     """
+    record = Record.read(Path(out))
     runs = find(out)
     if not runs:
         raise DataError(f"{out}: no runs in it; znorm compare makes some")
@@ -276,7 +325,7 @@ def report(out: PathLike = "runs") -> Path:
         held = datasets[key]
         if isinstance(held, Dataset):
             floor(out, one.spec, held)
-    return write_page(Path(out), runs, datasets)
+    return write_page(Path(out), runs, datasets, record, images=images)
 
 
 def status(out: PathLike = "runs") -> list[dict[str, Any]]:
@@ -352,6 +401,8 @@ def execute(
     for content, one in {_model(one.spec): one for one in runs}.items():
         if models.is_external(content[0]):
             _try_model(one.spec, _dataset(one.spec, datasets))
+    for one in {one.spec.configuration: one for one in runs if one.result is None}.values():
+        memory.check(one.spec, _dataset(one.spec, datasets))
     for one in runs:
         one.announce()
     with Interruption() as stop, helpers(runs, jobs, workers):
@@ -422,7 +473,7 @@ def _work(
     except Exception as error:
         # The grid goes on: one model that runs out of memory must not cost the others.
         text = f"{type(error).__name__}: {' '.join(str(error).split())}"[:400]
-        if is_out_of_memory(error):
+        if memory.is_out_of_memory(error):
             text = f"{_what_fits(one.spec, dataset, error)}; {text}"
         one.finish({"status": "failed", "error": text, "metrics": {}})
         return
@@ -438,12 +489,14 @@ def _work(
         result["diverged_step"] = outcome.diverged_step
     if outcome.cases is not None:
         one.save_cases(outcome.cases)
+    if outcome.weights is not None:
+        one.save_weights(outcome.weights)
     one.finish(result)
 
 
 def _what_fits(spec: RunSpec, dataset: Dataset, error: BaseException) -> str:
     try:
-        size = fitting_micro_batch(spec, dataset, error)
+        size = memory.fitting_micro_batch(spec, dataset, error)
     except Exception:  # the run's own error is what is to be told
         return "out of memory; --micro-batch takes a batch in pieces"
     if size is None:

@@ -10,6 +10,7 @@ __all__ = [
     "DiskFullError",
     "Interrupted",
     "LabError",
+    "MissingDataError",
     "is_disk_full",
 ]
 
@@ -30,6 +31,10 @@ class DataError(LabError):
     """Data that is missing or unreadable."""
 
     exit_code = 3
+
+
+class MissingDataError(DataError):
+    """A whole data set is not there."""
 
 
 class DiskFullError(LabError):

@@ -20,6 +20,9 @@ __all__ = ["Display", "Plain", "Silent", "Terminal", "choose"]
 class Display(Protocol):
     """Told of each thing as it happens."""
 
+    def note(self, text: str) -> None:
+        """Something to know before the grid begins."""
+
     def begin(self, runs: Sequence[Run]) -> None:
         """The grid that will run, and what of it is there already."""
 
@@ -77,6 +80,7 @@ class _Remaining:
 class Silent:
     """Says nothing; for notebooks and tests."""
 
+    def note(self, text: str) -> None: ...
     def begin(self, runs: Sequence[Run]) -> None: ...
     def run_begins(self, number: int, run: Run) -> None: ...
     def step(self, spec: RunSpec, epoch: int, step: int, steps: int) -> None: ...
@@ -97,6 +101,9 @@ class Plain(Silent):
     def _say(self, text: str) -> None:
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
         self.said = time.perf_counter()
+
+    def note(self, text: str) -> None:
+        self._say(text)
 
     def begin(self, runs: Sequence[Run]) -> None:
         self.total = len(runs)
@@ -135,6 +142,9 @@ class Terminal(Silent):
         )
         self.grid: TaskID | None = None
         self.current: TaskID | None = None
+
+    def note(self, text: str) -> None:
+        self.progress.console.print(text, markup=False, highlight=False)
 
     def begin(self, runs: Sequence[Run]) -> None:
         self.remaining = _Remaining(runs)

@@ -102,6 +102,9 @@ class RunSpec(BaseModel):
         Whether torch is asked for deterministic algorithms.
     cuda_graph : bool or None
         Whether a whole step is captured in a CUDA graph.
+    receipt : bool or None
+        Whether each epoch's receipt of gradients is kept, in events.jsonl: norms, moments and
+        angles of each layer, before and after the transform.
     data : DataSpec
     """
 
@@ -126,6 +129,7 @@ class RunSpec(BaseModel):
     device: Literal["cpu", "cuda", "mps"]
     deterministic: bool
     cuda_graph: bool | None = None
+    receipt: bool | None = None
     data: DataSpec
 
     @field_validator("learning_rate", "epochs", "batch_size", "seed", mode="before")
@@ -135,7 +139,7 @@ class RunSpec(BaseModel):
             raise ValueError("expected a number")
         return value
 
-    @field_validator("cuda_graph")
+    @field_validator("cuda_graph", "receipt")
     @classmethod
     def _said_or_not(cls, value: bool | None) -> bool | None:
         return value or None  # what is left out changes no hash
@@ -162,6 +166,8 @@ class RunSpec(BaseModel):
         TASKS[self.task].check(self.model, self.loss)
         if self.cuda_graph and self.device != "cuda":
             raise ValueError(f"cuda_graph: needs device cuda, found {self.device}")
+        if self.cuda_graph and self.receipt:
+            raise ValueError("receipt: cannot be kept of steps that are captured; no cuda_graph")
         return self
 
     def canonical(self, *, seed: bool = True) -> str:
@@ -173,6 +179,14 @@ class RunSpec(BaseModel):
             mode="json", exclude=None if seed else {"seed"}, exclude_none=True
         )
         return json.dumps(content, sort_keys=True, separators=(",", ":"))
+
+    @property
+    def configuration(self) -> str:
+        """The same for runs that differ in nothing but method and seed."""
+        content = self.model_dump(
+            mode="json", exclude={"method", "seed", "transform", "weight_decay"}
+        )
+        return json.dumps(content, sort_keys=True)
 
     @property
     def data_key(self) -> str:

@@ -234,10 +234,38 @@ class Run:
         writer.writerows(rows)
         write_atomically(self.folder / "cases.csv", buffer.getvalue().encode())
 
+    def save_weights(self, content: bytes) -> None:
+        """Write weights.pt: the trained net, a third of its last checkpoint under Adam."""
+        write_atomically(self.folder / "weights.pt", content)
+
+    def cases(self) -> Cases | None:
+        """What :meth:`save_cases` wrote; None if there is no such file.
+
+        Raises
+        ------
+        DataError
+            If it is there and cannot be read.
+        """
+        path = self.folder / "cases.csv"
+        try:
+            with open(path, newline="") as file:
+                return Cases.from_rows(csv.DictReader(file))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise DataError(f"{path}: cannot be read ({error}); train the run anew") from None
+
     def finish(self, result: dict[str, Any]) -> None:
-        """Write result.json, last of all: its being there means that the run has ended."""
+        """Write result.json: its being there means that the run has ended.
+
+        A checkpoint that nothing will go on from is then removed; that of a run which diverged or
+        failed stays, to be looked at.
+        """
         content = json.dumps(result, indent=2, sort_keys=True, allow_nan=False)
         write_atomically(self.folder / "result.json", (content + "\n").encode())
+        if result["status"] == "done":
+            with suppress(OSError):
+                (self.folder / "checkpoint.pt").unlink(missing_ok=True)
 
 
 def find(root: str | os.PathLike[str]) -> list[Run]:

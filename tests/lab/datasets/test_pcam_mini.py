@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from znorm.lab.datasets import Dataset, pcam_mini
+from znorm.lab.datasets import Dataset, Part, pcam_mini
 from znorm.lab.errors import DataError
 
 
@@ -64,6 +64,21 @@ def test_a_limit_keeps_all_classes_and_is_noted(data: Dataset) -> None:
         assert part.labels.bincount().tolist() == [5, 5]
     assert few.notes[-1].startswith("Limited to 10 images")
     assert data.limited(None) is data
+
+
+def test_a_limit_spreads_over_a_part_and_fills_up_from_other_classes() -> None:
+    labels = torch.tensor([0] * 8 + [1] * 3 + [0] * 8 + [2])
+    part = Part(torch.arange(20, dtype=torch.uint8)[:, None, None, None], labels)
+
+    def chosen(number: int) -> list[int]:
+        found: list[int] = part.limited(number).images.flatten().tolist()
+        return found
+
+    assert chosen(2) == [0, 8]
+    assert chosen(5) == [0, 8, 9, 11, 19]  # the ninth of the first class is number 11
+    assert part.limited(10).labels.bincount().tolist() == [6, 3, 1]
+    assert [len(chosen(number)) for number in range(1, 20)] == list(range(1, 20))
+    assert part.limited(20) is part
 
 
 def test_statistics_are_those_of_the_training_pixels(data: Dataset) -> None:

@@ -75,14 +75,20 @@ class Part:
         return counts
 
     def limited(self, limit: int | None) -> Part:
-        """The first ``limit`` images, in turn from each class so that a small part has them all."""
+        """At most ``limit`` images: as many of each class, spread evenly over the part.
+
+        So a small part has every class, and slices of many patients where neighbours are alike.
+        """
         if limit is None or limit >= len(self):
             return self
-        rank = torch.zeros(len(self), dtype=torch.int64)
-        for label in self.labels.unique():
-            members = self.labels == label
-            rank[members] = torch.arange(int(members.sum()))
-        return self.take(torch.argsort(rank, stable=True)[:limit].sort().values)
+        classes = [(self.labels == label).nonzero().flatten() for label in self.labels.unique()]
+        left, chosen = limit, []
+        # From the rarest class on, so that what one does not have the others make up for.
+        for place, members in enumerate(sorted(classes, key=len)):
+            number = min(len(members), left // (len(classes) - place))
+            left -= number
+            chosen.append(members[torch.arange(number) * len(members) // max(number, 1)])
+        return self.take(torch.cat(chosen).sort().values)
 
 
 def _any(part: Part) -> Tensor:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from znorm.lab.datasets.files import data_root
-from znorm.lab.errors import DataError
+from znorm.lab.errors import MissingDataError
 
 __all__ = ["SOURCES", "Download", "Source", "missing"]
 
@@ -197,12 +197,12 @@ SOURCES: Mapping[str, Source] = {
 }
 
 
-def missing(name: str) -> DataError:
+def missing(name: str) -> MissingDataError:
     """The error for a set that is not there: what to put where, and how to check it."""
     source = SOURCES[name]
     folder = data_root() / source.folder
     by_hand = source.by_hand.format(folder=folder, home=source.home)
     get = f"znorm data get {name} downloads it, or " if source.downloads else ""
-    return DataError(
+    return MissingDataError(
         f"{name}: no data in {folder}; {get}{by_hand}; znorm data verify {name} then checks them"
     )

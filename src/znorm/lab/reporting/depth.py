@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from znorm.lab.errors import ConfigurationError
+from znorm.lab.reporting.svg import BLUE, GREY, ORANGE
 
 __all__ = ["draw_receipt"]
 
 _NAMES_SHOWN = 40
-_BLUE, _ORANGE = "#0f83c9", "#e08a00"
 
 
 def draw_receipt(receipt: Mapping[str, Mapping[str, float]], file: str | Path) -> Path:
@@ -74,16 +74,16 @@ def draw_receipt(receipt: Mapping[str, Mapping[str, float]], file: str | Path) -
         norms.set_title(f"Gradients by depth, means over {steps:,} steps", loc="left", fontsize=11)
         positions = range(len(names))
         cosines = [receipt[name]["cosine"] for name in names]
-        angles.plot(positions, cosines, ".-", color=_BLUE)
+        angles.plot(positions, cosines, ".-", color=BLUE)
         angles.set_ylabel("cosine of\nthe two")
         angles.set_ylim(min(0.0, *cosines) - 0.05, 1.05)
         if clipped:
             shares = [100 * receipt[name]["clipped"] for name in names]
-            panels[3].bar(positions, shares, color=_ORANGE)
+            panels[3].bar(positions, shares, color=ORANGE)
             panels[3].set_ylabel("steps in which\na clip acted, %")
             panels[3].set_ylim(0, 105)
         for axes in panels:
-            axes.grid(axis="y", color="#808080", alpha=0.25, linewidth=0.6)
+            axes.grid(axis="y", color=GREY, alpha=0.25, linewidth=0.6)
         last = panels[-1]
         if len(names) <= _NAMES_SHOWN:
             last.set_xticks(list(positions), names, rotation=90, fontsize=8)
@@ -101,7 +101,7 @@ def _lines(
 ) -> None:
     """Sizes on a logarithmic axis, which has no place for zeros."""
     # The first has larger marks, to be seen where the second covers it.
-    looks = ((_BLUE, 9), (_ORANGE, 4))
+    looks = ((BLUE, 9), (ORANGE, 4))
     for (key, name), (colour, mark) in zip(fields.items(), looks, strict=True):
         sizes = [abs(values[key]) or math.nan for values in receipt.values()]
         axes.plot(range(len(sizes)), sizes, ".-", color=colour, label=name, markersize=mark)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import re
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from scipy.ndimage import binary_erosion
 
 from znorm.lab.datasets import Dataset
 from znorm.lab.floor import FLOORS
+from znorm.lab.reporting.svg import BLUE, GREY, ORANGE, as_svg, style
 from znorm.lab.reporting.tables import REFERENCE, Row, Table
 from znorm.lab.tasks import TASKS
 
@@ -23,15 +23,12 @@ __all__ = ["Curves", "curves", "patches"]
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart, at a lightness that shows on
 # white and on black.
-COLOURS = ("#808080", "#0f83c9", "#e08a00", "#009e73", "#c46fa3", "#d9480f", "#7a6ff0", "#a07b00")
+COLOURS = (GREY, BLUE, ORANGE, "#009e73", "#c46fa3", "#d9480f", "#7a6ff0", "#a07b00")
 
 _PANELS = {
     "classes": (("test_accuracy", "Test accuracy, %", 100.0), ("train_loss", "Train loss", 1.0)),
     "mask": (("test_f1", "Test F1", 1.0), ("train_loss", "Train loss", 1.0)),
 }
-
-# What matplotlib draws text and axes in; the page replaces it by its own text colour.
-_INK = "#010203"
 
 
 @dataclass(frozen=True)
@@ -56,36 +53,23 @@ def curves(table: Table) -> Curves:
 def _panel(
     table: Table, key: str, title: str, scale: float, coloured: Sequence[tuple[Row, str]]
 ) -> str:
-    # Imported here: matplotlib takes half a second, and only the page needs it.
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
+    with style():
+        from matplotlib.figure import Figure
+        from matplotlib.ticker import MaxNLocator
 
-    settings: Any = {
-        "svg.fonttype": "none",
-        "svg.hashsalt": "znorm",
-        "font.family": "sans-serif",
-        "font.size": 10.5,
-        "text.color": _INK,
-        "axes.edgecolor": _INK,
-        "axes.labelcolor": _INK,
-        "xtick.color": _INK,
-        "ytick.color": _INK,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-    }
-    with mpl.rc_context(settings):
         figure = Figure(figsize=(4.7, 3.3), layout="constrained")
         axes = figure.subplots()
         axes.set_title(title, loc="left", fontsize=11)
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.grid(axis="y", color="#808080", alpha=0.25, linewidth=0.6)
+        axes.grid(axis="y", color=GREY, alpha=0.25, linewidth=0.6)
         for row, colour in coloured:
             _draw(axes, row, key, scale, colour)
+        if axes.dataLim.width == 0:
+            axes.set_xticks([1])  # a single epoch
         score = (table.floor or {}).get("metrics", {}).get(key)
         if score is not None:
-            axes.axhline(scale * score, color="#808080", linewidth=1, linestyle=":")
+            axes.axhline(scale * score, color=GREY, linewidth=1, linestyle=":")
             axes.annotate(
                 f"floor: {FLOORS[TASKS[table.spec.task].output].label}",
                 (1, scale * score),
@@ -94,13 +78,7 @@ def _panel(
                 va="bottom",
                 fontsize=9,
             )
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :].replace(_INK, "currentColor")
-    # Without a size of its own the picture takes that of its place in the page.
-    head, bracket, rest = svg.partition(">")
-    return re.sub(r' (?:width|height)="[^"]*"', "", head) + bracket + rest
+        return as_svg(figure)
 
 
 def _draw(axes: Any, row: Row, key: str, scale: float, colour: str) -> None:

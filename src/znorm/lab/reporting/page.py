@@ -13,7 +13,12 @@ from znorm.lab.datasets import Dataset
 from znorm.lab.errors import DataError
 from znorm.lab.floor import FLOORS
 from znorm.lab.metrics import DEFINITIONS
+from znorm.lab.paper.grids import TARGETS
+from znorm.lab.paper.record import Record
+from znorm.lab.reporting.beside import paper_tables
+from znorm.lab.reporting.figure2 import figure2
 from znorm.lab.reporting.figures import curves, patches
+from znorm.lab.reporting.gradients import gradients_by_depth
 from znorm.lab.reporting.tables import Table, gather
 from znorm.lab.store import Run, write_atomically
 from znorm.lab.tasks import TASKS
@@ -25,26 +30,43 @@ def write_page(
     root: Path,
     runs: Sequence[Run],
     datasets: Mapping[str, Dataset | DataError],
+    record: Record | None = None,
+    *,
+    images: bool = True,
 ) -> Path:
-    """Write ``report.html`` under ``root``; links to the runs are relative to it."""
+    """Write ``report.html`` under ``root``; links to the runs are relative to it.
+
+    Parameters
+    ----------
+    root : Path
+    runs : sequence of Run
+    datasets : mapping
+        By the runs' ``data_key``, or why they cannot be loaded.
+    record : Record, optional
+        What of the paper the runs reproduce.
+    images : bool
+        Whether pictures of the data are shown.
+    """
+    tables = gather(root, runs)
+    if record is not None:
+        tables.sort(key=lambda table: _place(record, table))
     sections = []
-    for table in gather(root, runs):
+    for table in tables:
         dataset = datasets[table.spec.data_key]
         task = TASKS[table.spec.task]
-        shown: dict[str, Any] = {"parts": {}, "classes": (), "patches": ()}
+        shown: dict[str, Any] = {"parts": {}, "classes": (), "patches": (), "figure2": None}
         if isinstance(dataset, DataError):
             shown["notes"] = (f"The images are not here: {dataset}",)
         else:
-            shown = {
-                "parts": {
-                    "training": dataset.train,
-                    "validation": dataset.validation,
-                    "test": dataset.test,
-                },
-                "classes": dataset.classes,
-                "notes": dataset.notes,
-                "patches": patches(dataset),
+            shown["parts"] = {
+                "training": dataset.train,
+                "validation": dataset.validation,
+                "test": dataset.test,
             }
+            shown["classes"], shown["notes"] = dataset.classes, dataset.notes
+            if images:
+                shown["patches"] = patches(dataset)
+                shown["figure2"] = figure2(table, dataset, record.cases if record else ())
         sections.append(
             {
                 **shown,
@@ -53,6 +75,7 @@ def write_page(
                 "floor": FLOORS[task.output],
                 "definitions": _definitions(table),
                 "curves": curves(table),
+                "gradients": gradients_by_depth(table),
             }
         )
     environment = Environment(
@@ -64,11 +87,28 @@ def write_page(
     )
     page = environment.get_template("page.html.j2").render(
         sections=sections,
+        papers=[] if record is None else paper_tables(record, tables),
+        record=record,
+        images=images,
+        notes={section["table"].spec.data_key: section["notes"] for section in sections},
         version=metadata.version("znorm"),
     )
     path = root / "report.html"
     write_atomically(path, page.encode())
     return path
+
+
+def _place(record: Record, table: Table) -> int:
+    """Where the paper has what a table's runs reproduce."""
+    order = [
+        (task, model, "receipt" in TARGETS[name].choices)
+        for name, task in sorted(
+            record.tasks.items(), key=lambda item: list(TARGETS).index(item[0])
+        )
+        for model in TARGETS[name].models
+    ]
+    mine = (table.spec.task, table.spec.model, bool(table.spec.receipt))
+    return order.index(mine) if mine in order else len(order)
 
 
 def _definitions(table: Table) -> list[tuple[str, str]]:

@@ -18,7 +18,7 @@ from znorm.lab.stats import Interval, t_interval
 from znorm.lab.store import Run
 from znorm.lab.tasks import TASKS
 
-__all__ = ["COLUMNS", "Cell", "Column", "Row", "Table", "gather", "on_terminal"]
+__all__ = ["COLUMNS", "Cell", "Column", "Row", "Table", "Value", "gather", "on_terminal", "plain"]
 
 REFERENCE = "baseline"
 
@@ -49,6 +49,7 @@ COLUMNS: Mapping[str, tuple[Column, ...]] = {
         Column("test_f1", "Test F1", 4),
         Column("test_tversky", "Test Tversky", 4),
         Column("test_hausdorff", "Test Hausdorff, pixels", 2),
+        Column("test_hausdorff_rows", "Test Hausdorff, row variant", 2),
         Column("test_f1_per_patient", "Test F1 per patient", 4),
         Column("train_loss", "Train loss", 4),
         Column("best_validation_test_f1", "Test F1 at best validation", 4),
@@ -89,6 +90,7 @@ class Row:
     runs: tuple[Run, ...]
     cells: tuple[Cell, ...]
     difference: Cell | None
+    epochs_to_baseline: Cell
     troubles: tuple[Value, ...]
 
 
@@ -133,15 +135,11 @@ class Table:
         return None
 
 
-_VARIES = {"method", "seed", "transform", "weight_decay"}
-
-
 def gather(root: Path, runs: Sequence[Run]) -> list[Table]:
     """One table for each configuration among ``runs``; links relative to ``root``."""
     groups: dict[str, list[Run]] = {}
     for run in runs:
-        content = run.spec.model_dump(mode="json", exclude=_VARIES)
-        groups.setdefault(json.dumps(content, sort_keys=True), []).append(run)
+        groups.setdefault(run.spec.configuration, []).append(run)
     tables = []
     for members in groups.values():
         spec = members[0].spec
@@ -149,7 +147,8 @@ def gather(root: Path, runs: Sequence[Run]) -> list[Table]:
         floor = json.loads(path.read_bytes()) if path.exists() else None
         link = path.relative_to(root).as_posix()
         columns = COLUMNS[TASKS[spec.task].output]
-        tables.append(Table(spec, tuple(members), _rows(root, members, columns), floor, link))
+        rows = _rows(root, members, columns)
+        tables.append(Table(spec, tuple(members), rows, floor, link))
     return tables
 
 
@@ -182,11 +181,35 @@ def _rows(root: Path, runs: Sequence[Run], columns: Sequence[Column]) -> tuple[R
                 for run in paired
             ]
             difference = _summary(column, gains, (), sign=True)
+        reached = _epochs_to_baseline(root, columns[0], paired, reference)
         troubles = tuple(
             Value(run.spec.seed, _trouble(run), _link(root, run)) for run in mine if run not in done
         )
-        rows.append(Row(method, title, tuple(mine), cells, difference, troubles))
+        rows.append(Row(method, title, tuple(mine), cells, difference, reached, troubles))
     return tuple(rows)
+
+
+def _epochs_to_baseline(
+    root: Path, headline: Column, runs: Sequence[Run], reference: Mapping[int, Run]
+) -> Cell:
+    """In how many epochs each run first scored what the baseline of its seed scored at its end.
+
+    The mean stands for runs that all got there; else how many did.
+    """
+    epochs: list[int | None] = []
+    for run in runs:
+        final = reference[run.spec.seed].metrics[headline.key]
+        scores = ((entry["epoch"], entry[headline.key]) for entry in run.history)
+        epochs.append(next((epoch for epoch, score in scores if score >= final), None))
+    values = tuple(
+        Value(run.spec.seed, "not reached" if epoch is None else str(epoch), _events(root, run))
+        for run, epoch in zip(runs, epochs, strict=True)
+    )
+    reached = [epoch for epoch in epochs if epoch is not None]
+    if not epochs or len(reached) < len(epochs):
+        text = f"reached by {len(reached)} of {len(epochs)}" if epochs else "–"
+        return Cell(None, text, "", values)
+    return _summary(Column("epoch", "", 1), reached, values)
 
 
 def _cell(root: Path, column: Column, runs: Sequence[Run]) -> Cell:
@@ -229,6 +252,10 @@ def _link(root: Path, run: Run) -> str:
     return (run.folder / name).relative_to(root).as_posix()
 
 
+def _events(root: Path, run: Run) -> str:
+    return (run.folder / "events.jsonl").relative_to(root).as_posix()
+
+
 def on_terminal(table: Table) -> RichTable:
     """The table for a terminal."""
     spec = table.spec
@@ -240,18 +267,20 @@ def on_terminal(table: Table) -> RichTable:
     for position in shown:
         rich.add_column(table.columns[position].title, justify="right")
     rich.add_column("vs baseline", justify="right")
+    rich.add_column("Epochs to it", justify="right")
     for row in table.rows:
-        cells = [_plain(row.cells[position]) for position in shown]
-        difference = "" if row.difference is None else _plain(row.difference)
+        cells = [plain(row.cells[position]) for position in shown]
+        difference = "" if row.difference is None else plain(row.difference)
         trouble = "; ".join(f"seed {value.seed} {value.text}" for value in row.troubles)
-        rich.add_row(row.label, *cells, trouble or difference)
+        rich.add_row(row.label, *cells, trouble or difference, plain(row.epochs_to_baseline))
     score = (table.floor or {}).get("metrics", {}).get(table.columns[0].key)
     if score is not None:
         floor = FLOORS[TASKS[spec.task].output].label
         rich.add_section()
-        rich.add_row(f"Floor: {floor}", table.columns[0].show(score), *[""] * len(shown))
+        rich.add_row(f"Floor: {floor}", table.columns[0].show(score), *[""] * (len(shown) + 1))
     return rich
 
 
-def _plain(cell: Cell) -> str:
+def plain(cell: Cell) -> str:
+    """A cell as text: the mean, and half its interval."""
     return f"{cell.mean} ± {cell.half}" if cell.half else cell.mean

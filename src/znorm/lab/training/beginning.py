@@ -27,7 +27,8 @@ def begin(spec: RunSpec, dataset: Dataset) -> tuple[nn.Module, torch.optim.Optim
         spec.optimizer,
         spec.optimizer_options,
         spec.weight_decay,
-        make_transform(spec.transform),
+        # A receipt is of a transform that is attached: the loop does that, epoch by epoch.
+        None if spec.receipt else make_transform(spec.transform),
         model,
         spec.learning_rate,
         capturable=bool(spec.cuda_graph),

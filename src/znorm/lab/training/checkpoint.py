@@ -31,6 +31,8 @@ class Position:
         The hash of the weights that the run started from.
     history : list of dict
         One entry a finished epoch.
+    receipt : dict
+        Of this epoch's gradients so far, where it is asked for.
     seconds : float
         Time spent so far, in all processes that worked on the run.
     """
@@ -41,6 +43,7 @@ class Position:
     batches: str = ""
     initial_weights: str = ""
     history: list[dict[str, Any]] = field(default_factory=list)
+    receipt: dict[str, dict[str, float]] = field(default_factory=dict)
     seconds: float = 0.0
 
     def saw(self, checksum: int) -> None:

@@ -10,10 +10,17 @@ from znorm.lab.errors import ConfigurationError
 from znorm.lab.models import MODELS
 from znorm.lab.registry import lookup
 
-__all__ = ["resolve_device", "resolve_precision"]
+__all__ = ["is_there", "resolve_device", "resolve_precision"]
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("auto", "float32", "bfloat16")
+
+
+def is_there(device: str) -> bool:
+    """Whether this machine has such a device."""
+    if device == "cuda":
+        return torch.cuda.is_available()
+    return device == "cpu" or (device == "mps" and torch.backends.mps.is_available())
 
 
 def resolve_device(name: str) -> str:
@@ -25,11 +32,7 @@ def resolve_device(name: str) -> str:
         For an unknown device, or one that this machine does not have.
     """
     lookup("device", name, dict.fromkeys(DEVICES, 0))
-    available = {
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-        "cpu": True,
-    }
+    available = {device: is_there(device) for device in ("cuda", "mps", "cpu")}
     if name == "auto":
         return next(device for device, present in available.items() if present)
     if not available[name]:

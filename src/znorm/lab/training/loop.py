@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from znorm.lab.datasets import Dataset
 from znorm.lab.errors import Interrupted
 from znorm.lab.losses import LOSSES
+from znorm.lab.methods import make_transform
 from znorm.lab.metrics import Cases
 from znorm.lab.optimizers import learning_rate
 from znorm.lab.spec import RunSpec
@@ -24,8 +25,10 @@ from znorm.lab.training.beginning import begin
 from znorm.lab.training.checkpoint import Position
 from znorm.lab.training.evaluation import evaluate, predict_cases
 from znorm.lab.training.graph import CapturedStep
+from znorm.lab.training.observation import Observation
 from znorm.lab.training.pipeline import Pipeline
 from znorm.lab.training.sampler import batches
+from znorm.lab.training.weights import dump
 
 __all__ = ["Outcome", "Watch", "train"]
 
@@ -64,6 +67,9 @@ class Outcome:
         or the evaluation at its end were not.
     cases : Cases or None
         Of masks, the counts and distances of each test image.
+    weights : bytes or None
+        What :func:`znorm.lab.training.weights.dump` makes of the trained net, unless the run
+        diverged.
     """
 
     status: str
@@ -72,6 +78,7 @@ class Outcome:
     seconds: float
     diverged_step: int | None = None
     cases: Cases | None = None
+    weights: bytes | None = None
 
 
 def train(
@@ -154,6 +161,10 @@ class _Loop:
         self.unread: list[tuple[Tensor, Tensor]] = []
         size = min(spec.batch_size, len(pipeline.dataset.train))
         self.captured = CapturedStep(size) if spec.cuda_graph else None
+        self.observation = None
+        if spec.receipt:
+            transform = make_transform(spec.transform)
+            self.observation = Observation(optimizer, transform, model)
         self.clock = time.perf_counter()
         self.saved_at = self.clock
 
@@ -164,7 +175,7 @@ class _Loop:
             self._read_losses()
             if (step := self._diverged_step(steps)) is not None:
                 return self._outcome("diverged", {}, step)
-            entry = {
+            entry: dict[str, Any] = {
                 "epoch": position.epoch + 1,
                 "train_loss": math.fsum(position.losses) / len(position.losses),
                 **self._evaluate("validation"),
@@ -174,6 +185,9 @@ class _Loop:
             if not all(map(math.isfinite, entry.values())):
                 # Running statistics overflowed: training goes on finite, evaluation does not.
                 return self._outcome("diverged", {}, (position.epoch + 1) * steps)
+            if self.observation is not None:
+                self._read_receipt()
+                entry["receipt"], position.receipt = position.receipt, {}
             position.history.append(entry)
             position.epoch, position.step, position.losses = position.epoch + 1, 0, []
             self._checkpoint()
@@ -255,6 +269,10 @@ class _Loop:
             self.position.saw(checksum)
         self.unread = []
 
+    def _read_receipt(self) -> None:
+        if self.observation is not None:
+            self.position.receipt = self.observation.read(self.position.receipt)
+
     def _diverged_step(self, steps: int) -> int | None:
         first = self.position.epoch * steps + 1
         for number, loss in enumerate(self.position.losses):
@@ -273,7 +291,9 @@ class _Loop:
         """The last epoch's scores, and those of the epoch that was best on validation."""
         history, score = self.position.history, self.score
         metrics = {
-            key: value for key, value in history[-1].items() if key not in ("epoch", "seconds")
+            key: value
+            for key, value in history[-1].items()
+            if key not in ("epoch", "receipt", "seconds")
         }
         if cases is not None:
             metrics.update({f"test_{key}": value for key, value in cases.scores().items()})
@@ -292,6 +312,7 @@ class _Loop:
 
     def _checkpoint(self) -> None:
         self._read_losses()
+        self._read_receipt()
         self._seconds()
         self.save(checkpoint.dump(self.model, self.optimizer, self.position))
         self.saved_at = time.perf_counter()
@@ -308,4 +329,5 @@ class _Loop:
             "batches": self.position.batches,
             "final_weights": checkpoint.hash_weights(self.model),
         }
-        return Outcome(status, metrics, hashes, self._seconds(), step, cases)
+        weights = dump(self.model, self.pipeline.dataset) if status == "done" else None
+        return Outcome(status, metrics, hashes, self._seconds(), step, cases, weights)

@@ -57,6 +57,9 @@ class Pipeline:
     workers : int, optional
         Threads that read ahead; by default 2 for a set that is mapped from a file, else none.
         Batches are the same whatever their number.
+    statistics : two Tensors of shape (C,), optional
+        Mean and standard deviation that images are normalized by, from 0 to 255; by default those
+        of the training images.
     """
 
     def __init__(
@@ -66,6 +69,7 @@ class Pipeline:
         seed: int,
         device: torch.device,
         workers: int | None = None,
+        statistics: tuple[Tensor, Tensor] | None = None,
     ) -> None:
         self.dataset = dataset
         self.augment = augment
@@ -74,7 +78,7 @@ class Pipeline:
         self.workers = (WORKERS if dataset.train.mapped else 0) if workers is None else workers
         self.resident = device.type == "cuda" and not dataset.train.mapped
         self._parts: dict[int, Part] = {}
-        mean, std = dataset.statistics
+        mean, std = dataset.statistics if statistics is None else statistics
         self._shift = mean.to(device)[:, None, None]
         self._factor = (1 / std).to(device)[:, None, None]
 

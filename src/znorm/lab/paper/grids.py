@@ -1,0 +1,192 @@
+"""What the paper's tables and figure are made of, at three scales."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from znorm.lab.methods import PUBLISHED
+from znorm.lab.optimizers import learning_rate
+from znorm.lab.spec import RunSpec
+from znorm.lab.tasks import TASKS
+
+__all__ = ["SCALES", "TARGETS", "Scale", "Target", "deviations", "settings"]
+
+
+@dataclass(frozen=True)
+class Target:
+    """A table or figure: methods on each of these models, on one task.
+
+    Parameters
+    ----------
+    label, about : str
+    task : str
+        Its defaults are the settings of its table.
+    models : tuple of str
+    stand_in : str
+        The task that needs no download and is tried where the images are missing.
+    methods : tuple of str
+    table : str or None
+        The paper's table that holds numbers for it.
+    one_seed : bool
+        Whether one seed is enough, however many are asked for.
+    choices : mapping
+        Further keys of its specifications.
+    """
+
+    label: str
+    about: str
+    task: str
+    models: tuple[str, ...]
+    stand_in: str
+    methods: tuple[str, ...] = PUBLISHED
+    table: str | None = None
+    one_seed: bool = False
+    choices: Mapping[str, Any] = field(default_factory=dict)
+
+
+_SEGMENTERS = ("resnet50_unet", "unetplusplus", "attention_unet")
+
+TARGETS: Mapping[str, Target] = {
+    "table1": Target(
+        "Table 1",
+        "six methods on six classifiers, CIFAR-10",
+        "cifar10",
+        ("resnet56", "resnet101", "resnet152", "densenet121", "densenet169", "mobilenetv2"),
+        "pcam_mini",
+        table="1",
+    ),
+    "table2": Target(
+        "Table 2",
+        "six methods on three classifiers, PatchCamelyon",
+        "patchcamelyon",
+        ("resnet56", "resnet101", "resnet152"),
+        "pcam_mini",
+        table="2",
+    ),
+    "table3": Target(
+        "Table 3",
+        "six methods on three segmenters, LGG brain MRI",
+        "lgg_mri",
+        _SEGMENTERS,
+        "phantom",
+        table="3",
+    ),
+    "figure2": Target(
+        "Figure 2",
+        "outlines of each method on test slices, by the runs of Table 3",
+        "lgg_mri",
+        _SEGMENTERS,
+        "phantom",
+        one_seed=True,
+    ),
+    "gradients": Target(
+        "Gradients by depth",
+        "gradient norms of a deep net with and without shortcuts and normalization",
+        "cifar10",
+        ("plain56", "resnet56"),
+        "pcam_mini",
+        methods=("baseline", "znorm"),
+        one_seed=True,
+        choices={"receipt": True},
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much of each target is run.
+
+    Parameters
+    ----------
+    about : str
+        One line.
+    result : bool
+        Whether what comes out may be read as a result.
+    seeds : int
+        Where nothing else is asked for.
+    choices : mapping
+        By task, what differs from its defaults.
+    """
+
+    about: str
+    result: bool
+    seeds: int
+    choices: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
+SCALES: Mapping[str, Scale] = {
+    "smoke": Scale(
+        "a few steps of each, to see that everything runs; not a result",
+        result=False,
+        seeds=1,
+        choices={
+            "cifar10": {"epochs": 1, "batch_size": 8, "data.limit": 24},
+            "patchcamelyon": {"epochs": 1, "batch_size": 8, "data.limit": 24},
+            "lgg_mri": {"epochs": 1, "batch_size": 2, "data.limit": 6},
+        },
+    ),
+    # Batches shrink with the images, so that an epoch still has more than a few steps.
+    "reduced": Scale(
+        "a tenth of the epochs and less of the images: hours on one GPU",
+        result=True,
+        seeds=3,
+        choices={
+            "cifar10": {"epochs": 10, "batch_size": 64, "data.limit": 10_000},
+            "patchcamelyon": {"epochs": 10, "batch_size": 32, "data.limit": 10_000},
+            "lgg_mri": {"epochs": 10, "batch_size": 8, "data.limit": 600},
+        },
+    ),
+    "paper": Scale("the paper's settings", result=True, seeds=3),
+}
+
+
+def settings(task: str, scale: Scale, choices: Mapping[str, Any]) -> dict[str, Any]:
+    """What runs of a task are made with at a scale, the user's choices last.
+
+    A schedule's milestones keep their place in the run: 30 of 50 epochs is 6 of 10.
+    """
+    chosen = {**scale.choices.get(task, {}), **choices}
+    own = TASKS[task]
+    epochs = chosen.get("epochs", own.epochs)
+    if "schedule" not in chosen and epochs != own.epochs:
+        chosen["schedule"] = _shrunk(own.schedule, own.epochs, epochs)
+    return chosen
+
+
+def _shrunk(schedule: str, epochs: int, wanted: int) -> str:
+    kind, colon, milestones = schedule.partition(":")
+    if not colon:
+        return schedule
+    places = [round(int(epoch) * wanted / epochs) for epoch in milestones.split(",")]
+    reached = [str(place) for place in places if place < wanted]
+    return f"{kind}:{','.join(reached)}" if reached else "constant"
+
+
+def deviations(spec: RunSpec, task: str) -> list[str]:
+    """In what a run differs from the paper's for a task, as a page tells it; [] if in nothing."""
+    own, found = TASKS[task], []
+    if spec.task != task:
+        found.append(f"{TASKS[spec.task].label} stands in for {own.label}")
+    for what, here, there in (
+        ("epochs", spec.epochs, own.epochs),
+        ("batches of", spec.batch_size, own.batch_size),
+        ("learning rate", spec.learning_rate, own.learning_rate),
+        ("loss", spec.loss, own.loss),
+        ("augmentation", spec.data.augment, own.augment),
+        ("optimizer", spec.optimizer, "adam"),
+    ):
+        if here != there:
+            found.append(f"{what} {here}, not {there}")
+    ours = [learning_rate(1.0, spec.schedule, epoch, spec.epochs) for epoch in range(spec.epochs)]
+    theirs = [learning_rate(1.0, own.schedule, epoch, own.epochs) for epoch in range(own.epochs)]
+    if ours != theirs and spec.schedule != _shrunk(own.schedule, own.epochs, spec.epochs):
+        found.append(f"schedule {spec.schedule}, not {own.schedule}")
+    if spec.data.limit is not None:
+        found.append(f"at most {spec.data.limit:,} images of each part")
+    if spec.micro_batch is not None:
+        found.append(f"batches in pieces of {spec.micro_batch}")
+    if spec.model_options.get("stem", "imagenet") != "imagenet":
+        found.append(f"stem {spec.model_options['stem']}")
+    return found

@@ -1,0 +1,81 @@
+"""What a folder of runs reproduces: kept beside the runs, so that every later page says it too."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pydantic import TypeAdapter, ValidationError
+
+from znorm.lab.errors import ConfigurationError, DataError
+from znorm.lab.paper.grids import SCALES, TARGETS, Scale
+from znorm.lab.store import write_atomically
+
+__all__ = ["Record"]
+
+_NAME = "reproduction.json"
+
+
+@dataclass(frozen=True)
+class Record:
+    """The scale of all runs in a folder, and what was asked for.
+
+    Parameters
+    ----------
+    scale : str
+        A folder holds one, so that what is not a result never stands among results.
+    tasks : mapping
+        For each target that was asked for the task that was trained, a stand-in's or its own.
+    cases : tuple of str
+        Test slices to show in Figure 2 beside the best, the median and the worst.
+    """
+
+    scale: str
+    tasks: Mapping[str, str] = field(default_factory=dict)
+    cases: tuple[str, ...] = ()
+
+    @property
+    def size(self) -> Scale:
+        return SCALES[self.scale]
+
+    @classmethod
+    def read(cls, root: Path) -> Record | None:
+        """The record of a folder, if it has one.
+
+        Raises
+        ------
+        DataError
+            If it cannot be read.
+        """
+        path = root / _NAME
+        try:
+            found = TypeAdapter(Record).validate_json(path.read_bytes())
+        except FileNotFoundError:
+            return None
+        except (OSError, ValidationError) as error:
+            first = str(error).splitlines()[0]
+            raise DataError(f"{path}: cannot be read ({first}); move it away") from None
+        if found.scale not in SCALES or not found.tasks.keys() <= TARGETS.keys():
+            raise DataError(f"{path}: not of this version of znorm; move it away")
+        return found
+
+    def write(self, root: Path) -> Record:
+        """Add to what stands there already; the whole.
+
+        Raises
+        ------
+        ConfigurationError
+            If the folder holds another scale.
+        """
+        before = Record.read(root)
+        if before is not None and before.scale != self.scale:
+            raise ConfigurationError(
+                f"{root} holds runs at scale {before.scale}; give scale {self.scale} another --out"
+            )
+        tasks = {**(before.tasks if before else {}), **self.tasks}
+        cases = self.cases or (before.cases if before else ())
+        content = {"scale": self.scale, "tasks": tasks, "cases": list(cases)}
+        write_atomically(root / _NAME, (json.dumps(content, indent=2) + "\n").encode())
+        return Record(self.scale, tasks, cases)

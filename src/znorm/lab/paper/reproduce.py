@@ -1,0 +1,288 @@
+"""The paper's tables and figure, one call each."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from znorm.lab.comparison import execute, grid, report
+from znorm.lab.datasets.files import data_root
+from znorm.lab.errors import ConfigurationError, MissingDataError
+from znorm.lab.models import MODELS
+from znorm.lab.paper.grids import SCALES, TARGETS, Scale, Target, settings
+from znorm.lab.paper.record import Record
+from znorm.lab.progress import Display, Silent
+from znorm.lab.registry import lookup, unknown
+from znorm.lab.spec import RunSpec
+from znorm.lab.store import Run, find
+from znorm.lab.tasks import TASKS, load
+
+__all__ = ["default_folder", "planned", "reproduce"]
+
+PathLike: TypeAlias = str | os.PathLike[str]
+
+# What the paper states, and is not to be changed where its settings are asked for.
+_STATED = (
+    "epochs",
+    "learning_rate",
+    "batch_size",
+    "schedule",
+    "optimizer",
+    "optimizer_options",
+    "data.augment",
+    "data.limit",
+)
+
+
+def default_folder(scale: str) -> Path:
+    """Where runs of a scale go: all of its targets share them."""
+    return Path("runs") / f"paper-{scale}"
+
+
+def planned(
+    target: str,
+    *,
+    scale: str = "smoke",
+    models: Sequence[str] | str | None = None,
+    methods: Sequence[str] | str | None = None,
+    seeds: int | Sequence[int] | None = None,
+    epochs: int | None = None,
+    limit: int | None = None,
+    batch_size: int | None = None,
+    micro_batch: int | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+    deterministic: bool = False,
+    cuda_graph: bool = False,
+    set: Mapping[str, Any] | None = None,
+) -> tuple[list[RunSpec], Record]:
+    """The specifications of a target, or of ``all``, and what is trained in whose place.
+
+    Parameters are those of :func:`reproduce`. Seed by seed, and within a seed model by model with
+    its methods side by side, so that a grid stopped halfway is balanced.
+
+    Raises
+    ------
+    ConfigurationError
+        Naming the argument that is not valid; at scale ``paper``, what the paper states.
+    MissingDataError
+        If images are missing; at scale ``smoke`` a built-in task stands in for them.
+    """
+    size = lookup("scale", scale, SCALES)
+    names = list(TARGETS) if target == "all" else [target]
+    chosen = [lookup("target", name, {**TARGETS, "all": TARGETS["table1"]}) for name in names]
+    choices = {
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "micro_batch": micro_batch,
+        "device": device,
+        "precision": precision,
+        "deterministic": deterministic,
+        "cuda_graph": cuda_graph or None,
+        "data.limit": limit,
+        **(set or {}),
+    }
+    given = {key: value for key, value in choices.items() if value is not None}
+    if not size.choices:
+        for key in given:
+            if key in _STATED:
+                raise ConfigurationError(
+                    f"{key}: scale {scale} is the paper's settings; --scale reduced takes others"
+                )
+    wanted = _listed(models)
+    for name in wanted or ():
+        known = [model for one in chosen for model in one.models]
+        if name not in known:
+            raise unknown(f"model of {target}", name, [name for name in MODELS if name in known])
+    specs: dict[str, RunSpec] = {}
+    tasks: dict[str, str] = {}
+    for name, one in zip(names, chosen, strict=True):
+        kept = [model for model in one.models if wanted is None or model in wanted]
+        if not kept:
+            continue
+        held = one.methods if methods is None else _listed(methods)
+        mine = _meant_for(one.task, given, {other.task for other in chosen})
+        for spec in _specs(one, size, kept, held, size.seeds if seeds is None else seeds, mine):
+            specs.setdefault(spec.canonical(), spec)
+            tasks[name] = spec.task
+    order = list(specs.values())
+    seeds_in_order = list(dict.fromkeys(spec.seed for spec in order))
+    order.sort(key=lambda spec: seeds_in_order.index(spec.seed))
+    return order, Record(scale, tasks)
+
+
+def _meant_for(task: str, given: Mapping[str, Any], tasks: Collection[str]) -> dict[str, Any]:
+    """Without the parts of data that another task asked for has, and this one does not."""
+    others = {f"data.{key}" for other in tasks for key in TASKS[other].data_keys}
+    own = {f"data.{key}" for key in TASKS[task].data_keys}
+    return {key: value for key, value in given.items() if key not in others - own}
+
+
+def _specs(
+    target: Target,
+    size: Scale,
+    models: Sequence[str],
+    methods: Sequence[str] | None,
+    seeds: int | Sequence[int],
+    given: Mapping[str, Any],
+) -> list[RunSpec]:
+    """Of one target, on its own task or on what stands in for it."""
+    if target.one_seed:
+        seeds = 1 if isinstance(seeds, int) else list(seeds)[:1]
+    choices = {**settings(target.task, size, given), **target.choices}
+    try:
+        return [
+            spec
+            for model in models
+            for spec in grid(methods, seeds, {**choices, "task": target.task, "model": model})
+        ]
+    except MissingDataError:
+        if size.result:
+            raise
+    own = TASKS[target.task]
+    # All but the images is as it would have been.
+    choices = {
+        "learning_rate": own.learning_rate,
+        "schedule": own.schedule,
+        "data.augment": own.augment,
+        **{key: value for key, value in choices.items() if key not in _PARTS},
+        "task": target.stand_in,
+    }
+    return [spec for model in models for spec in grid(methods, seeds, {**choices, "model": model})]
+
+
+# Which files of a set are used means nothing for what stands in for it.
+_PARTS = ("data.train", "data.test", "data.split", "data.layout")
+
+
+def _listed(names: Sequence[str] | str | None) -> list[str] | None:
+    if names is None:
+        return None
+    listed = names.split(",") if isinstance(names, str) else names
+    return [name.strip() for name in listed if name.strip()] or None
+
+
+def reproduce(
+    target: str,
+    *,
+    scale: str = "smoke",
+    models: Sequence[str] | str | None = None,
+    methods: Sequence[str] | str | None = None,
+    seeds: int | Sequence[int] | None = None,
+    epochs: int | None = None,
+    limit: int | None = None,
+    batch_size: int | None = None,
+    micro_batch: int | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+    deterministic: bool = False,
+    cuda_graph: bool = False,
+    set: Mapping[str, Any] | None = None,
+    cases: Sequence[str] | str | None = None,
+    workers: int | None = None,
+    jobs: int = 1,
+    images: bool = True,
+    out: PathLike | None = None,
+    display: Display | None = None,
+) -> list[Run]:
+    """Train a table or figure of the paper, and report it beside the published numbers.
+
+    What is there already is not trained again; what was stopped goes on where it stood.
+
+    Parameters
+    ----------
+    target : str
+        "table1", "table2", "table3", "figure2", "gradients" or "all".
+    scale : str
+        "paper": the paper's settings. "reduced": fewer epochs and images, the same code. "smoke": a
+        few steps of each, which are not a result; where images are missing a built-in task stands
+        in for them.
+    models, methods : sequence of str or str, optional
+        Some of the target's; by default all.
+    seeds : int or sequence of int, optional
+        N means 0 to N-1; by default 3, or 1 at scale "smoke". A figure takes the first.
+    epochs, limit, batch_size : optional
+        Instead of the scale's; not at scale "paper".
+    micro_batch, device, precision, deterministic, cuda_graph, set, workers, jobs, display
+        As :func:`znorm.lab.compare` takes them.
+    cases : sequence of str or str, optional
+        Names of test slices to show in Figure 2, too.
+    images : bool
+        Whether the page shows pictures of the data; without them it may be passed on where the
+        data may not.
+    out : path, optional
+        By default ``runs/paper-SCALE``. A folder holds one scale.
+
+    Returns
+    -------
+    list of Run
+
+    Raises
+    ------
+    ConfigurationError, DataError
+        Before anything is trained.
+    DiskFullError, Interrupted
+        With the state saved where it could be.
+
+    References
+    ----------
+    Yun and Kim, arXiv 2408.01215v4.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from znorm import lab
+    >>> runs = lab.reproduce(
+    ...     "table1", models="resnet56", methods="znorm", limit=8, out=tempfile.mkdtemp()
+    ... )
+    >>> [run.status for run in runs]
+    ['done']
+    """
+    specs, record = planned(
+        target,
+        scale=scale,
+        models=models,
+        methods=methods,
+        seeds=seeds,
+        epochs=epochs,
+        limit=limit,
+        batch_size=batch_size,
+        micro_batch=micro_batch,
+        device=device,
+        precision=precision,
+        deterministic=deterministic,
+        cuda_graph=cuda_graph,
+        set=set,
+    )
+    root = Path(out) if out is not None else default_folder(scale)
+    if root.is_dir():
+        find(root)  # a folder that the report could not read is said before anything is trained
+    shown = tuple(_listed(cases) or ())
+    _check_cases(shown, specs)
+    Record(record.scale, record.tasks, shown).write(root)
+    display = display or Silent()
+    for name, task in record.tasks.items():
+        own = TARGETS[name].task
+        if task != own:
+            display.note(f"{name}: {own} is not here ({data_root()}); {task} stands in for it")
+    runs = [Run.at(root, spec) for spec in specs]
+    execute(runs, display, workers, jobs)
+    report(root, images=images)
+    return runs
+
+
+def _check_cases(names: Sequence[str], specs: Sequence[RunSpec]) -> None:
+    """Refuse a slice that no test part of the runs with masks holds."""
+    known: dict[str, Sequence[str]] = {
+        spec.data_key: load(spec.task, spec.data).test.names
+        for spec in {spec.data_key: spec for spec in specs}.values()
+        if names and TASKS[spec.task].output == "mask"
+    }
+    for name in names:
+        if not any(name in held for held in known.values()):
+            near = difflib.get_close_matches(name, [n for held in known.values() for n in held])
+            hint = f"; did you mean {' or '.join(near)}" if near else ""
+            raise ConfigurationError(f"cases: no test slice {name!r} here{hint}")

@@ -1,0 +1,238 @@
+"""What a trained model says of pictures: its own test part, or a folder of others."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from znorm.lab import models, tasks
+from znorm.lab.datasets import Dataset, Part
+from znorm.lab.datasets.files import read_picture
+from znorm.lab.errors import ConfigurationError, DataError
+from znorm.lab.metrics import Cases
+from znorm.lab.reporting.overlays import case, draw_cases, notable, outlined
+from znorm.lab.store import Run, write_atomically
+from znorm.lab.training.device import is_there
+from znorm.lab.training.pipeline import Pipeline
+from znorm.lab.training.weights import Trained, load
+
+__all__ = ["outputs", "predict"]
+
+PathLike: TypeAlias = str | os.PathLike[str]
+
+SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp")
+# Rows of the figure where no truth tells which cases are the best and the worst.
+_SHOWN = 3
+
+
+def predict(
+    run: Run | PathLike, folder: PathLike | None = None, *, out: PathLike | None = None
+) -> Path:
+    """Predict the test part of a finished run, or pictures in a folder.
+
+    Parameters
+    ----------
+    run : Run or path
+        Its folder, ``.../seed-0``.
+    folder : path, optional
+        Of pictures (png, tif, jpg or bmp, folders within it too) with the size and channels that
+        the model was trained on. ``NAME_mask`` beside ``NAME`` is the true mask of it.
+    out : path, optional
+        By default ``predictions/test``, or by the folder's name, within the run's folder.
+
+    Returns
+    -------
+    Path
+        Of a folder: ``predictions.csv``, a row an image; for masks ``masks/`` as black and white
+        pictures, ``overlays/`` with outlines (the truth blue, the prediction orange) and
+        ``cases.png``, the best, the median and the worst by Dice among images whose truth marks
+        anything; without truth the first ones.
+
+    Raises
+    ------
+    ConfigurationError
+        If the run is not finished.
+    DataError
+        If weights or pictures are missing, unreadable or of another size; nothing is written.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from znorm import lab
+    >>> runs = lab.compare(methods=["znorm"], seeds=1, epochs=1, limit=8, out=tempfile.mkdtemp())
+    >>> (lab.predict(runs[0]) / "predictions.csv").read_text().splitlines()[0]
+    'name,truth,predicted,no tumour,tumour'
+    """
+    one = run if isinstance(run, Run) else Run.open(run)
+    trained = _trained(one)
+    if folder is None:
+        part = tasks.load(one.spec.task, one.spec.data).test
+        named = part.names or tuple(f"test-{row}" for row in range(len(part)))
+        truth = True
+    else:
+        named, part, truth = _pictures(Path(folder), trained, tasks.TASKS[one.spec.task].output)
+    place = "test" if folder is None else Path(folder).resolve().name
+    home = Path(out) if out is not None else one.folder / "predictions" / place
+    found = outputs(one, part)
+    if tasks.TASKS[one.spec.task].output == "mask":
+        _write_masks(home, part, named, found[:, 0] > 0, truth=truth)
+    else:
+        _write_classes(home, part, named, found.softmax(1), trained.classes, truth=truth)
+    return home
+
+
+def _trained(run: Run) -> Trained:
+    if run.status != "done":
+        raise ConfigurationError(f"{run.folder}: {run.status}; predictions need a finished run")
+    path = run.folder / "weights.pt"
+    try:
+        return load(path.read_bytes())
+    except OSError as error:
+        raise DataError(
+            f"{path}: cannot be read ({error.strerror}); train the run again elsewhere"
+        ) from None
+
+
+@torch.no_grad()
+def outputs(run: Run, part: Part) -> Tensor:
+    """What the net of a finished run gives for each image, in order: as its loop evaluates.
+
+    Returns
+    -------
+    Tensor of shape (N, classes) or (N, 1, H, W), float32
+        On the CPU.
+
+    Raises
+    ------
+    ConfigurationError, DataError
+        If the run is not finished; if its weights are missing.
+    """
+    trained, spec = _trained(run), run.spec
+    device = torch.device(spec.device if is_there(spec.device) else "cpu")
+    dataset = Dataset(part, part, part, trained.classes)
+    model = models.build(
+        spec.model,
+        channels=len(trained.mean),
+        classes=trained.outputs,
+        image_size=trained.image_size,
+        **spec.model_options,
+    )
+    model.load_state_dict(trained.state)
+    model = model.to(device=device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    pipeline = Pipeline(dataset, "none", spec.seed, device, statistics=(trained.mean, trained.std))
+    found = []
+    for images, _ in pipeline.evaluation_batches(part):
+        with torch.autocast(device.type, torch.bfloat16, enabled=spec.precision == "bfloat16"):
+            found.append(model(images).float().cpu())
+    return torch.cat(found)
+
+
+def _pictures(folder: Path, trained: Trained, output: str) -> tuple[tuple[str, ...], Part, bool]:
+    """The pictures of a folder by name, with their masks if all of them have one."""
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder of pictures")
+    files = {path.relative_to(folder).with_suffix("").as_posix(): path for path in _files(folder)}
+    masks = {
+        name: files[f"{name}_mask"]
+        for name in files
+        if output == "mask" and f"{name}_mask" in files
+    }
+    names = tuple(
+        name for name in files if name.removesuffix("_mask") not in masks or name in masks
+    )
+    if not names:
+        raise DataError(f"{folder}: no pictures in it; valid endings: {', '.join(SUFFIXES)}")
+    if masks and len(masks) < len(names):
+        lacking = next(name for name in names if name not in masks)
+        raise DataError(f"{files[lacking]}: has no mask, and others have; give all or none one")
+    mode = "L" if len(trained.mean) == 1 else "RGB"
+    size = trained.image_size
+    pixels = np.stack([read_picture(files[name], mode, size) for name in names])
+    images = torch.from_numpy(pixels.reshape(len(names), *size, -1)).permute(0, 3, 1, 2)
+    if masks:
+        marked = np.stack([read_picture(masks[name], "L", size) > 0 for name in names])
+        return names, Part(images, torch.from_numpy(marked.astype(np.uint8)), names), True
+    nothing = (len(names), *size) if output == "mask" else (len(names),)
+    kind = torch.uint8 if output == "mask" else torch.int64
+    return names, Part(images, torch.zeros(nothing, dtype=kind), names), False
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    seen: dict[Path, Path] = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.suffix.lower() in SUFFIXES:
+            bare = path.with_suffix("")
+            if bare in seen:
+                raise DataError(f"{path}: {seen[bare].name} beside it has the same name")
+            seen[bare] = path
+            yield path
+
+
+def _write_classes(
+    home: Path,
+    part: Part,
+    names: Sequence[str],
+    shares: Tensor,
+    classes: Sequence[str],
+    *,
+    truth: bool,
+) -> None:
+    rows = []
+    for row, name in enumerate(names):
+        line: dict[str, Any] = {"name": name}
+        if truth:
+            line["truth"] = classes[int(part.targets[row])]
+        line["predicted"] = classes[int(shares[row].argmax())]
+        rows.append({**line, **dict(zip(classes, shares[row].tolist(), strict=True))})
+    _write_csv(home, rows)
+
+
+def _write_masks(
+    home: Path, part: Part, names: Sequence[str], masks: Tensor, *, truth: bool
+) -> None:
+    rows: list[dict[str, Any]]
+    if truth:
+        cases = Cases.of(masks, part.targets > 0, names, part.patients or None)
+        scores = cases.counts.dice().tolist()
+        rows = [{**row, "dice": score} for row, score in zip(cases.rows(), scores, strict=True)]
+        shown = notable(scores, cases.target_found.tolist())
+    else:
+        rows = [
+            {"name": name, "marked": int(mask.sum())}
+            for name, mask in zip(names, masks, strict=True)
+        ]
+        shown = {names[row]: row for row in range(min(_SHOWN, len(names)))}
+    figure = []
+    for row, name in enumerate(names):
+        mask = masks[row].numpy()
+        one = case(part, row, name, {"Prediction": mask}, truth=truth)
+        buffer = io.BytesIO()
+        Image.fromarray(mask.astype(np.uint8) * 255).save(buffer, format="PNG")
+        write_atomically(home / "masks" / f"{name}.png", buffer.getvalue())
+        write_atomically(home / "overlays" / f"{name}.png", outlined(one))
+    for title, row in shown.items():
+        label = f"{title}\n{names[row]}" if truth else title
+        predictions = {"Prediction": masks[row].numpy()}
+        figure.append(case(part, row, label, predictions, truth=truth))
+    if figure:
+        buffer = io.BytesIO()
+        draw_cases(figure, buffer)
+        write_atomically(home / "cases.png", buffer.getvalue())
+    _write_csv(home, rows)
+
+
+def _write_csv(home: Path, rows: Sequence[dict[str, Any]]) -> None:
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, rows[0].keys(), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomically(home / "predictions.csv", buffer.getvalue().encode())

@@ -1,0 +1,198 @@
+"""The paper's tables with what was trained here beside its numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.table import Table as RichTable
+
+from znorm.lab.methods import PUBLISHED, label
+from znorm.lab.paper.grids import TARGETS, deviations
+from znorm.lab.paper.published import published
+from znorm.lab.paper.record import Record
+from znorm.lab.reporting.tables import COLUMNS, Cell, Column, Row, Table, Value, plain
+from znorm.lab.tasks import TASKS
+
+__all__ = ["Beside", "Block", "Line", "PaperTable", "beside_on_terminal", "paper_tables"]
+
+# Ours beside theirs. The paper's Hausdorff distances fit the row variant, not a distance in pixels,
+# which it does not say: both of ours stand beside the one of theirs.
+_METRICS = {
+    "test_accuracy": "test_accuracy",
+    "train_loss": "train_loss",
+    "test_f1": "test_f1",
+    "test_tversky": "test_tversky",
+    "test_hausdorff": "test_hausdorff",
+    "test_hausdorff_rows": "test_hausdorff",
+}
+
+# As many as the paper prints.
+_DIGITS = {
+    "test_accuracy": 1,
+    "train_loss": 4,
+    "test_f1": 3,
+    "test_tversky": 3,
+    "test_hausdorff": 3,
+}
+
+
+@dataclass(frozen=True)
+class Beside:
+    """One cell of the paper.
+
+    Parameters
+    ----------
+    key : str
+        Task, model, method and metric, as published.csv names them.
+    published : str or None
+        None where the paper has no such cell.
+    here : Cell or None
+        None where nothing was trained for it.
+    difference : str
+        Ours less the published one; empty where one of them is missing, and where ours is of
+        another task that stood in.
+    """
+
+    key: str
+    published: str | None
+    here: Cell | None
+    difference: str
+
+
+@dataclass(frozen=True)
+class Line:
+    """A method of a model."""
+
+    label: str
+    cells: tuple[Beside, ...]
+    troubles: tuple[Value, ...]
+
+
+@dataclass(frozen=True)
+class Block:
+    """A model of a table, in one configuration that was trained here, or in none.
+
+    Parameters
+    ----------
+    model : str
+    table : Table or None
+        The runs.
+    deviations : tuple of str
+        In what they differ from the paper's settings.
+    lines : tuple of Line
+    """
+
+    model: str
+    table: Table | None
+    deviations: tuple[str, ...]
+    lines: tuple[Line, ...]
+
+
+@dataclass(frozen=True)
+class PaperTable:
+    """One of the three.
+
+    Parameters
+    ----------
+    label, task : str
+        What it is called, and the name of its own task.
+    columns : tuple of Column
+    blocks : tuple of Block
+    """
+
+    label: str
+    task: str
+    columns: tuple[Column, ...]
+    blocks: tuple[Block, ...]
+
+    @property
+    def stands_in(self) -> bool:
+        """Whether another task was trained in place of the paper's."""
+        return any(block.table and block.table.spec.task != self.task for block in self.blocks)
+
+
+def paper_tables(record: Record, tables: Sequence[Table]) -> list[PaperTable]:
+    """Each table that was asked for, whole: every published number, trained here or not."""
+    found = []
+    for name, target in TARGETS.items():
+        if target.table is None or name not in record.tasks:
+            continue
+        metrics = {metric for task, _, _, metric in published() if task == target.task}
+        columns = tuple(
+            column
+            for column in COLUMNS[TASKS[target.task].output]
+            if _METRICS.get(column.key) in metrics
+        )
+        blocks = []
+        for model in target.models:
+            mine: list[Table | None] = [
+                table
+                for table in tables
+                if table.spec.task == record.tasks[name]
+                and table.spec.model == model
+                and not table.spec.receipt
+            ]
+            for table in mine or [None]:
+                away = () if table is None else tuple(deviations(table.spec, target.task))
+                lines = _lines(target.task, model, table, columns)
+                blocks.append(Block(model, table, away, lines))
+        found.append(PaperTable(target.label, target.task, columns, tuple(blocks)))
+    return found
+
+
+def _lines(
+    task: str, model: str, table: Table | None, columns: Sequence[Column]
+) -> tuple[Line, ...]:
+    rows: dict[str, Row] = {} if table is None else {row.method: row for row in table.rows}
+    lines = []
+    for method in dict.fromkeys((*PUBLISHED, *rows)):
+        row = rows.get(method)
+        title = label(method) if row is None else row.label
+        cells = tuple(_beside(task, model, method, column, table, row) for column in columns)
+        lines.append(Line(title, cells, () if row is None else row.troubles))
+    return tuple(lines)
+
+
+def _beside(
+    task: str, model: str, method: str, column: Column, table: Table | None, row: Row | None
+) -> Beside:
+    metric = _METRICS[column.key]
+    number = published().get((task, model, method, metric))
+    here = None
+    if table is not None and row is not None:
+        here = row.cells[table.columns.index(column)]
+    difference = ""
+    comparable = table is not None and table.spec.task == task
+    if comparable and number is not None and here is not None and here.interval is not None:
+        text = column.show(here.interval.mean - number)
+        difference = text.replace("-", "−") if text.startswith("-") else f"+{text}"
+    shown = None if number is None else f"{number * column.scale:.{_DIGITS[metric]}f}"
+    return Beside(f"{task} {model} {method} {metric}", shown, here, difference)
+
+
+def beside_on_terminal(table: PaperTable) -> RichTable:
+    """The table for a terminal: published, here, and the difference."""
+    rich = RichTable(title=f"{table.label} ({table.task})", title_justify="left")
+    rich.add_column("Model", no_wrap=True)
+    rich.add_column("Method", no_wrap=True)
+    shown = range(2)  # what a terminal has room for: the headline, and what stands next to it
+    for number in shown:
+        rich.add_column(f"{table.columns[number].title}: published", justify="right")
+        rich.add_column("here", justify="right")
+        rich.add_column("difference", justify="right")
+    for block in table.blocks:
+        rich.add_section()
+        if block.table is None:
+            rich.add_row(block.model, "not trained here")
+            continue
+        for place, line in enumerate(block.lines):
+            cells = []
+            for number in shown:
+                cell = line.cells[number]
+                here = "" if cell.here is None else plain(cell.here)
+                cells += [cell.published or "–", here, cell.difference]
+            if line.troubles:
+                cells[1] = "; ".join(f"seed {v.seed} {v.text}" for v in line.troubles)
+            rich.add_row(block.model if not place else "", line.label, *cells)
+    return rich

@@ -1,0 +1,80 @@
+"""The paper's Figure 2: what each method's net marks on the same test slices."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from znorm.lab.datasets import Dataset
+from znorm.lab.errors import DataError
+from znorm.lab.prediction import outputs
+from znorm.lab.reporting.overlays import case, draw_cases, notable
+from znorm.lab.reporting.tables import Table
+from znorm.lab.store import Run
+
+__all__ = ["Figure2", "figure2"]
+
+
+@dataclass(frozen=True)
+class Figure2:
+    """The figure as SVG, if it could be drawn, and what a reader must know of it."""
+
+    svg: str
+    caption: str
+
+
+def figure2(table: Table, dataset: Dataset, cases: Sequence[str] = ()) -> Figure2 | None:
+    """Outlines of one seed's nets, a column a method.
+
+    Rows are the best, the median and the worst slice by Dice, its mean over the methods, among
+    test slices whose truth marks anything; then those that are named. None without finished runs
+    of a segmenter.
+
+    Parameters
+    ----------
+    table : Table
+    dataset : Dataset
+    cases : sequence of str
+        Names of further test slices; what is not there is told in the caption.
+    """
+    part = dataset.test
+    seeds = [run.spec.seed for run in table.runs if run.status == "done"]
+    if not part.has_masks or not seeds:
+        return None
+    # The seed that most methods have finished, the first of them if there are several.
+    seed = min(set(seeds), key=lambda one: (-seeds.count(one), one))
+    runs: dict[str, Run] = {
+        row.label: run
+        for row in table.rows
+        for run in row.runs
+        if run.spec.seed == seed and run.status == "done"
+    }
+    try:
+        counted = [held for run in runs.values() if (held := run.cases()) is not None]
+        if len(counted) < len(runs):
+            return Figure2("", "Counts of the test slices (cases.csv) are not here.")
+        dice = torch.stack([one.counts.dice() for one in counted]).mean(0)
+        names = list(counted[0].names)
+        chosen = notable(dice.tolist(), counted[0].target_found.tolist())
+        rows = {f"{title}\n{names[row]}": row for title, row in chosen.items()}
+        rows |= {name: names.index(name) for name in cases if name in names}
+        if not rows:
+            return Figure2("", "No test slice has anything to mark.")
+        few = part.take(torch.tensor(list(rows.values())))
+        masks = {label: (outputs(run, few)[:, 0] > 0).numpy() for label, run in runs.items()}
+    except DataError as error:
+        return Figure2("", f"Not drawn: {error}")
+    drawn = [
+        case(few, place, title, {label: found[place] for label, found in masks.items()})
+        for place, title in enumerate(rows)
+    ]
+    unknown = [name for name in cases if name not in names]
+    caption = (
+        f"Seed {seed}. Blue: the true outline; orange: the net's. The best, the median and the "
+        "worst of the test slices with something to mark, by Dice, mean over the methods."
+    )
+    if unknown:
+        caption += f" Not among the test slices: {', '.join(unknown)}."
+    return Figure2(draw_cases(drawn), caption)

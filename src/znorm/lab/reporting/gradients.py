@@ -1,0 +1,83 @@
+"""Gradient norms by depth and over training, from the receipts that runs kept."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from znorm.lab.reporting.svg import BLUE, GREY, ORANGE, as_svg, style
+from znorm.lab.reporting.tables import Row, Table
+
+__all__ = ["gradients_by_depth"]
+
+Receipt = Mapping[str, Mapping[str, float]]
+
+
+def gradients_by_depth(table: Table) -> tuple[str, ...]:
+    """Panels as SVG: for each method the norms of its layers' gradients, a line an epoch.
+
+    Of the first seed that kept them; where a method has a transform, a second panel shows what the
+    optimizer gets. All panels share the layers, those which every method's receipt holds, and the
+    axis. Empty where no run kept receipts.
+    """
+    kept: list[tuple[Row, list[tuple[int, Receipt]]]] = []
+    for row in table.rows:
+        for run in row.runs:
+            epochs = [(e["epoch"], e["receipt"]) for e in run.history if "receipt" in e]
+            if epochs:
+                kept.append((row, epochs))
+                break
+    if not kept:
+        return ()
+    layers = [
+        name
+        for name in kept[0][1][0][1]
+        if all(name in receipt for _, epochs in kept for _, receipt in epochs)
+    ]
+    panels: list[tuple[str, list[tuple[int, list[float]]]]] = []
+    for row, epochs in kept:
+        panels.append((f"{row.label}: gradient", _norms(epochs, layers, "norm_before")))
+        if row.runs[0].spec.transform:
+            after = _norms(epochs, layers, "norm_after")
+            panels.append((f"{row.label}: what the optimizer gets", after))
+    sizes = [size for _, lines in panels for _, line in lines for size in line if size > 0]
+    limits = (min(sizes) / 2, max(sizes) * 2) if sizes else None
+    return tuple(_panel(title, lines, limits) for title, lines in panels)
+
+
+def _norms(
+    epochs: Sequence[tuple[int, Receipt]], layers: Sequence[str], field: str
+) -> list[tuple[int, list[float]]]:
+    # A logarithmic axis has no place for zeros.
+    return [(epoch, [r[name][field] or math.nan for name in layers]) for epoch, r in epochs]
+
+
+def _panel(
+    title: str,
+    lines: Sequence[tuple[int, Sequence[float]]],
+    limits: tuple[float, float] | None,
+) -> str:
+    with style():
+        from matplotlib.cm import ScalarMappable
+        from matplotlib.colors import LinearSegmentedColormap, Normalize
+        from matplotlib.figure import Figure
+
+        colours = LinearSegmentedColormap.from_list("epochs", [BLUE, GREY, ORANGE])
+        first, last = lines[0][0], lines[-1][0]
+        scale = Normalize(first, max(last, first + 1))
+        figure = Figure(figsize=(4.7, 3.3), layout="constrained")
+        axes: Any = figure.subplots()
+        axes.set_title(title, loc="left", fontsize=11)
+        axes.set_xlabel("layer, from the input on")
+        axes.set_ylabel("norm")
+        for epoch, sizes in lines:
+            axes.plot(range(1, len(sizes) + 1), sizes, color=colours(scale(epoch)), linewidth=1.2)
+        axes.set_yscale("log")
+        if limits is not None:
+            axes.set_ylim(*limits)
+        axes.grid(axis="y", color=GREY, alpha=0.25, linewidth=0.6)
+        if len(lines) > 1:
+            bar = figure.colorbar(ScalarMappable(scale, colours), ax=axes, label="epoch")
+            bar.outline.set_visible(False)
+        return as_svg(figure)
