@@ -184,7 +184,10 @@ def test_a_wrong_file_is_named(
     assert message in err
 
 
-@pytest.mark.parametrize("verb", ["compare", "run", "report", "status", "list"])
+VERBS = ["compare", "reproduce", "run", "report", "predict", "status", "list", "doctor"]
+
+
+@pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_has_help(capsys: pytest.CaptureFixture[str], verb: str) -> None:
     code, text, _ = call(capsys, verb, "--help")
     assert code == 0

@@ -406,7 +406,7 @@ def execute(
     for one in runs:
         one.announce()
     with Interruption() as stop, helpers(runs, jobs, workers):
-        display.begin(runs)
+        display.begin(runs, jobs)
         try:
             for number, one in enumerate(runs):
                 if stop.requested:

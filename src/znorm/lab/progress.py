@@ -23,7 +23,7 @@ class Display(Protocol):
     def note(self, text: str) -> None:
         """Something to know before the grid begins."""
 
-    def begin(self, runs: Sequence[Run]) -> None:
+    def begin(self, runs: Sequence[Run], jobs: int = 1) -> None:
         """The grid that will run, and what of it is there already."""
 
     def run_begins(self, number: int, run: Run) -> None:
@@ -63,7 +63,8 @@ def _duration(seconds: float) -> str:
 class _Remaining:
     """Time left, from the epochs that this process has done."""
 
-    def __init__(self, runs: Sequence[Run]) -> None:
+    def __init__(self, runs: Sequence[Run], jobs: int) -> None:
+        self.jobs = jobs
         self.total = sum(run.spec.epochs for run in runs if run.result is None)
         self.finished = sum(len(run.history) for run in runs if run.result is None)
         self.done = 0.0
@@ -73,7 +74,8 @@ class _Remaining:
         if self.done < 0.05:
             return ""
         pace = (time.perf_counter() - self.start) / self.done
-        left = max(0.0, self.total - self.finished - self.done)
+        # What others have done by now is not known; that they are as fast is likely.
+        left = max(0.0, (self.total - self.finished) / self.jobs - self.done)
         return f"about {_duration(pace * left)} left"
 
 
@@ -81,7 +83,7 @@ class Silent:
     """Says nothing; for notebooks and tests."""
 
     def note(self, text: str) -> None: ...
-    def begin(self, runs: Sequence[Run]) -> None: ...
+    def begin(self, runs: Sequence[Run], jobs: int = 1) -> None: ...
     def run_begins(self, number: int, run: Run) -> None: ...
     def step(self, spec: RunSpec, epoch: int, step: int, steps: int) -> None: ...
     def epoch(self, spec: RunSpec, entry: dict[str, Any]) -> None: ...
@@ -105,9 +107,9 @@ class Plain(Silent):
     def note(self, text: str) -> None:
         self._say(text)
 
-    def begin(self, runs: Sequence[Run]) -> None:
+    def begin(self, runs: Sequence[Run], jobs: int = 1) -> None:
         self.total = len(runs)
-        self.remaining = _Remaining(runs)
+        self.remaining = _Remaining(runs, jobs)
         there = sum(run.result is not None for run in runs)
         before = f", {there} of them finished before" if there else ""
         self._say(f"{self.total} runs{before}: {arithmetic(runs)}")
@@ -146,8 +148,8 @@ class Terminal(Silent):
     def note(self, text: str) -> None:
         self.progress.console.print(text, markup=False, highlight=False)
 
-    def begin(self, runs: Sequence[Run]) -> None:
-        self.remaining = _Remaining(runs)
+    def begin(self, runs: Sequence[Run], jobs: int = 1) -> None:
+        self.remaining = _Remaining(runs, jobs)
         self.fraction = 0.0
         self.progress.console.print(arithmetic(runs), markup=False, highlight=False)
         self.progress.start()

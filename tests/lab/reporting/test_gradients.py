@@ -1,0 +1,65 @@
+"""Gradients by depth: which norms of which layers are drawn, in which panels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from znorm.lab.reporting import gradients
+from znorm.lab.reporting.gradients import gradients_by_depth
+from znorm.lab.reporting.tables import gather
+from znorm.lab.spec import resolve
+from znorm.lab.store import Run
+
+
+def receipt(before: dict[str, float], factor: float = 1.0) -> dict[str, dict[str, float]]:
+    return {
+        name: {"norm_before": norm, "norm_after": factor * norm, "steps": 3}
+        for name, norm in before.items()
+    }
+
+
+def made(root: Path, method: str, seed: int, receipts: list[Any]) -> None:
+    choices = {"method": method, "seed": seed, "receipt": True, "device": "cpu"}
+    run = Run.at(root, resolve({**choices, "precision": "float32"}))
+    run.announce()
+    for epoch, found in enumerate(receipts, 1):
+        entry = {"event": "epoch", "epoch": epoch}
+        run.log(entry if found is None else {**entry, "receipt": found})
+
+
+def test_lines_are_the_norms_of_layers_that_all_methods_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    early, late = {"a": 1.0, "bias": 9.0, "b": 0.0}, {"a": 4.0, "bias": 9.0, "b": 2.0}
+    made(tmp_path, "baseline", 0, [])  # nothing kept
+    made(tmp_path, "baseline", 1, [receipt(early), receipt(late)])
+    made(tmp_path, "znorm", 0, [receipt({"a": 0.5, "b": 8.0}, factor=10.0)])
+    drawn: list[Any] = []
+    monkeypatch.setattr(gradients, "_panel", lambda *panel: drawn.append(panel) or "svg")
+    (table,) = gather(tmp_path, [Run.open(p.parent) for p in tmp_path.rglob("spec.json")])
+    assert gradients_by_depth(table) == ("svg",) * 3
+    titles = [title for title, _, _ in drawn]
+    assert titles == ["Baseline: gradient", "ZNorm: gradient", "ZNorm: what the optimizer gets"]
+    baseline, before, after = (lines for _, lines, _ in drawn)
+    assert str(baseline) == "[(1, [1.0, nan]), (2, [4.0, 2.0])]"  # zero has no logarithm
+    assert before == [(1, [0.5, 8.0])]
+    assert after == [(1, [5.0, 80.0])]
+    assert {limits for _, _, limits in drawn} == {(0.25, 160.0)}
+
+
+def test_a_panel_has_a_line_an_epoch(tmp_path: Path) -> None:
+    made(tmp_path, "baseline", 0, [receipt({"a": 1.0, "b": 2.0})] * 3)
+    (table,) = gather(tmp_path, [Run.open(p.parent) for p in tmp_path.rglob("spec.json")])
+    (panel,) = gradients_by_depth(table)
+    assert panel.startswith("<svg")
+    for text in ("Baseline: gradient", "layer, from the input on", "norm", "epoch"):
+        assert f">{text}<" in panel
+
+
+def test_without_receipts_there_is_no_figure(tmp_path: Path) -> None:
+    made(tmp_path, "baseline", 0, [None, None])
+    (table,) = gather(tmp_path, [Run.open(p.parent) for p in tmp_path.rglob("spec.json")])
+    assert gradients_by_depth(table) == ()
