@@ -440,6 +440,14 @@ def test_results_are_shown_though_their_images_are_gone(
     copy = tmp_path / "copy"
     shutil.copytree(compared, copy)
     text = lab.report(copy).read_text()
+    # What was known of them is kept: a part of a set never passes for the whole.
+    assert "Limited to 24 images of each part" in text
+    assert "24 (12 no tumour, 12 tumour)" in text
+    assert "<img" not in text
+    assert "Baseline" in text
+    (card,) = copy.glob("pcam_mini/data__*.json")
+    card.unlink()
+    text = lab.report(copy).read_text()
     assert "The images are not here: pcam_mini: no data in /nowhere" in text
     assert "Baseline" in text
 

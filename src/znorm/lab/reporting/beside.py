@@ -176,7 +176,7 @@ def beside_on_terminal(table: PaperTable) -> RichTable:
     rich = RichTable(title=f"{table.label} ({table.task})", title_justify="left")
     rich.add_column("Model", no_wrap=True)
     rich.add_column("Method", no_wrap=True)
-    shown = range(2)  # what a terminal has room for: the headline, and what stands next to it
+    shown = range(1)  # what a terminal has room for: the headline
     for number in shown:
         rich.add_column(f"{table.columns[number].title}: published", justify="right")
         rich.add_column("here", justify="right")

@@ -16,6 +16,7 @@ from znorm.lab.metrics import DEFINITIONS
 from znorm.lab.paper.grids import TARGETS
 from znorm.lab.paper.record import Record
 from znorm.lab.reporting.beside import paper_tables
+from znorm.lab.reporting.data import data_card
 from znorm.lab.reporting.figure2 import figure2
 from znorm.lab.reporting.figures import curves, patches
 from znorm.lab.reporting.gradients import gradients_by_depth
@@ -54,22 +55,14 @@ def write_page(
     for table in tables:
         dataset = datasets[table.spec.data_key]
         task = TASKS[table.spec.task]
-        shown: dict[str, Any] = {"parts": {}, "classes": (), "patches": (), "figure2": None}
-        if isinstance(dataset, DataError):
-            shown["notes"] = (f"The images are not here: {dataset}",)
-        else:
-            shown["parts"] = {
-                "training": dataset.train,
-                "validation": dataset.validation,
-                "test": dataset.test,
-            }
-            shown["classes"], shown["notes"] = dataset.classes, dataset.notes
-            if images:
-                shown["patches"] = patches(dataset)
-                shown["figure2"] = figure2(table, dataset, record.cases if record else ())
+        shown: dict[str, Any] = {"patches": (), "figure2": None}
+        if images and isinstance(dataset, Dataset):
+            shown["patches"] = patches(dataset)
+            shown["figure2"] = figure2(table, dataset, record.cases if record else ())
         sections.append(
             {
                 **shown,
+                "data": data_card(root, table.spec, dataset),
                 "table": table,
                 "task": task,
                 "floor": FLOORS[task.output],
@@ -90,7 +83,7 @@ def write_page(
         papers=[] if record is None else paper_tables(record, tables),
         record=record,
         images=images,
-        notes={section["table"].spec.data_key: section["notes"] for section in sections},
+        notes={section["table"].spec.data_key: section["data"].notes for section in sections},
         version=metadata.version("znorm"),
     )
     path = root / "report.html"

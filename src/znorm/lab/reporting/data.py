@@ -1,0 +1,66 @@
+"""What a page says of the data of its runs, also once the images are gone."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from pydantic import TypeAdapter, ValidationError
+
+from znorm.lab.datasets import Dataset
+from znorm.lab.errors import DataError
+from znorm.lab.spec import RunSpec
+from znorm.lab.store import write_atomically
+
+__all__ = ["DataCard", "data_card"]
+
+
+@dataclass(frozen=True)
+class DataCard:
+    """What is known of a data set.
+
+    Parameters
+    ----------
+    classes : tuple of str
+        As of :class:`znorm.lab.datasets.Dataset`.
+    images : mapping
+        Of "training", "validation" and "test", how many images each class has.
+    notes : tuple of str
+        What a reader must know: that it is a part of a set, limited, synthetic.
+    """
+
+    classes: tuple[str, ...]
+    images: Mapping[str, tuple[int, ...]]
+    notes: tuple[str, ...]
+
+
+def data_card(root: Path, spec: RunSpec, dataset: Dataset | DataError) -> DataCard:
+    """Of the images if they are here, and then kept beside the runs; else as it was kept.
+
+    A part of a set must not pass for the whole because its images have been moved away.
+    """
+    key = hashlib.sha256(spec.data_key.encode()).hexdigest()[:8]
+    path = root / spec.task / f"data__{key}.json"
+    if isinstance(dataset, Dataset):
+        parts = {
+            "training": dataset.train,
+            "validation": dataset.validation,
+            "test": dataset.test,
+        }
+        number = len(dataset.classes)
+        card = DataCard(
+            dataset.classes,
+            {name: tuple(part.class_counts(number)) for name, part in parts.items()},
+            dataset.notes,
+        )
+        content = (json.dumps(asdict(card), indent=2) + "\n").encode()
+        if not path.exists() or path.read_bytes() != content:
+            write_atomically(path, content)
+        return card
+    try:
+        return TypeAdapter(DataCard).validate_json(path.read_bytes())
+    except (OSError, ValidationError):
+        return DataCard((), {}, (f"The images are not here: {dataset}",))
