@@ -225,8 +225,8 @@ def test_the_command_line(
     assert json.loads((tmp_path / "reproduction.json").read_text())["scale"] == "smoke"
     assert run([*arguments, "--scale", "reduced", "--out", str(tmp_path)]) == 3
     assert "cifar10: no data in" in capsys.readouterr().err
-    assert run([*arguments, "--scale", "paper", "--epochs", "3"]) == 2
-    assert capsys.readouterr().err.startswith("znorm: epochs: scale paper is the paper's settings")
+    assert run([*arguments, "--scale", "huge"]) == 2
+    assert capsys.readouterr().err.startswith("znorm: unknown scale 'huge'; valid: smoke")
 
 
 def test_a_plan_trains_nothing(
@@ -240,3 +240,19 @@ def test_a_plan_trains_nothing(
     assert not (tmp_path / "out").exists()
     assert run(["compare", "--plan", "--seeds", "1", "--limit", "16", "--device", "cpu"]) == 0
     assert "6 of 6" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_every_model_of_every_target_is_trained_from_nothing(tmp_path: Path, nowhere: None) -> None:
+    try:
+        runs = lab.reproduce("all", methods="baseline,znorm", out=tmp_path)
+        assert {run.status for run in runs} == {"done"}
+        models = {name: set(target.models) for name, target in TARGETS.items()}
+        assert {run.spec.model for run in runs} == set.union(*models.values())
+        assert len(runs) == 2 * (6 + 3 + 2)
+        text = (tmp_path / "report.html").read_text()
+        assert "not trained here" not in text
+        assert len(Cells(text).found) == 162
+    finally:
+        for weights in tmp_path.rglob("weights.pt"):
+            weights.unlink()  # more than a gigabyte

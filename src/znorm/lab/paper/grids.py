@@ -6,12 +6,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from znorm.lab import models, optimizers
 from znorm.lab.methods import PUBLISHED
-from znorm.lab.optimizers import learning_rate
 from znorm.lab.spec import RunSpec
 from znorm.lab.tasks import TASKS
 
-__all__ = ["SCALES", "TARGETS", "Scale", "Target", "deviations", "settings"]
+__all__ = [
+    "SCALES",
+    "TARGETS",
+    "Scale",
+    "Target",
+    "against_stated",
+    "deviations",
+    "settings",
+]
 
 
 @dataclass(frozen=True)
@@ -164,29 +172,44 @@ def _shrunk(schedule: str, epochs: int, wanted: int) -> str:
     return f"{kind}:{','.join(reached)}" if reached else "constant"
 
 
-def deviations(spec: RunSpec, task: str) -> list[str]:
-    """In what a run differs from the paper's for a task, as a page tells it; [] if in nothing."""
+def against_stated(spec: RunSpec, task: str) -> list[str]:
+    """In what a run differs from what the paper states for a task; [] if in nothing."""
     own, found = TASKS[task], []
-    if spec.task != task:
-        found.append(f"{TASKS[spec.task].label} stands in for {own.label}")
     for what, here, there in (
         ("epochs", spec.epochs, own.epochs),
         ("batches of", spec.batch_size, own.batch_size),
         ("learning rate", spec.learning_rate, own.learning_rate),
-        ("loss", spec.loss, own.loss),
         ("augmentation", spec.data.augment, own.augment),
         ("optimizer", spec.optimizer, "adam"),
     ):
         if here != there:
             found.append(f"{what} {here}, not {there}")
-    ours = [learning_rate(1.0, spec.schedule, epoch, spec.epochs) for epoch in range(spec.epochs)]
-    theirs = [learning_rate(1.0, own.schedule, epoch, own.epochs) for epoch in range(own.epochs)]
-    if ours != theirs and spec.schedule != _shrunk(own.schedule, own.epochs, spec.epochs):
+    usual = optimizers.options_of(spec.optimizer, None, 0.0)
+    for option, value in spec.optimizer_options.items():
+        if usual.get(option) != value:
+            found.append(f"{spec.optimizer}'s {option} {value}")
+    if spec.schedule not in (own.schedule, _shrunk(own.schedule, own.epochs, spec.epochs)):
         found.append(f"schedule {spec.schedule}, not {own.schedule}")
     if spec.data.limit is not None:
         found.append(f"at most {spec.data.limit:,} images of each part")
+    return found
+
+
+def deviations(spec: RunSpec, task: str) -> list[str]:
+    """In what a run differs from the paper's for a task, as a page tells it; [] if in nothing.
+
+    What the paper does not state is there too, where it is not what its task takes.
+    """
+    own, found = TASKS[task], []
+    if spec.task != task:
+        found.append(f"{TASKS[spec.task].label} stands in for {own.label}")
+    found += against_stated(spec, task)
+    if spec.loss != own.loss:
+        found.append(f"loss {spec.loss}, not {own.loss}")
     if spec.micro_batch is not None:
         found.append(f"batches in pieces of {spec.micro_batch}")
-    if spec.model_options.get("stem", "imagenet") != "imagenet":
-        found.append(f"stem {spec.model_options['stem']}")
+    usual = models.options_of(spec.model, {})
+    for option, value in spec.model_options.items():
+        if usual.get(option) != value:
+            found.append(f"{option} {value}")
     return found

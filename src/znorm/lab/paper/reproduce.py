@@ -12,7 +12,7 @@ from znorm.lab.comparison import execute, grid, report
 from znorm.lab.datasets.files import data_root
 from znorm.lab.errors import ConfigurationError, MissingDataError
 from znorm.lab.models import MODELS
-from znorm.lab.paper.grids import SCALES, TARGETS, Scale, Target, settings
+from znorm.lab.paper.grids import SCALES, TARGETS, Scale, Target, against_stated, settings
 from znorm.lab.paper.record import Record
 from znorm.lab.progress import Display, Silent
 from znorm.lab.registry import lookup, unknown
@@ -23,18 +23,6 @@ from znorm.lab.tasks import TASKS, load
 __all__ = ["default_folder", "planned", "reproduce"]
 
 PathLike: TypeAlias = str | os.PathLike[str]
-
-# What the paper states, and is not to be changed where its settings are asked for.
-_STATED = (
-    "epochs",
-    "learning_rate",
-    "batch_size",
-    "schedule",
-    "optimizer",
-    "optimizer_options",
-    "data.augment",
-    "data.limit",
-)
 
 
 def default_folder(scale: str) -> Path:
@@ -86,12 +74,6 @@ def planned(
         **(set or {}),
     }
     given = {key: value for key, value in choices.items() if value is not None}
-    if not size.choices:
-        for key in given:
-            if key in _STATED:
-                raise ConfigurationError(
-                    f"{key}: scale {scale} is the paper's settings; --scale reduced takes others"
-                )
     wanted = _listed(models)
     for name in wanted or ():
         known = [model for one in chosen for model in one.models]
@@ -106,6 +88,11 @@ def planned(
         held = one.methods if methods is None else _listed(methods)
         mine = _meant_for(one.task, given, {other.task for other in chosen})
         for spec in _specs(one, size, kept, held, size.seeds if seeds is None else seeds, mine):
+            if not size.choices and (found := against_stated(spec, one.task)):
+                raise ConfigurationError(
+                    f"scale {scale} is the paper's settings, found {found[0]}; "
+                    "scale reduced takes others"
+                )
             specs.setdefault(spec.canonical(), spec)
             tasks[name] = spec.task
     order = list(specs.values())
