@@ -276,6 +276,21 @@ def test_a_run_that_is_over_is_let_go(monkeypatch: pytest.MonkeyPatch, tmp_path:
         gc.enable()
 
 
+def test_weights_are_there_before_the_result(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A kill between the two costs a training, not what predictions are made with."""
+    real, seen = Run.finish, []
+
+    def finish(self: Run, result: dict[str, Any]) -> None:
+        seen.append((self.folder / "weights.pt").exists())
+        real(self, result)
+
+    monkeypatch.setattr(Run, "finish", finish)
+    lab.compare(methods=["znorm"], seeds=1, out=tmp_path, **SMALL)
+    assert seen == [True]
+
+
 def test_a_partial_grid_can_be_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     original: Callable[..., Any] = comparison.train
 

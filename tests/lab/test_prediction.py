@@ -12,10 +12,11 @@ import torch
 from PIL import Image
 
 from znorm import lab
-from znorm.lab import tasks
+from znorm.lab import models, prediction, tasks
 from znorm.lab.cli import run as call
 from znorm.lab.prediction import outputs
 from znorm.lab.store import Run
+from znorm.lab.training import weights
 
 SMALL: dict[str, Any] = {
     "methods": ["znorm"],
@@ -95,7 +96,37 @@ def test_pictures_of_a_folder_give_what_the_same_images_gave(
         else:
             marked = (whole[:, 0] > 0).flatten(1).sum(1).tolist()
             assert [int(row["marked"]) for row in found] == marked
-            assert (one.folder / "predictions" / "phantom" / "cases.png").exists()
+            (drawn,) = (one.folder / "predictions").glob("phantom-*/cases.png")
+            assert drawn.exists()
+
+
+def test_what_an_earlier_call_wrote_is_replaced_and_nothing_else(
+    segmenter: Run, tmp_path: Path
+) -> None:
+    part = tasks.load(segmenter.spec.task, segmenter.spec.data).test
+    for place in ("a", "b"):  # of the same name, in different folders
+        (tmp_path / place / "scans").mkdir(parents=True)
+        picture = Image.fromarray(part.images[0].permute(1, 2, 0).numpy())
+        picture.save(tmp_path / place / "scans" / f"{place} $^$ 1.png")
+    folders = {lab.predict(segmenter, tmp_path / place / "scans") for place in ("a", "b")}
+    assert len(folders) == 2
+    home = tmp_path / "a" / "scans" / "out"  # within the pictures: not taken for some
+    for _ in range(2):
+        assert len(rows(lab.predict(segmenter, tmp_path / "a" / "scans", out=home))) == 1
+    (home / "masks" / "mine.png").write_bytes(b"")
+    lab.predict(segmenter, out=home)
+    assert not (home / "masks" / "a $^$ 1.png").exists()
+    assert (home / "masks" / "mine.png").exists()
+
+
+def test_the_figure_is_of_slices_with_something_to_mark(
+    segmenter: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Any] = []
+    monkeypatch.setattr(prediction, "draw_cases", lambda cases, file: drawn.extend(cases))
+    lab.predict(segmenter, out=tmp_path)
+    assert [one.title.split("\n")[0] for one in drawn] == ["best", "median", "worst"]
+    assert all(one.truth.any() for one in drawn)
 
 
 def test_masks_beside_pictures_are_their_truth(segmenter: Run, tmp_path: Path) -> None:
@@ -132,6 +163,7 @@ def test_what_cannot_be_predicted_is_named(
     Image.new("RGB", (32, 32)).save(tmp_path / "some" / "a.jpg")
     with pytest.raises(lab.DataError, match=r"a\.png: a\.jpg beside it has the same name"):
         lab.predict(classifier, tmp_path / "some")
+    made_up = tasks.load(classifier.spec.task, classifier.spec.data)
     unfinished = Run.at(tmp_path, classifier.spec)
     unfinished.announce()
     with pytest.raises(lab.ConfigurationError, match="waiting; predictions need a finished run"):
@@ -142,7 +174,13 @@ def test_what_cannot_be_predicted_is_named(
     unfinished.save_weights(b"something else")
     with pytest.raises(lab.DataError, match=r"weights\.pt: not the weights of a run"):
         lab.predict(unfinished.folder)
-    assert call(["predict", str(tmp_path / "no-run")]) == 3
+    unfinished.save_weights(
+        weights.dump(models.build("resnet20", channels=3, classes=3, image_size=32), made_up)
+    )
+    with pytest.raises(lab.DataError, match=r"weights\.pt: not of model resnet20"):
+        lab.predict(unfinished.folder)
+    assert call(["predict", str(tmp_path)]) == 3
+    assert "not the folder of one run, as .../METHOD__HASH/seed-0" in capsys.readouterr().err
 
 
 def test_a_run_of_another_machine_is_predicted_here(segmenter: Run, tmp_path: Path) -> None:

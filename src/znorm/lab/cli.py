@@ -30,7 +30,7 @@ from znorm.lab.paper.record import Record
 from znorm.lab.planning import costs_on_terminal
 from znorm.lab.progress import choose
 from znorm.lab.registry import unknown
-from znorm.lab.reporting.beside import beside_on_terminal, paper_tables
+from znorm.lab.reporting.beside import beside_on_terminal, paper_tables, remarks
 from znorm.lab.reporting.tables import gather, on_terminal
 from znorm.lab.spec import RunSpec
 from znorm.lab.store import Run, find
@@ -169,6 +169,8 @@ def reproduce(
     assert record is not None
     for table in paper_tables(record, gather(root, find(root))):
         console.print(beside_on_terminal(table))
+        for remark in remarks(table):
+            console.print(remark, markup=False, highlight=False, soft_wrap=True)
     if not record.size.result:
         console.print(f"scale {record.scale}: {record.size.about}", highlight=False)
     console.print(f"report: {root / 'report.html'}", markup=False, highlight=False, soft_wrap=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -25,7 +25,16 @@ from znorm.lab.training import memory
 from znorm.lab.training.interruption import Interruption
 from znorm.lab.training.loop import train
 
-__all__ = ["compare", "execute", "grid", "report", "run", "specifications", "status"]
+__all__ = [
+    "check_images",
+    "compare",
+    "execute",
+    "grid",
+    "report",
+    "run",
+    "specifications",
+    "status",
+]
 
 PathLike: TypeAlias = str | os.PathLike[str]
 
@@ -375,34 +384,29 @@ class _Watch:
 
 
 def execute(
-    runs: Sequence[Run], display: Display, workers: int | None = None, jobs: int = 1
+    runs: Sequence[Run],
+    display: Display,
+    workers: int | None = None,
+    jobs: int = 1,
+    checked: Callable[[], object] = lambda: None,
 ) -> None:
-    """Train what is not finished yet, in order, in so many processes at once."""
+    """Train what is not finished yet, in order, in so many processes at once.
+
+    ``checked`` is called once all that can be checked has been, before anything is written.
+    """
     if isinstance(jobs, bool) or not isinstance(jobs, int) or jobs < 1:
         raise ConfigurationError(f"jobs: expected a whole number from 1, found {jobs!r}")
     if workers is not None and (not isinstance(workers, int) or workers < 0):
         raise ConfigurationError(f"workers: expected a whole number from 0, found {workers!r}")
     datasets: dict[str, Dataset] = {}
     for one in runs:
-        data = _dataset(one.spec, datasets)
-        if len(data.train) < 2 or not len(data.test):
-            raise ConfigurationError(
-                f"task {one.spec.task}: {len(data.train)} training and {len(data.test)} test "
-                "images are too few; lower data.validation or raise data.limit"
-            )
-        # A model that cannot take these images is said before anything is trained.
-        models.check(
-            one.spec.model,
-            channels=data.channels,
-            classes=data.outputs,
-            image_size=data.image_size,
-            **one.spec.model_options,
-        )
+        check_images(one.spec, _dataset(one.spec, datasets))
     for content, one in {_model(one.spec): one for one in runs}.items():
         if models.is_external(content[0]):
             _try_model(one.spec, _dataset(one.spec, datasets))
     for one in {one.spec.configuration: one for one in runs if one.result is None}.values():
-        memory.check(one.spec, _dataset(one.spec, datasets))
+        memory.check(one.spec, _dataset(one.spec, datasets), jobs)
+    checked()
     for one in runs:
         one.announce()
     with Interruption() as stop, helpers(runs, jobs, workers):
@@ -429,6 +433,27 @@ def execute(
             display.end()
     if jobs > 1 and any(one.result is None for one in runs):
         execute(runs, display, workers)  # what a helper left that was killed
+
+
+def check_images(spec: RunSpec, data: Dataset) -> None:
+    """Refuse images that are too few to train on, or that the model cannot take.
+
+    Raises
+    ------
+    ConfigurationError
+    """
+    if len(data.train) < 2 or not len(data.test):
+        raise ConfigurationError(
+            f"task {spec.task}: {len(data.train)} training and {len(data.test)} test "
+            "images are too few; lower data.validation or raise data.limit"
+        )
+    models.check(
+        spec.model,
+        channels=data.channels,
+        classes=data.outputs,
+        image_size=data.image_size,
+        **spec.model_options,
+    )
 
 
 def _model(spec: RunSpec) -> tuple[str, str, str]:

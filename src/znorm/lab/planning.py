@@ -13,6 +13,7 @@ import torch
 from rich.table import Table as RichTable
 
 from znorm.lab import tasks
+from znorm.lab.comparison import check_images
 from znorm.lab.datasets import Dataset
 from znorm.lab.losses import LOSSES
 from znorm.lab.spec import RunSpec
@@ -38,9 +39,9 @@ class Cost:
     runs, left : int
         How many there are, and how many of them are still to be trained.
     training, evaluation : float
-        Images a second.
+        Images a second; 0 where no step fits in memory.
     seconds : float
-        Of one run.
+        Of one run; nan where no step fits.
     memory : int
         Bytes that a training step keeps, at the least.
     micro_batch : int or None
@@ -77,6 +78,7 @@ def plan(
         measuring(spec)
         if spec.data_key not in datasets:
             datasets[spec.data_key] = tasks.load(spec.task, spec.data)
+        check_images(spec, datasets[spec.data_key])
         left = sum(Run.at(out, one).result is None for one in members)
         costs.append(_cost(spec, datasets[spec.data_key], len(members), left))
     return costs
@@ -88,8 +90,19 @@ def _cost(spec: RunSpec, dataset: Dataset, runs: int, left: int) -> Cost:
     needed = memory.need(spec, dataset)
     free = _free(spec)
     fits = size if free is None else needed.fitting(size, free)
-    pace, seen = _paces(spec, dataset, fits or 2)
-    steps = math.ceil(len(dataset.train) / batch)
+    measured = None
+    while fits and measured is None:
+        try:
+            measured = _paces(spec, dataset, fits)
+        except Exception as error:
+            if not memory.is_out_of_memory(error):
+                raise
+            # What is kept at the least fitted, and all of it does not.
+            fits = fits // 2 if fits >= 4 else None
+    if measured is None:
+        return Cost(spec, runs, left, 0.0, 0.0, math.nan, needed.of(size), 0)
+    pace, seen = measured
+    steps = math.ceil(len(dataset.train) / batch) * math.ceil(batch / (fits or size))
     epoch = pace.fixed * steps + pace.each * len(dataset.train)
     looked_at = spec.epochs * (len(dataset.validation) + len(dataset.test))
     if dataset.test.has_masks:
@@ -152,7 +165,8 @@ def _paces(spec: RunSpec, dataset: Dataset, most: int) -> tuple[_Pace, float]:
     seen = statistics.median(_timed(spec, look, images, targets) for _ in range(_STEPS))
     least = min(taken)
     each = (taken[size] - taken[least]) / (size - least) if size > least else taken[size] / size
-    each = max(each, taken[size] / size / 2)  # times scatter
+    if each <= 0:  # times scatter
+        each = taken[size] / size
     return _Pace(max(0.0, taken[size] - each * size), each), seen / size
 
 
@@ -161,6 +175,8 @@ def _timed(spec: RunSpec, work: Callable[..., None], *arguments: torch.Tensor) -
     work(*arguments)
     if spec.device == "cuda":
         torch.cuda.synchronize()
+    elif spec.device == "mps":
+        torch.mps.synchronize()
     return time.perf_counter() - start
 
 
@@ -195,6 +211,8 @@ def costs_on_terminal(costs: Sequence[Cost]) -> RichTable:
 
 
 def _time(seconds: float) -> str:
+    if math.isnan(seconds):
+        return "–"
     if seconds < 90:
         return f"{seconds:.0f} s"
     if seconds < 90 * 60:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import os
 from collections.abc import Iterator, Sequence
@@ -47,7 +48,8 @@ def predict(
         Of pictures (png, tif, jpg or bmp, folders within it too) with the size and channels that
         the model was trained on. ``NAME_mask`` beside ``NAME`` is the true mask of it.
     out : path, optional
-        By default ``predictions/test``, or by the folder's name, within the run's folder.
+        By default a folder in ``predictions`` within the run's own. What an earlier call wrote
+        there is replaced.
 
     Returns
     -------
@@ -72,22 +74,48 @@ def predict(
     >>> (lab.predict(runs[0]) / "predictions.csv").read_text().splitlines()[0]
     'name,truth,predicted,no tumour,tumour'
     """
-    one = run if isinstance(run, Run) else Run.open(run)
-    trained = _trained(one)
+    one = run if isinstance(run, Run) else _run(Path(run))
+    trained, output = _trained(one), tasks.TASKS[one.spec.task].output
+    place = "test" if folder is None else _place(Path(folder))
+    home = Path(out) if out is not None else one.folder / "predictions" / place
     if folder is None:
         part = tasks.load(one.spec.task, one.spec.data).test
         named = part.names or tuple(f"test-{row}" for row in range(len(part)))
         truth = True
     else:
-        named, part, truth = _pictures(Path(folder), trained, tasks.TASKS[one.spec.task].output)
-    place = "test" if folder is None else Path(folder).resolve().name
-    home = Path(out) if out is not None else one.folder / "predictions" / place
+        named, part, truth = _pictures(Path(folder), home, trained, output)
     found = outputs(one, part)
-    if tasks.TASKS[one.spec.task].output == "mask":
+    _remove_earlier(home)
+    if output == "mask":
         _write_masks(home, part, named, found[:, 0] > 0, truth=truth)
     else:
         _write_classes(home, part, named, found.softmax(1), trained.classes, truth=truth)
     return home
+
+
+def _run(folder: Path) -> Run:
+    if not (folder / "spec.json").exists():
+        raise DataError(f"{folder}: not the folder of one run, as .../METHOD__HASH/seed-0")
+    return Run.open(folder)
+
+
+def _remove_earlier(home: Path) -> None:
+    """What an earlier call wrote, by the names in its table, and nothing else."""
+    try:
+        with open(home / "predictions.csv", newline="") as file:
+            names = [row.get("name") or "" for row in csv.DictReader(file)]
+    except (OSError, ValueError):
+        return
+    for name in names:
+        for kind in ("masks", "overlays"):
+            (home / kind / f"{name}.png").unlink(missing_ok=True)
+    (home / "cases.png").unlink(missing_ok=True)
+
+
+def _place(folder: Path) -> str:
+    """Where predictions of a folder go: no two folders share one."""
+    whole = folder.resolve()
+    return f"{whole.name}-{hashlib.sha256(str(whole).encode()).hexdigest()[:6]}"
 
 
 def _trained(run: Run) -> Trained:
@@ -98,7 +126,8 @@ def _trained(run: Run) -> Trained:
         return load(path.read_bytes())
     except OSError as error:
         raise DataError(
-            f"{path}: cannot be read ({error.strerror}); train the run again elsewhere"
+            f"{path}: cannot be read ({error.strerror}); remove result.json beside it and give the "
+            "command that trained the run again"
         ) from None
 
 
@@ -126,7 +155,10 @@ def outputs(run: Run, part: Part) -> Tensor:
         image_size=trained.image_size,
         **spec.model_options,
     )
-    model.load_state_dict(trained.state)
+    try:
+        model.load_state_dict(trained.state)
+    except RuntimeError:
+        raise DataError(f"{run.folder / 'weights.pt'}: not of model {spec.model}") from None
     model = model.to(device=device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     pipeline = Pipeline(dataset, "none", spec.seed, device, statistics=(trained.mean, trained.std))
     found = []
@@ -136,11 +168,15 @@ def outputs(run: Run, part: Part) -> Tensor:
     return torch.cat(found)
 
 
-def _pictures(folder: Path, trained: Trained, output: str) -> tuple[tuple[str, ...], Part, bool]:
+def _pictures(
+    folder: Path, home: Path, trained: Trained, output: str
+) -> tuple[tuple[str, ...], Part, bool]:
     """The pictures of a folder by name, with their masks if all of them have one."""
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder of pictures")
-    files = {path.relative_to(folder).with_suffix("").as_posix(): path for path in _files(folder)}
+    files = {
+        path.relative_to(folder).with_suffix("").as_posix(): path for path in _files(folder, home)
+    }
     masks = {
         name: files[f"{name}_mask"]
         for name in files
@@ -166,9 +202,12 @@ def _pictures(folder: Path, trained: Trained, output: str) -> tuple[tuple[str, .
     return names, Part(images, torch.zeros(nothing, dtype=kind), names), False
 
 
-def _files(folder: Path) -> Iterator[Path]:
+def _files(folder: Path, home: Path) -> Iterator[Path]:
+    """Pictures in a folder, but for those that were written here."""
     seen: dict[Path, Path] = {}
     for path in sorted(folder.rglob("*")):
+        if home.resolve() in path.resolve().parents:
+            continue
         if path.is_file() and path.suffix.lower() in SUFFIXES:
             bare = path.with_suffix("")
             if bare in seen:

@@ -104,7 +104,7 @@ class RunSpec(BaseModel):
         Whether a whole step is captured in a CUDA graph.
     receipt : bool or None
         Whether each epoch's receipt of gradients is kept, in events.jsonl: norms, moments and
-        angles of each layer, before and after the transform.
+        angles of each layer's weights, before and after the transform.
     data : DataSpec
     """
 

@@ -279,8 +279,10 @@ def find(root: str | os.PathLike[str]) -> list[Run]:
     path = Path(root)
     if not path.is_dir():
         raise DataError(f"{path}: no such folder of runs")
+    # A folder within that reproduces the paper has pages of its own, with its own marks.
+    others = {inner.parent for inner in path.glob("**/reproduction.json")} - {path}
     folders = sorted(spec.parent for spec in path.glob("**/seed-*/spec.json"))
-    return [Run.open(folder) for folder in folders]
+    return [Run.open(folder) for folder in folders if not others & {*folder.parents}]
 
 
 def _environment() -> dict[str, Any]:

@@ -71,6 +71,16 @@ def test_the_published_numbers_are_all_there() -> None:
     assert numbers["lgg_mri", "unetplusplus", "znorm", "test_hausdorff"] == 2.840
 
 
+def test_the_reduced_scale() -> None:
+    """Pinned: its runs are found again by their settings."""
+    assert SCALES["reduced"].choices == {
+        "cifar10": {"epochs": 10, "batch_size": 64, "data.limit": 10_000},
+        "patchcamelyon": {"epochs": 10, "batch_size": 32, "data.limit": 10_000},
+        "lgg_mri": {"epochs": 10, "batch_size": 8, "data.limit": 600},
+    }
+    assert (SCALES["reduced"].seeds, SCALES["paper"].seeds, SCALES["smoke"].seeds) == (3, 3, 1)
+
+
 def test_milestones_keep_their_place_in_a_shorter_run() -> None:
     reduced = settings("lgg_mri", SCALES["reduced"], {})
     assert (reduced["epochs"], reduced["schedule"]) == (10, "multistep:6,7,8,9")
@@ -92,10 +102,14 @@ def test_what_differs_from_the_paper_is_told() -> None:
         "at most 6 images of each part",
         "batches in pieces of 4",
     ]
-    cosine = resolve({**choices, "schedule": "cosine"})
+    cosine = resolve({**choices, "schedule": "cosine", "loss": "dice_cross_entropy"})
     told = deviations(cosine, "lgg_mri")
     assert "schedule cosine, not multistep:30,35,40,45" in told
     assert "learning rate 0.001, not 0.01" in told
+    assert "loss dice_cross_entropy, not tversky" in told
+    # Milestones of a longer run, which this one never reaches.
+    late = resolve({**choices, "schedule": "multistep:30,35,40,45"})
+    assert any(text.startswith("schedule multistep:30") for text in deviations(late, "lgg_mri"))
     dihedral = resolve({"optimizer": "sgd", "device": "cpu"})
     told = deviations(dihedral, "cifar10")
     assert {"augmentation dihedral, not none", "optimizer sgd, not adam"} <= set(told)
@@ -117,7 +131,11 @@ def test_built_in_tasks_stand_in_at_scale_smoke_and_share_runs(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("ZNORM_DATA_DIR", str(tmp_path))
-    specs, record = planned("all", device="cpu", set={"data.train": "1", "data.limit": 12})
+    parts = {"data": {"train": "1", "limit": 12}}
+    specs, record = planned("all", device="cpu", set=parts)
+    dotted = {"data.train": "1", "data.limit": 12}
+    assert planned("all", device="cpu", set=dotted) == (specs, record)
+    assert {spec.data.limit for spec in specs} == {12}
     assert record.tasks == {
         "table1": "pcam_mini",
         "table2": "pcam_mini",
@@ -154,6 +172,12 @@ def test_files_that_are_wrong_are_no_reason_to_let_another_task_stand_in(
         ({"target": "table1", "models": "resnet5"}, "unknown model of table1 'resnet5'"),
         ({"target": "table3", "models": "resnet56"}, "unknown model of table3 'resnet56'"),
         ({"target": "table1", "methods": "zorm"}, "unknown method 'zorm'"),
+        ({"target": "table1", "models": ","}, "models: give at least one"),
+        ({"target": "gradients", "methods": ""}, "methods: give at least one"),
+        ({"target": "figure2", "seeds": 0}, "seeds: give at least one"),
+        ({"target": "table1", "set": {"model": "resnet20"}}, "set: model is what a target fixes"),
+        ({"target": "table1", "set": {"receipt": True}}, "set: receipt is what a target fixes"),
+        ({"target": "table1", "epochs": "abc"}, "epochs: .* found 'abc'"),
     ],
 )
 def test_wrong_arguments_are_named(arguments: dict[str, Any], message: str) -> None:

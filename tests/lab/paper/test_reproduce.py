@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from html.parser import HTMLParser
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from znorm import lab
+from znorm.lab import comparison, tasks
 from znorm.lab.cli import run
 from znorm.lab.paper.grids import TARGETS
 from znorm.lab.paper.record import Record
+from znorm.lab.reporting import figure2 as figures2
 from znorm.lab.reporting.beside import paper_tables
 from znorm.lab.reporting.tables import gather
 from znorm.lab.spec import resolve
@@ -95,6 +100,29 @@ def test_what_stands_in_is_not_held_against_the_published(smoked: Path) -> None:
     cells = [c for t in tables for b in t.blocks for line in b.lines for c in line.cells]
     assert any(cell.here for cell in cells)
     assert not any(cell.difference for cell in cells)
+    # ResNet-56 of the gradients, which kept receipts, is no run of Table 1.
+    (block,) = [block for block in tables[0].blocks if block.table is not None]
+    assert block.table is not None
+    assert not block.table.spec.receipt
+    # Both of our distances stand beside the one of theirs.
+    columns = [column.key for column in tables[2].columns]
+    assert columns == ["test_f1", "test_tversky", "test_hausdorff", "test_hausdorff_rows"]
+    for line in tables[2].blocks[2].lines:
+        pixels, rows = line.cells[2:]
+        assert pixels.published == rows.published
+        assert pixels.key == rows.key
+
+
+def test_sections_stand_in_the_order_of_the_paper(smoked: Path) -> None:
+    text = (smoked / "report.html").read_text()
+    heads = re.findall(r'<section id="runs-\d+">\n<h2>([^<]*)</h2>', text)
+    assert [head.split(", ")[1] for head in heads] == [
+        "resnet56",
+        "attention_unet",
+        "plain56",
+        "resnet56",
+        "resnet56",
+    ]
 
 
 def test_figures_are_drawn(smoked: Path) -> None:
@@ -126,16 +154,33 @@ def test_the_same_call_again_trains_nothing(smoked: Path) -> None:
     assert after == before
 
 
-def test_a_folder_holds_one_scale(smoked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_holds_one_scale(smoked: Path, tmp_path: Path) -> None:
     with pytest.raises(lab.ConfigurationError, match="holds runs at scale smoke; give"):
         Record("reduced", {"table1": "cifar10"}).write(smoked)
-    (smoked / "broken").mkdir()
-    (smoked / "broken" / "reproduction.json").write_text("{")
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "reproduction.json").write_text("{")
     with pytest.raises(lab.DataError, match=r"reproduction\.json: cannot be read"):
-        Record.read(smoked / "broken")
-    (smoked / "broken" / "reproduction.json").write_text('{"scale": "huge"}')
+        Record.read(broken)
+    (broken / "reproduction.json").write_text('{"scale": "huge"}')
     with pytest.raises(lab.DataError, match="not of this version"):
-        Record.read(smoked / "broken")
+        Record.read(broken)
+
+
+def test_what_is_refused_leaves_no_mark_on_a_folder(tmp_path: Path, nowhere: None) -> None:
+    small: dict[str, Any] = {"models": "resnet56", "methods": "znorm", "limit": 8}
+    with pytest.raises(lab.ConfigurationError, match="jobs: expected"):
+        lab.reproduce("table1", out=tmp_path / "new", jobs=0, **small)
+    assert not (tmp_path / "new").exists()
+    lab.compare(methods=["znorm"], seeds=1, epochs=1, limit=8, out=tmp_path / "mine")
+    with pytest.raises(lab.ConfigurationError, match="holds runs that are no reproduction"):
+        lab.reproduce("table1", out=tmp_path / "mine", **small)
+    assert Record.read(tmp_path / "mine") is None
+
+
+def test_a_page_above_shows_nothing_of_a_folder_that_is_marked(smoked: Path) -> None:
+    assert find(smoked)
+    assert not [one for one in find(smoked.parent) if smoked in one.folder.parents]
 
 
 def test_slices_of_ones_own_choice(smoked: Path) -> None:
@@ -167,6 +212,10 @@ def made(root: Path, method: str, seed: int, result: dict[str, Any] | None, **ch
     one.announce()
     if result is not None:
         one.finish({"seconds": 1.0, **result})
+
+
+def _keys(root: Path) -> set[str]:
+    return {hashlib.sha256(run.spec.data_key.encode()).hexdigest()[:8] for run in find(root)}
 
 
 def test_half_a_grid_failures_and_what_has_no_counterpart(
@@ -209,18 +258,97 @@ def test_half_a_grid_failures_and_what_has_no_counterpart(
     assert "Not a result" not in text
     assert text.count("not trained here") == 2
     assert "diverged at step 7" in text
+    # What is known of the images stands beside the table, too.
+    (card,) = [tmp_path / "patchcamelyon" / f"data__{key}.json" for key in _keys(tmp_path)]
+    card.write_text('{"classes": [], "images": {}, "notes": ["Kaggle edition: no test part."]}')
+    assert run(["report", str(tmp_path)]) == 0
+    first = (tmp_path / "report.html").read_text().partition('<section id="runs-1">')[0]
+    assert "Kaggle edition: no test part." in first
     assert len(Cells(text).found) == 36
 
 
+def test_figure_2_shows_the_mean_over_methods_of_the_seed_that_most_have(
+    tmp_path: Path, nowhere: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared: dict[str, Any] = {"task": "phantom", "limit": 8, "epochs": 1, "batch_size": 4}
+    shared |= {"device": "cpu", "precision": "float32", "out": tmp_path}
+    lab.compare(methods=["baseline"], seeds=1, **shared)
+    runs = lab.compare(methods=["baseline", "znorm"], seeds=[3], **shared)
+    tables = gather(tmp_path, find(tmp_path))
+    dataset = tasks.load("phantom", runs[0].spec.data)
+    # Counts by hand: the first method is best on the first slice, the mean on the last.
+    present = [name for name, there in zip(*_targets(runs[0]), strict=True) if there]
+    for one, scores in zip(runs, ([0.9, 0.1, 0.5, 0.6], [0.0, 0.2, 0.5, 0.8]), strict=True):
+        cases = one.cases()
+        assert cases is not None
+        rows = cases.rows()
+        for name, score in zip(present, scores, strict=True):
+            row = next(row for row in rows if row["name"] == name)
+            row.update(tp=round(1000 * score), fp=0, fn=2000 - 2 * round(1000 * score))
+        one.save_cases(type(cases).from_rows(rows))
+    drawn: list[Any] = []
+    monkeypatch.setattr(figures2, "draw_cases", lambda cases: drawn.extend(cases) or "svg")
+    figure = figures2.figure2(tables[0], dataset)
+    assert figure is not None
+    assert figure.caption.startswith("Seed 3.")
+    assert [one.title for one in drawn] == [
+        f"best\n{present[3]}",
+        f"median\n{present[0]}",
+        f"worst\n{present[1]}",
+    ]
+    assert list(drawn[0].predictions) == ["Baseline", "ZNorm"]
+    # Slices are found by name, whatever stands before them now.
+    fewer = replace(dataset, test=dataset.test.take(torch.arange(1, len(dataset.test))))
+    before = {one.title: one for one in drawn}
+    drawn.clear()
+    figure = figures2.figure2(tables[0], fewer)
+    assert figure is not None
+    for one in drawn:
+        assert (one.image == before[one.title].image).all()
+    # A method whose weights are gone costs the others nothing.
+    (runs[0].folder / "weights.pt").unlink()
+    figure = figures2.figure2(tables[0], dataset)
+    assert figure is not None
+    assert figure.svg == "svg"
+    assert "Baseline is not drawn" in figure.caption
+
+
+def _targets(run: Run) -> tuple[tuple[str, ...], list[bool]]:
+    cases = run.cases()
+    assert cases is not None
+    return cases.names, cases.target_found.tolist()
+
+
 def test_the_command_line(
-    tmp_path: Path, nowhere: None, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    nowhere: None,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     arguments = ["reproduce", "table1", "--models", "resnet56", "--methods", "baseline,znorm"]
-    small = ["--limit", "8", "--device", "cpu", "--out", str(tmp_path)]
+    small = ["--limit", "8", "--device", "cpu", "--out", str(tmp_path), "--jobs", "2"]
+    asked: list[int] = []
+    real = comparison.helpers
+    monkeypatch.setattr(comparison, "helpers", lambda *a: asked.append(a[1]) or real(a[0], 1, None))
     assert run([*arguments, *small]) == 0
+    assert asked == [2]
     out, err = capsys.readouterr()
     assert re.search(r"table1: cifar10 is not here \(.*\); pcam_mini stands in for it", err)
     assert "Table 1 (cifar10)" in out
+    assert "Table 1, resnet56: PatchCamelyon mini stands in for CIFAR-10; epochs 1" in out
+    assert "<img" in (tmp_path / "report.html").read_text()
+    assert run([*arguments, *small, "--no-images"]) == 0
+    assert "<img" not in (tmp_path / "report.html").read_text()
+    assert run(["report", str(tmp_path)]) == 0
+    assert "<img" in (tmp_path / "report.html").read_text()
+    assert run(["report", str(tmp_path), "--no-images"]) == 0
+    assert "<img" not in (tmp_path / "report.html").read_text()
+    one = next(iter(find(tmp_path)))
+    held = one.result or {}
+    one.finish({**held, "status": "failed", "metrics": {}, "error": "out of memory"})
+    assert run([*arguments, *small]) == 1
+    one.finish(held)
+    capsys.readouterr()
     assert "scale smoke: a few steps of each, to see that everything runs; not a result" in out
     assert json.loads((tmp_path / "reproduction.json").read_text())["scale"] == "smoke"
     assert run([*arguments, "--scale", "reduced", "--out", str(tmp_path)]) == 3

@@ -34,13 +34,16 @@ def test_lines_are_the_norms_of_layers_that_all_methods_have(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     early, late = {"a": 1.0, "bias": 9.0, "b": 0.0}, {"a": 4.0, "bias": 9.0, "b": 2.0}
-    made(tmp_path, "baseline", 0, [])  # nothing kept
+    made(tmp_path, "baseline", 0, [])  # nothing kept: of seed 1 both are
     made(tmp_path, "baseline", 1, [receipt(early), receipt(late)])
-    made(tmp_path, "znorm", 0, [receipt({"a": 0.5, "b": 8.0}, factor=10.0)])
+    made(tmp_path, "znorm", 0, [receipt({"a": 7.0, "b": 7.0})])
+    made(tmp_path, "znorm", 1, [receipt({"a": 0.5, "b": 8.0}, factor=10.0)])
     drawn: list[Any] = []
     monkeypatch.setattr(gradients, "_panel", lambda *panel: drawn.append(panel) or "svg")
     (table,) = gather(tmp_path, [Run.open(p.parent) for p in tmp_path.rglob("spec.json")])
-    assert gradients_by_depth(table) == ("svg",) * 3
+    found = gradients_by_depth(table)
+    assert found is not None
+    assert (found.panels, found.seed) == (("svg",) * 3, 1)
     titles = [title for title, _, _ in drawn]
     assert titles == ["Baseline: gradient", "ZNorm: gradient", "ZNorm: what the optimizer gets"]
     baseline, before, after = (lines for _, lines, _ in drawn)
@@ -53,7 +56,9 @@ def test_lines_are_the_norms_of_layers_that_all_methods_have(
 def test_a_panel_has_a_line_an_epoch(tmp_path: Path) -> None:
     made(tmp_path, "baseline", 0, [receipt({"a": 1.0, "b": 2.0})] * 3)
     (table,) = gather(tmp_path, [Run.open(p.parent) for p in tmp_path.rglob("spec.json")])
-    (panel,) = gradients_by_depth(table)
+    found = gradients_by_depth(table)
+    assert found is not None
+    (panel,) = found.panels
     assert panel.startswith("<svg")
     for text in ("Baseline: gradient", "layer, from the input on", "norm", "epoch"):
         assert f">{text}<" in panel
@@ -62,4 +67,4 @@ def test_a_panel_has_a_line_an_epoch(tmp_path: Path) -> None:
 def test_without_receipts_there_is_no_figure(tmp_path: Path) -> None:
     made(tmp_path, "baseline", 0, [None, None])
     (table,) = gather(tmp_path, [Run.open(p.parent) for p in tmp_path.rglob("spec.json")])
-    assert gradients_by_depth(table) == ()
+    assert gradients_by_depth(table) is None

@@ -65,6 +65,9 @@ def test_a_figure_has_a_row_a_case_and_a_column_a_method(tmp_path: Path) -> None
         assert f">{text}<" in svg
     # 2 * 8 / (16 + 16): half of a square of 4x4 that is moved by two columns.
     assert re.findall(r"Dice ([\d.]+)", svg) == ["1.000", "0.500", "0.000", "0.000"]
+    # The true outline in each panel but the image's, then what was predicted, if anything.
+    assert svg.count(f"stroke: {TRUTH}") == 2 * 3
+    assert svg.count("stroke: #e08a00") == 3
     assert draw_cases(cases, tmp_path / "cases.png") == ""
     with Image.open(tmp_path / "cases.png") as picture:
         assert picture.size[0] > 2 * picture.size[1] * 0.7

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 from znorm.lab.reporting.tables import gather
 from znorm.lab.spec import resolve
-from znorm.lab.store import Run
+from znorm.lab.store import Run, find
 
 # Test accuracy by epoch; the last one is the run's.
 SCORES = {
@@ -53,3 +54,45 @@ def test_the_first_epoch_that_scores_what_the_baseline_of_its_seed_ends_with(
         "gradient_clipping": "reached by 1 of 2",  # no mean of those alone that got there
         "weight_decay_1e-3": "–",
     }
+
+
+def test_a_run_that_diverged_has_not_reached_it_and_half_a_history_says_nothing(
+    tmp_path: Path,
+) -> None:
+    runs = made(tmp_path)
+    broken = next(run for run in runs if (run.spec.method, run.spec.seed) == ("znorm", 1))
+    broken.finish({"status": "diverged", "metrics": {}, "diverged_step": 3})
+    short = next(run for run in runs if run.spec.method == "gradient_clipping")
+    (short.folder / "events.jsonl").unlink()
+    (table,) = gather(tmp_path, runs)
+    cells = {row.method: row.epochs_to_baseline for row in table.rows}
+    assert cells["znorm"].mean == "reached by 1 of 2"
+    assert [value.text for value in cells["znorm"].values] == ["1", "not reached"]
+    assert (cells["gradient_clipping"].mean, cells["gradient_clipping"].values) == ("–", ())
+
+
+def test_only_runs_that_started_alike_are_paired(tmp_path: Path) -> None:
+    runs = made(tmp_path)
+    for run in runs:
+        other = run.spec.method == "znorm" and run.spec.seed == 1
+        hashes = {"initial_weights": "a", "batches": "other" if other else "b"}
+        run.finish({**(run.result or {}), "hashes": hashes})
+    (table,) = gather(tmp_path, runs)
+    rows = {row.method: row for row in table.rows}
+    difference = rows["znorm"].difference
+    assert difference is not None
+    assert difference.mean == "−40.00"  # of seed 0 alone: 0.2 less 0.6
+    (trouble,) = rows["znorm"].troubles
+    assert (trouble.seed, trouble.text) == (1, "other images or weights than the baseline's")
+
+
+def test_a_copy_of_a_run_counts_once(tmp_path: Path) -> None:
+    runs = made(tmp_path / "a")
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    both = find(tmp_path)
+    assert len(both) == 2 * len(runs)
+    (table,) = gather(tmp_path, both)
+    assert sum(len(row.runs) for row in table.rows) == len(runs)
+    # A folder that reproduces the paper has pages of its own.
+    (tmp_path / "b" / "reproduction.json").write_text("{}")
+    assert len(find(tmp_path)) == len(find(tmp_path / "b")) == len(runs)

@@ -155,5 +155,9 @@ class Dataset:
             train=self.train.limited(limit),
             validation=self.validation.limited(limit),
             test=self.test.limited(limit),
-            notes=(*self.notes, f"Limited to {limit} images of each part: not the whole data set."),
+            notes=(
+                *self.notes,
+                f"Limited to {limit} images of each part, as many of each class as there are: "
+                "neither the whole data set nor its mix of classes.",
+            ),
         )

@@ -69,7 +69,7 @@ def read_picture(path: Path, mode: str, size: Iterable[int] | None = None) -> Pi
             pixels = np.asarray(picture, dtype=np.uint8)
     except FileNotFoundError:
         raise DataError(f"{path}: missing") from None
-    except (OSError, ValueError, SyntaxError) as error:
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         with suppress(OSError):
             refuse_page(path, path.read_bytes()[:512])
         reason = " ".join(str(error).split())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
@@ -61,8 +61,8 @@ class Record:
             raise DataError(f"{path}: not of this version of znorm; move it away")
         return found
 
-    def write(self, root: Path) -> Record:
-        """Add to what stands there already; the whole.
+    def joined(self, root: Path) -> Record:
+        """With what stands in a folder already.
 
         Raises
         ------
@@ -76,6 +76,11 @@ class Record:
             )
         tasks = {**(before.tasks if before else {}), **self.tasks}
         cases = self.cases or (before.cases if before else ())
-        content = {"scale": self.scale, "tasks": tasks, "cases": list(cases)}
-        write_atomically(root / _NAME, (json.dumps(content, indent=2) + "\n").encode())
         return Record(self.scale, tasks, cases)
+
+    def write(self, root: Path) -> Record:
+        """Add to what stands in a folder already, and keep the whole; errors as :meth:`joined`."""
+        whole = self.joined(root)
+        content = (json.dumps(asdict(whole), indent=2) + "\n").encode()
+        write_atomically(root / _NAME, content)
+        return whole

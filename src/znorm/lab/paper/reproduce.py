@@ -62,6 +62,12 @@ def planned(
     size = lookup("scale", scale, SCALES)
     names = list(TARGETS) if target == "all" else [target]
     chosen = [lookup("target", name, {**TARGETS, "all": TARGETS["table1"]}) for name in names]
+    held = _flat(set or {})
+    for key in held:
+        if key.partition(".")[0] in _FIXED:
+            raise ConfigurationError(
+                f"set: {key} is what a target fixes; use models, methods and seeds"
+            )
     choices = {
         "epochs": epochs,
         "batch_size": batch_size,
@@ -71,7 +77,7 @@ def planned(
         "deterministic": deterministic,
         "cuda_graph": cuda_graph or None,
         "data.limit": limit,
-        **(set or {}),
+        **held,
     }
     given = {key: value for key, value in choices.items() if value is not None}
     wanted = _listed(models)
@@ -81,16 +87,20 @@ def planned(
             raise unknown(f"model of {target}", name, [name for name in MODELS if name in known])
     specs: dict[str, RunSpec] = {}
     tasks: dict[str, str] = {}
+    listed = None if methods is None else _listed(methods)
+    for kind, found in (("models", wanted), ("methods", listed)):
+        if found == []:
+            raise ConfigurationError(f"{kind}: give at least one")
     for name, one in zip(names, chosen, strict=True):
         kept = [model for model in one.models if wanted is None or model in wanted]
         if not kept:
             continue
-        held = one.methods if methods is None else _listed(methods)
+        compared = one.methods if listed is None else listed
         mine = _meant_for(one.task, given, {other.task for other in chosen})
-        for spec in _specs(one, size, kept, held, size.seeds if seeds is None else seeds, mine):
-            if not size.choices and (found := against_stated(spec, one.task)):
+        for spec in _specs(one, size, kept, compared, size.seeds if seeds is None else seeds, mine):
+            if not size.choices and (changed := against_stated(spec, one.task)):
                 raise ConfigurationError(
-                    f"scale {scale} is the paper's settings, found {found[0]}; "
+                    f"scale {scale} is the paper's settings, found {changed[0]}; "
                     "scale reduced takes others"
                 )
             specs.setdefault(spec.canonical(), spec)
@@ -99,6 +109,19 @@ def planned(
     seeds_in_order = list(dict.fromkeys(spec.seed for spec in order))
     order.sort(key=lambda spec: seeds_in_order.index(spec.seed))
     return order, Record(scale, tasks)
+
+
+# What a target decides, and --set cannot.
+_FIXED = ("task", "model", "method", "seed", "receipt", "transform", "weight_decay")
+
+
+def _flat(given: Mapping[str, Any]) -> dict[str, Any]:
+    """With the keys of data dotted, however they were given."""
+    held = given.get("data")
+    if not isinstance(held, Mapping):
+        return dict(given)
+    inner = {f"data.{key}": value for key, value in held.items()}
+    return {**{key: value for key, value in given.items() if key != "data"}, **inner}
 
 
 def _meant_for(task: str, given: Mapping[str, Any], tasks: Collection[str]) -> dict[str, Any]:
@@ -118,7 +141,7 @@ def _specs(
 ) -> list[RunSpec]:
     """Of one target, on its own task or on what stands in for it."""
     if target.one_seed:
-        seeds = 1 if isinstance(seeds, int) else list(seeds)[:1]
+        seeds = min(seeds, 1) if isinstance(seeds, int) else list(seeds)[:1]
     choices = {**settings(target.task, size, given), **target.choices}
     try:
         return [
@@ -149,7 +172,7 @@ def _listed(names: Sequence[str] | str | None) -> list[str] | None:
     if names is None:
         return None
     listed = names.split(",") if isinstance(names, str) else names
-    return [name.strip() for name in listed if name.strip()] or None
+    return [name.strip() for name in listed if name.strip()]
 
 
 def reproduce(
@@ -245,18 +268,22 @@ def reproduce(
         set=set,
     )
     root = Path(out) if out is not None else default_folder(scale)
-    if root.is_dir():
-        find(root)  # a folder that the report could not read is said before anything is trained
+    # A folder that the report could not read is said before anything is trained.
+    if root.is_dir() and find(root) and Record.read(root) is None:
+        raise ConfigurationError(
+            f"{root} holds runs that are no reproduction of the paper; give another --out"
+        )
     shown = tuple(_listed(cases) or ())
     _check_cases(shown, specs)
-    Record(record.scale, record.tasks, shown).write(root)
+    asked = Record(record.scale, record.tasks, shown)
+    asked.joined(root)  # another scale there is said now, and written once all is checked
     display = display or Silent()
     for name, task in record.tasks.items():
         own = TARGETS[name].task
         if task != own:
             display.note(f"{name}: {own} is not here ({data_root()}); {task} stands in for it")
     runs = [Run.at(root, spec) for spec in specs]
-    execute(runs, display, workers, jobs)
+    execute(runs, display, workers, jobs, checked=lambda: asked.write(root))
     report(root, images=images)
     return runs
 

@@ -14,7 +14,7 @@ from znorm.lab.paper.record import Record
 from znorm.lab.reporting.tables import COLUMNS, Cell, Column, Row, Table, Value, plain
 from znorm.lab.tasks import TASKS
 
-__all__ = ["Beside", "Block", "Line", "PaperTable", "beside_on_terminal", "paper_tables"]
+__all__ = ["Beside", "Block", "Line", "PaperTable", "beside_on_terminal", "paper_tables", "remarks"]
 
 # Ours beside theirs. The paper's Hausdorff distances fit the row variant, not a distance in pixels,
 # which it does not say: both of ours stand beside the one of theirs.
@@ -192,7 +192,16 @@ def beside_on_terminal(table: PaperTable) -> RichTable:
                 cell = line.cells[number]
                 here = "" if cell.here is None else plain(cell.here)
                 cells += [cell.published or "–", here, cell.difference]
-            if line.troubles:
-                cells[1] = "; ".join(f"seed {v.seed} {v.text}" for v in line.troubles)
+            troubles = [f"seed {value.seed} {value.text}" for value in line.troubles]
+            cells[1] = "; ".join(text for text in (cells[1], *troubles) if text)
             rich.add_row(block.model if not place else "", line.label, *cells)
     return rich
+
+
+def remarks(table: PaperTable) -> list[str]:
+    """A line a block: in what its runs differ from the paper's."""
+    return [
+        f"{table.label}, {block.model}: {'; '.join(block.deviations)}"
+        for block in table.blocks
+        if block.deviations
+    ]

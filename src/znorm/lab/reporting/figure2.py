@@ -52,29 +52,40 @@ def figure2(table: Table, dataset: Dataset, cases: Sequence[str] = ()) -> Figure
         if run.spec.seed == seed and run.status == "done"
     }
     try:
-        counted = [held for run in runs.values() if (held := run.cases()) is not None]
-        if len(counted) < len(runs):
-            return Figure2("", "Counts of the test slices (cases.csv) are not here.")
-        dice = torch.stack([one.counts.dice() for one in counted]).mean(0)
-        names = list(counted[0].names)
-        chosen = notable(dice.tolist(), counted[0].target_found.tolist())
-        rows = {f"{title}\n{names[row]}": row for title, row in chosen.items()}
-        rows |= {name: names.index(name) for name in cases if name in names}
-        if not rows:
-            return Figure2("", "No test slice has anything to mark.")
-        few = part.take(torch.tensor(list(rows.values())))
-        masks = {label: (outputs(run, few)[:, 0] > 0).numpy() for label, run in runs.items()}
+        counted = {label: held for label, run in runs.items() if (held := run.cases()) is not None}
     except DataError as error:
         return Figure2("", f"Not drawn: {error}")
+    names = next(iter(counted.values())).names if counted else ()
+    if len(counted) < len(runs) or any(held.names != names for held in counted.values()):
+        return Figure2("", "Not drawn: the methods' cases.csv are not of the same test slices.")
+    places = {name: place for place, name in enumerate(part.names)}
+    dice = torch.stack([held.counts.dice() for held in counted.values()]).mean(0)
+    present = next(iter(counted.values())).target_found.tolist()
+    chosen = notable(dice.tolist(), present)
+    titles = {f"{title}\n{names[row]}": names[row] for title, row in chosen.items()}
+    titles |= {name: name for name in cases if name in names}
+    rows = {title: places[name] for title, name in titles.items() if name in places}
+    if not rows:
+        return Figure2("", "Not drawn: no test slice that is here has anything to mark.")
+    few = part.take(torch.tensor(list(rows.values())))
+    masks, missing = {}, []
+    for label, run in runs.items():
+        try:
+            masks[label] = (outputs(run, few)[:, 0] > 0).numpy()
+        except DataError as error:
+            missing.append(f"{label} is not drawn: {error}.")
+    if not masks:
+        return Figure2("", " ".join(missing))
     drawn = [
         case(few, place, title, {label: found[place] for label, found in masks.items()})
         for place, title in enumerate(rows)
     ]
-    unknown = [name for name in cases if name not in names]
+    unknown = [name for name in (*cases, *titles.values()) if name not in places]
     caption = (
         f"Seed {seed}. Blue: the true outline; orange: the net's. The best, the median and the "
         "worst of the test slices with something to mark, by Dice, mean over the methods."
     )
     if unknown:
-        caption += f" Not among the test slices: {', '.join(unknown)}."
+        caption += f" Not among the test slices here: {', '.join(dict.fromkeys(unknown))}."
+    caption += "".join(f" {text}" for text in missing)
     return Figure2(draw_cases(drawn), caption)

@@ -4,32 +4,42 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from znorm.lab.reporting.svg import BLUE, GREY, ORANGE, as_svg, style
 from znorm.lab.reporting.tables import Row, Table
 
-__all__ = ["gradients_by_depth"]
+__all__ = ["Gradients", "gradients_by_depth"]
 
 Receipt = Mapping[str, Mapping[str, float]]
 
 
-def gradients_by_depth(table: Table) -> tuple[str, ...]:
-    """Panels as SVG: for each method the norms of its layers' gradients, a line an epoch.
+@dataclass(frozen=True)
+class Gradients:
+    """Panels as SVG, and the seed that they are of."""
 
-    Of the first seed that kept them; where a method has a transform, a second panel shows what the
-    optimizer gets. All panels share the layers, those which every method's receipt holds, and the
-    axis. Empty where no run kept receipts.
+    panels: tuple[str, ...]
+    seed: int
+
+
+def gradients_by_depth(table: Table) -> Gradients | None:
+    """For each method the norms of its layers' gradients, a line an epoch.
+
+    Of the seed whose receipts most methods kept, the first of them if there are several; where a
+    method has a transform, a second panel shows what the optimizer gets. All panels share the axis
+    and the layers, those which every method's receipt holds. None where no run kept receipts.
     """
-    kept: list[tuple[Row, list[tuple[int, Receipt]]]] = []
+    by_seed: dict[int, list[tuple[Row, list[tuple[int, Receipt]]]]] = {}
     for row in table.rows:
         for run in row.runs:
-            epochs = [(e["epoch"], e["receipt"]) for e in run.history if "receipt" in e]
+            epochs = [(e["epoch"], e["receipt"]) for e in run.history if e.get("receipt")]
             if epochs:
-                kept.append((row, epochs))
-                break
-    if not kept:
-        return ()
+                by_seed.setdefault(run.spec.seed, []).append((row, epochs))
+    if not by_seed:
+        return None
+    seed = min(by_seed, key=lambda one: (-len(by_seed[one]), one))
+    kept = by_seed[seed]
     layers = [
         name
         for name in kept[0][1][0][1]
@@ -43,7 +53,7 @@ def gradients_by_depth(table: Table) -> tuple[str, ...]:
             panels.append((f"{row.label}: what the optimizer gets", after))
     sizes = [size for _, lines in panels for _, line in lines for size in line if size > 0]
     limits = (min(sizes) / 2, max(sizes) * 2) if sizes else None
-    return tuple(_panel(title, lines, limits) for title, lines in panels)
+    return Gradients(tuple(_panel(title, lines, limits) for title, lines in panels), seed)
 
 
 def _norms(

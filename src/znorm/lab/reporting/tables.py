@@ -138,7 +138,8 @@ class Table:
 def gather(root: Path, runs: Sequence[Run]) -> list[Table]:
     """One table for each configuration among ``runs``; links relative to ``root``."""
     groups: dict[str, list[Run]] = {}
-    for run in runs:
+    # A copy of a run is not another one.
+    for run in {run.spec.canonical(): run for run in reversed(runs)}.values():
         groups.setdefault(run.spec.configuration, []).append(run)
     tables = []
     for members in groups.values():
@@ -172,7 +173,16 @@ def _rows(root: Path, runs: Sequence[Run], columns: Sequence[Column]) -> tuple[R
             title += f" ({group[0].spec.hash})"
         done = [run for run in mine if run.status == "done"]
         cells = tuple(_cell(root, column, done) for column in columns)
-        paired = [run for run in done if run.spec.seed in reference]
+        paired = [
+            run
+            for run in done
+            if run.spec.seed in reference and _alike(run, reference[run.spec.seed])
+        ]
+        ended = [
+            run
+            for run in mine
+            if run.spec.seed in reference and run.status in ("done", "diverged", "failed")
+        ]
         difference = None
         if method != REFERENCE and paired:
             column = columns[0]
@@ -181,9 +191,13 @@ def _rows(root: Path, runs: Sequence[Run], columns: Sequence[Column]) -> tuple[R
                 for run in paired
             ]
             difference = _summary(column, gains, (), sign=True)
-        reached = _epochs_to_baseline(root, columns[0], paired, reference)
+        reached = _epochs_to_baseline(root, columns[0], ended, reference)
         troubles = tuple(
             Value(run.spec.seed, _trouble(run), _link(root, run)) for run in mine if run not in done
+        ) + tuple(
+            Value(run.spec.seed, "other images or weights than the baseline's", _link(root, run))
+            for run in done
+            if run.spec.seed in reference and not _alike(run, reference[run.spec.seed])
         )
         rows.append(Row(method, title, tuple(mine), cells, difference, reached, troubles))
     return tuple(rows)
@@ -194,22 +208,33 @@ def _epochs_to_baseline(
 ) -> Cell:
     """In how many epochs each run first scored what the baseline of its seed scored at its end.
 
-    The mean stands for runs that all got there; else how many did.
+    The mean stands for runs that all got there; else how many did. One that diverged or failed did
+    not. Where events.jsonl is not whole, nothing is said of any.
     """
     epochs: list[int | None] = []
     for run in runs:
+        history = run.history
+        if run.status == "done" and len(history) < run.spec.epochs:
+            return Cell(None, "–", "", ())
         final = reference[run.spec.seed].metrics[headline.key]
-        scores = ((entry["epoch"], entry[headline.key]) for entry in run.history)
-        epochs.append(next((epoch for epoch, score in scores if score >= final), None))
+        reached = (entry["epoch"] for entry in history if entry[headline.key] >= final)
+        epochs.append(next(reached, None) if run.status == "done" else None)
     values = tuple(
         Value(run.spec.seed, "not reached" if epoch is None else str(epoch), _events(root, run))
         for run, epoch in zip(runs, epochs, strict=True)
     )
-    reached = [epoch for epoch in epochs if epoch is not None]
-    if not epochs or len(reached) < len(epochs):
-        text = f"reached by {len(reached)} of {len(epochs)}" if epochs else "–"
+    found = [epoch for epoch in epochs if epoch is not None]
+    if not epochs or len(found) < len(epochs):
+        text = f"reached by {len(found)} of {len(epochs)}" if epochs else "–"
         return Cell(None, text, "", values)
-    return _summary(Column("epoch", "", 1), reached, values)
+    return _summary(Column("epoch", "", 1), found, values)
+
+
+def _alike(run: Run, other: Run) -> bool:
+    """Whether two runs started from the same weights and saw the same batches, if that is known."""
+    mine, theirs = ((one.result or {}).get("hashes", {}) for one in (run, other))
+    shared = ("initial_weights", "batches")
+    return all(mine[key] == theirs[key] for key in shared if key in mine and key in theirs)
 
 
 def _cell(root: Path, column: Column, runs: Sequence[Run]) -> Cell:

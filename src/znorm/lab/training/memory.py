@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from znorm.lab.datasets import Dataset
 from znorm.lab.errors import ConfigurationError
@@ -82,6 +82,12 @@ def _fits(spec: RunSpec, dataset: Dataset, size: int) -> bool:
 _MOST_KEPT = 5_000
 
 
+# Of what is kept, peaks were up to 1.6 times as much: what is advised leaves room for that.
+_ROOM = 1.6
+# Averages that an optimizer holds, each as large as the weights.
+_AVERAGES = {"adam": 2, "adamw": 2, "sgd": 1}
+
+
 @dataclass(frozen=True)
 class Need:
     """What a training step keeps in memory, at the least.
@@ -89,7 +95,7 @@ class Need:
     Parameters
     ----------
     fixed : int
-        Bytes of weights, gradients and the optimizer's averages.
+        Bytes of weights and of the optimizer's averages, and of what does not depend on images.
     each : int
         Bytes that the forward pass keeps of each image for the backward.
     """
@@ -101,7 +107,7 @@ class Need:
         """Bytes, with so many images in memory at once."""
         return self.fixed + images * self.each
 
-    def fitting(self, images: int, memory: int) -> int | None:
+    def fitting(self, images: int, memory: float) -> int | None:
         """The largest half, quarter or so on of ``images`` that fits; None if not even two do."""
         while images >= 2 and self.of(images) > memory:
             images //= 2
@@ -109,8 +115,16 @@ class Need:
 
 
 def need(spec: RunSpec, dataset: Dataset) -> Need:
-    """Measured on a forward pass of two images."""
+    """Measured on forward passes of two and of four images: what more images add, and the rest."""
     model, _ = begin(spec, dataset)
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    two, four = (_kept(spec, model, dataset, size) for size in (2, 4))
+    each = max(0, four - two) // 2
+    return Need((1 + _AVERAGES.get(spec.optimizer, 0)) * weights + max(0, two - 2 * each), each)
+
+
+def _kept(spec: RunSpec, model: nn.Module, dataset: Dataset, size: int) -> int:
+    """Bytes that a forward pass keeps beside the weights themselves."""
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
     kept: dict[int, int] = {}
     held: list[Tensor] = []  # alive, so that no address comes twice
@@ -122,7 +136,7 @@ def need(spec: RunSpec, dataset: Dataset) -> Need:
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    some = dataset.train.take(torch.arange(2))
+    some = dataset.train.take(torch.arange(size) % len(dataset.train))
     images = some.images.to(spec.device).float().contiguous(memory_format=torch.channels_last)
     with (
         torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
@@ -130,31 +144,37 @@ def need(spec: RunSpec, dataset: Dataset) -> Need:
     ):
         loss = LOSSES[spec.loss](model(images), some.targets.to(spec.device))
     del loss
-    # Adam's two averages; other optimizers keep less.
-    fixed = 4 * sum(p.numel() * p.element_size() for p in model.parameters())
-    # Casts of weights to bfloat16 are kept, too, once for all images.
-    casts = fixed // 8 if spec.precision == "bfloat16" else 0
-    return Need(fixed, max(0, sum(kept.values()) - casts) // 2)
+    return sum(kept.values())
 
 
 def available() -> int | None:
-    """Bytes of memory and swap that are free on this machine, or for this container; None if it
-    does not say.
+    """Bytes that are free on this machine, or for this container; None if it does not say.
+
+    Memory that holds copies of files is free: the system gives it up where it is needed.
     """
     free: list[int] = []
     with suppress(OSError, KeyError, ValueError):
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        table = {key: int(rest.split()[0]) for key, _, rest in (x.partition(":") for x in lines)}
-        free.append(1024 * (table["MemAvailable"] + table["SwapFree"]))
-    group = Path("/sys/fs/cgroup")
-    with suppress(OSError, ValueError):
-        limit = int((group / "memory.max").read_text())
-        free.append(limit - int((group / "memory.current").read_text()))
+        table = _table(Path("/proc/meminfo"))
+        free.append(1024 * (table["MemAvailable:"] + table["SwapFree:"]))
+    groups = Path("/sys/fs/cgroup")
+    for limit, used, files in (
+        ("memory.max", "memory.current", "inactive_file"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_inactive_file"),
+    ):
+        with suppress(OSError, KeyError, ValueError):
+            most = int((groups / limit).read_text())
+            cached = _table((groups / limit).with_name("memory.stat"))[files]
+            free.append(most - int((groups / used).read_text()) + cached)
     return min(free) if free else None
 
 
-def check(spec: RunSpec, dataset: Dataset) -> None:
-    """Refuse a batch that this machine's memory cannot hold.
+def _table(path: Path) -> dict[str, int]:
+    lines = (line.split() for line in path.read_text().splitlines())
+    return {words[0]: int(words[1]) for words in lines if len(words) > 1}
+
+
+def check(spec: RunSpec, dataset: Dataset, jobs: int = 1) -> None:
+    """Refuse a batch that this machine's memory cannot hold, so many times at once.
 
     A GPU says itself that it is full; a process on a CPU is killed without a word.
 
@@ -163,18 +183,23 @@ def check(spec: RunSpec, dataset: Dataset) -> None:
     ConfigurationError
         With the micro-batch that fits.
     """
-    memory = available()
+    free = available()
     size = min(spec.micro_batch or spec.batch_size, len(dataset.train))
     height, width = dataset.image_size
     most = size * dataset.channels * height * width * 4 * _MOST_KEPT
-    if spec.device != "cpu" or memory is None or most < memory:
+    if spec.device != "cpu" or free is None or jobs * most < free:
         return
-    found = need(spec, dataset)
+    memory = free / jobs
+    try:
+        found = need(spec, dataset)
+    except Exception:  # a model that cannot be trained: its run says why
+        return
     if found.of(size) <= memory:
         return
-    fits = found.fitting(size, memory)
+    fits = found.fitting(size, memory / _ROOM)
     advice = "not even two fit" if fits is None else f"--micro-batch {fits} fits"
     raise ConfigurationError(
         f"model {spec.model}: {size} images of {height}x{width} at once need at least "
-        f"{found.of(size) / 1e9:.1f} GB, {memory / 1e9:.1f} are free; {advice}"
+        f"{found.of(size) / 1e9:.1f} GB, {memory / 1e9:.1f} are free"
+        f"{' for each job' if jobs > 1 else ''}; {advice}"
     )

@@ -30,6 +30,8 @@ class Observation:
         self, optimizer: torch.optim.Optimizer, transform: Transform | None, model: nn.Module
     ) -> None:
         self._held = optimizer, transform, model
+        # Of each layer its weights: two or more dims.
+        self._layers = {name for name, weight in model.named_parameters() if weight.dim() > 1}
         self._attachment = self._attach()
 
     def _attach(self) -> znorm.Attachment:
@@ -38,7 +40,11 @@ class Observation:
 
     def read(self, earlier: Receipt) -> dict[str, dict[str, float]]:
         """What was seen since the last reading, joined to what was seen before that."""
-        seen = self._attachment.receipt()
+        seen = {
+            name: values
+            for name, values in self._attachment.receipt().items()
+            if name in self._layers
+        }
         self._attachment.detach()
         self._attachment = self._attach()
         return joined(earlier, seen)
