@@ -55,7 +55,7 @@ def predict(
     -------
     Path
         Of a folder: ``predictions.csv``, a row an image; for masks ``masks/`` as black and white
-        pictures, ``overlays/`` with outlines (the truth blue, the prediction orange) and
+        pictures, ``overlays/`` with outlines (the truth white, the prediction orange) and
         ``cases.png``, the best, the median and the worst by Dice among images whose truth marks
         anything; without truth the first ones.
 

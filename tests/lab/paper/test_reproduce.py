@@ -128,7 +128,7 @@ def test_sections_stand_in_the_order_of_the_paper(smoked: Path) -> None:
 def test_figures_are_drawn(smoked: Path) -> None:
     text = (smoked / "report.html").read_text()
     assert text.count("Masks beside the ground truth") == 1
-    assert "Blue: the true outline; orange: the net" in text
+    assert "White: the true outline; orange: the net" in text
     assert text.count(">Gradients by depth<") == 3  # ResNet-56 twice, with 24 images and with 16
     for title in ("Baseline: gradient", "ZNorm: gradient", "ZNorm: what the optimizer gets"):
         assert text.count(f">{title}<") == 3

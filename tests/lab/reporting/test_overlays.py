@@ -14,7 +14,7 @@ from PIL import Image
 from znorm.lab.datasets import Part
 from znorm.lab.reporting.overlays import TRUTH, Case, case, draw_cases, notable, outlined
 
-RGB = (0x2F, 0xB4, 0xFF)
+RGB = (255, 255, 255)
 ORANGE = (0xE0, 0x8A, 0x00)
 
 

@@ -82,7 +82,7 @@ def figure2(table: Table, dataset: Dataset, cases: Sequence[str] = ()) -> Figure
     ]
     unknown = [name for name in (*cases, *titles.values()) if name not in places]
     caption = (
-        f"Seed {seed}. Blue: the true outline; orange: the net's. The best, the median and the "
+        f"Seed {seed}. White: the true outline; orange: the net's. The best, the median and the "
         "worst of the test slices with something to mark, by Dice, mean over the methods."
     )
     if unknown:

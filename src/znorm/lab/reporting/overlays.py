@@ -21,7 +21,7 @@ __all__ = ["Case", "case", "draw_cases", "notable", "outlined"]
 Pixels = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
 
-TRUTH = "#2fb4ff"
+TRUTH = "#ffffff"
 # Pixels on a side that a panel shows; larger pictures are thinned out.
 _SIDE = 256
 
@@ -122,16 +122,20 @@ def draw_cases(cases: Sequence[Case], file: Any = None) -> str:
 
 def _outline(axes: Any, mask: Mask, colour: str) -> None:
     # A border around it: a mask that touches the picture's edge has an outline there, too.
+    from matplotlib.patheffects import withStroke
+
     height, width = mask.shape
     if mask.any():
-        axes.contour(
+        drawn = axes.contour(
             np.arange(-1, width + 1),
             np.arange(-1, height + 1),
             np.pad(mask, 1).astype(float),
             levels=[0.5],
             colors=[colour],
-            linewidths=1.0,
+            linewidths=0.9,
         )
+        # Dark beneath it, so that it shows on pictures of any colour.
+        drawn.set(path_effects=[withStroke(linewidth=2.2, foreground="#000000")])
         axes.set_xlim(-0.5, width - 0.5)
         axes.set_ylim(height - 0.5, -0.5)
 
