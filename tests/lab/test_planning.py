@@ -197,7 +197,7 @@ def test_the_cost_is_steps_times_their_time(
 def test_a_plan_says_what_fits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     of = spec(batch_size=64)
     need = memory.need(of, tasks.load(of.task, of.data))
-    for images, expected in ((64, None), (40, 32), (1, 0)):
+    for images, expected in ((64, None), (40, 16), (1, 0)):
         monkeypatch.setattr(memory, "available", lambda images=images: need.of(images))
         (cost,) = plan([of], tmp_path)
         assert (cost.micro_batch, cost.memory) == (expected, need.of(64))

@@ -65,8 +65,9 @@ def plan(
 ) -> list[Cost]:
     """Measure each model's steps, and say what all runs that are not done under ``out`` will take.
 
-    The steps are those of the plain optimizer; a transform costs a few percent, which is less than
-    times scatter. ``measuring`` is told what is measured next.
+    Training and evaluation alone: what a run takes to begin and to save is not in it. The steps are
+    those of the plain optimizer; a transform costs a few percent, which is less than times scatter.
+    ``measuring`` is told what is measured next.
     """
     groups: dict[str, list[RunSpec]] = {}
     for spec in specs:
@@ -89,7 +90,7 @@ def _cost(spec: RunSpec, dataset: Dataset, runs: int, left: int) -> Cost:
     size = min(spec.micro_batch or batch, batch)
     needed = memory.need(spec, dataset)
     free = _free(spec)
-    fits = size if free is None else needed.fitting(size, free)
+    fits = size if free is None else needed.advised(size, free)
     measured = None
     while fits and measured is None:
         try:

@@ -107,6 +107,10 @@ class Need:
         """Bytes, with so many images in memory at once."""
         return self.fixed + images * self.each
 
+    def advised(self, images: int, memory: float) -> int | None:
+        """All of them if they fit at the least, else fewer that leave room for what is more."""
+        return images if self.of(images) <= memory else self.fitting(images, memory / _ROOM)
+
     def fitting(self, images: int, memory: float) -> int | None:
         """The largest half, quarter or so on of ``images`` that fits; None if not even two do."""
         while images >= 2 and self.of(images) > memory:
@@ -194,9 +198,9 @@ def check(spec: RunSpec, dataset: Dataset, jobs: int = 1) -> None:
         found = need(spec, dataset)
     except Exception:  # a model that cannot be trained: its run says why
         return
-    if found.of(size) <= memory:
+    fits = found.advised(size, memory)
+    if fits == size:
         return
-    fits = found.fitting(size, memory / _ROOM)
     advice = "not even two fit" if fits is None else f"--micro-batch {fits} fits"
     raise ConfigurationError(
         f"model {spec.model}: {size} images of {height}x{width} at once need at least "
