@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,8 @@ def test_a_panel_has_a_line_an_epoch(tmp_path: Path) -> None:
     assert found is not None
     (panel,) = found.panels
     assert panel.startswith("<svg")
+    # Powers of ten are set as such, not as the text of a formula.
+    assert "mathdefault" not in re.sub("<!--.*?-->", "", panel)
     for text in ("Baseline: gradient", "layer, from the input on", "norm", "epoch"):
         assert f">{text}<" in panel
 

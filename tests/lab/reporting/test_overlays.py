@@ -73,6 +73,13 @@ def test_a_figure_has_a_row_a_case_and_a_column_a_method(tmp_path: Path) -> None
         assert picture.size[0] > 2 * picture.size[1] * 0.7
 
 
+def test_names_of_files_are_no_formulas() -> None:
+    one = Case("a $^$ b", np.zeros((12, 12, 3), np.uint8), None, {"$^$": square(2, 2, 3)})
+    svg = draw_cases([one])
+    assert ">a $^$ b<" in svg
+    assert ">$^$<" in svg
+
+
 def test_a_case_without_truth_shows_no_score() -> None:
     part = Part(torch.zeros(1, 1, 12, 12, dtype=torch.uint8), torch.zeros(1, 12, 12))
     one = case(part, 0, "a", {"Prediction": square(2, 2, 3)}, truth=False)

@@ -78,7 +78,7 @@ def _panel(
         scale = Normalize(first, max(last, first + 1))
         figure = Figure(figsize=(4.7, 3.3), layout="constrained")
         axes: Any = figure.subplots()
-        axes.set_title(title, loc="left", fontsize=11)
+        axes.set_title(title, loc="left", fontsize=10.5)
         axes.set_xlabel("layer, from the input on")
         axes.set_ylabel("norm")
         for epoch, sizes in lines:

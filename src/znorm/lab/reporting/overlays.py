@@ -104,7 +104,7 @@ def draw_cases(cases: Sequence[Case], file: Any = None) -> str:
                 for side in axes.spines.values():
                     side.set_visible(False)
                 if row == 0:
-                    axes.set_title(title, fontsize=9)
+                    axes.set_title(title, fontsize=9, parse_math=False)
                 if title != "Image" and truth is not None:
                     _outline(axes, truth, TRUTH)
                 if title in one.predictions:
@@ -113,7 +113,7 @@ def draw_cases(cases: Sequence[Case], file: Any = None) -> str:
                     if one.truth is not None:
                         score = float(dice(torch.from_numpy(mask)[None], one.truth[None]))
                         axes.set_xlabel(f"Dice {score:.3f}", fontsize=8)
-            panels[0].set_ylabel(one.title, fontsize=8)
+            panels[0].set_ylabel(one.title, fontsize=8, parse_math=False)  # a file's name
         if file is None:
             return as_svg(figure)
         figure.savefig(file, format="png", dpi=150, facecolor="white")

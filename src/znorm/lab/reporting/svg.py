@@ -26,7 +26,6 @@ def style() -> Iterator[None]:
     settings: Any = {
         "svg.fonttype": "none",
         "svg.hashsalt": "znorm",
-        "text.parse_math": False,  # names of files are no formulas
         "font.family": "sans-serif",
         "font.size": 10.5,
         "text.color": _INK,
