@@ -19,7 +19,7 @@ from znorm.lab.losses import LOSSES
 from znorm.lab.spec import RunSpec
 from znorm.lab.store import Run
 from znorm.lab.training import memory
-from znorm.lab.training.beginning import begin
+from znorm.lab.training.beginning import begin, first_images
 
 __all__ = ["Cost", "costs_on_terminal", "plan"]
 
@@ -145,17 +145,12 @@ def _paces(spec: RunSpec, dataset: Dataset, most: int) -> tuple[_Pace, float]:
         with torch.autocast(spec.device, torch.bfloat16, enabled=spec.precision == "bfloat16"):
             loss_of(model(images), targets)
 
-    def inputs(size: int) -> tuple[torch.Tensor, torch.Tensor]:
-        some = dataset.train.take(torch.arange(size))
-        images = some.images.to(spec.device).float().contiguous(memory_format=torch.channels_last)
-        return images, some.targets.to(spec.device)
-
     # What a GPU takes for a small batch says nothing of a large one.
     size = most if spec.device == "cuda" else min(2, most)
     taken: dict[int, float] = {}
     model.train()
     while True:
-        images, targets = inputs(size)
+        images, targets = first_images(spec, dataset, size)
         step(images, targets)  # the first one sets up what is used again
         taken[size] = statistics.median(_timed(spec, step, images, targets) for _ in range(_STEPS))
         if size == most or taken[size] > _SECONDS:

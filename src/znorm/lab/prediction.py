@@ -21,7 +21,7 @@ from znorm.lab.datasets.files import read_picture
 from znorm.lab.errors import ConfigurationError, DataError
 from znorm.lab.metrics import Cases
 from znorm.lab.reporting.overlays import case, draw_cases, notable, outlined
-from znorm.lab.store import Run, write_atomically
+from znorm.lab.store import Run, write_atomically, write_table
 from znorm.lab.training.device import is_there
 from znorm.lab.training.pipeline import Pipeline
 from znorm.lab.training.weights import Trained, load
@@ -84,7 +84,7 @@ def predict(
         truth = True
     else:
         named, part, truth = _pictures(Path(folder), home, trained, output)
-    found = outputs(one, part)
+    found = _outputs(one, trained, part)
     _remove_earlier(home)
     if output == "mask":
         _write_masks(home, part, named, found[:, 0] > 0, truth=truth)
@@ -131,7 +131,6 @@ def _trained(run: Run) -> Trained:
         ) from None
 
 
-@torch.no_grad()
 def outputs(run: Run, part: Part) -> Tensor:
     """What the net of a finished run gives for each image, in order: as its loop evaluates.
 
@@ -145,7 +144,12 @@ def outputs(run: Run, part: Part) -> Tensor:
     ConfigurationError, DataError
         If the run is not finished; if its weights are missing.
     """
-    trained, spec = _trained(run), run.spec
+    return _outputs(run, _trained(run), part)
+
+
+@torch.no_grad()
+def _outputs(run: Run, trained: Trained, part: Part) -> Tensor:
+    spec = run.spec
     device = torch.device(spec.device if is_there(spec.device) else "cpu")
     dataset = Dataset(part, part, part, trained.classes)
     model = models.build(
@@ -232,7 +236,7 @@ def _write_classes(
             line["truth"] = classes[int(part.targets[row])]
         line["predicted"] = classes[int(shares[row].argmax())]
         rows.append({**line, **dict(zip(classes, shares[row].tolist(), strict=True))})
-    _write_csv(home, rows)
+    write_table(home / "predictions.csv", rows)
 
 
 def _write_masks(
@@ -266,12 +270,4 @@ def _write_masks(
         buffer = io.BytesIO()
         draw_cases(figure, buffer)
         write_atomically(home / "cases.png", buffer.getvalue())
-    _write_csv(home, rows)
-
-
-def _write_csv(home: Path, rows: Sequence[dict[str, Any]]) -> None:
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, rows[0].keys(), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_atomically(home / "predictions.csv", buffer.getvalue().encode())
+    write_table(home / "predictions.csv", rows)

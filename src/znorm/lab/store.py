@@ -8,7 +8,7 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
@@ -23,7 +23,7 @@ from znorm.lab.errors import DataError, DiskFullError, LabError, is_disk_full
 from znorm.lab.metrics import Cases
 from znorm.lab.spec import RunSpec
 
-__all__ = ["Run", "find", "write_atomically"]
+__all__ = ["Run", "find", "write_atomically", "write_table"]
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -49,6 +49,15 @@ def write_atomically(path: Path, content: bytes) -> None:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise _cannot_write(path, error) from error
+
+
+def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Put rows with the same keys at ``path`` as csv; errors as :func:`write_atomically`."""
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, rows[0].keys(), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomically(path, buffer.getvalue().encode())
 
 
 def _cannot_write(path: Path, error: OSError) -> LabError:
@@ -227,12 +236,7 @@ class Run:
 
     def save_cases(self, cases: Cases) -> None:
         """Write cases.csv: counts and distances of each test image, for any score later."""
-        rows = cases.rows()
-        buffer = io.StringIO()
-        writer = csv.DictWriter(buffer, rows[0].keys(), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        write_atomically(self.folder / "cases.csv", buffer.getvalue().encode())
+        write_table(self.folder / "cases.csv", cases.rows())
 
     def save_weights(self, content: bytes) -> None:
         """Write weights.pt: the trained net, a third of its last checkpoint under Adam."""

@@ -87,15 +87,13 @@ def planned(
             raise unknown(f"model of {target}", name, [name for name in MODELS if name in known])
     specs: dict[str, RunSpec] = {}
     tasks: dict[str, str] = {}
-    listed = None if methods is None else _listed(methods)
-    for kind, found in (("models", wanted), ("methods", listed)):
-        if found == []:
-            raise ConfigurationError(f"{kind}: give at least one")
+    if wanted == []:
+        raise ConfigurationError("models: give at least one")
     for name, one in zip(names, chosen, strict=True):
         kept = [model for model in one.models if wanted is None or model in wanted]
         if not kept:
             continue
-        compared = one.methods if listed is None else listed
+        compared = one.methods if methods is None else methods
         mine = _meant_for(one.task, given, {other.task for other in chosen})
         for spec in _specs(one, size, kept, compared, size.seeds if seeds is None else seeds, mine):
             if not size.choices and (changed := against_stated(spec, one.task)):
@@ -135,7 +133,7 @@ def _specs(
     target: Target,
     size: Scale,
     models: Sequence[str],
-    methods: Sequence[str] | None,
+    methods: Sequence[str] | str,
     seeds: int | Sequence[int],
     given: Mapping[str, Any],
 ) -> list[RunSpec]:

@@ -176,25 +176,26 @@ def beside_on_terminal(table: PaperTable) -> RichTable:
     rich = RichTable(title=f"{table.label} ({table.task})", title_justify="left")
     rich.add_column("Model", no_wrap=True)
     rich.add_column("Method", no_wrap=True)
-    shown = range(1)  # what a terminal has room for: the headline
-    for number in shown:
-        rich.add_column(f"{table.columns[number].title}: published", justify="right")
-        rich.add_column("here", justify="right")
-        rich.add_column("difference", justify="right")
+    # What a terminal has room for: the headline.
+    rich.add_column(f"{table.columns[0].title}: published", justify="right")
+    rich.add_column("here", justify="right")
+    rich.add_column("difference", justify="right")
     for block in table.blocks:
         rich.add_section()
         if block.table is None:
             rich.add_row(block.model, "not trained here")
             continue
         for place, line in enumerate(block.lines):
-            cells = []
-            for number in shown:
-                cell = line.cells[number]
-                here = "" if cell.here is None else plain(cell.here)
-                cells += [cell.published or "–", here, cell.difference]
-            troubles = [f"seed {value.seed} {value.text}" for value in line.troubles]
-            cells[1] = "; ".join(text for text in (cells[1], *troubles) if text)
-            rich.add_row(block.model if not place else "", line.label, *cells)
+            cell = line.cells[0]
+            here = [] if cell.here is None else [plain(cell.here)]
+            here += [f"seed {value.seed} {value.text}" for value in line.troubles]
+            rich.add_row(
+                block.model if not place else "",
+                line.label,
+                cell.published or "–",
+                "; ".join(here),
+                cell.difference,
+            )
     return rich
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from znorm.lab import models
 from znorm.lab.datasets import Dataset
@@ -11,7 +11,7 @@ from znorm.lab.methods import make_transform
 from znorm.lab.optimizers import make_optimizer
 from znorm.lab.spec import RunSpec
 
-__all__ = ["begin"]
+__all__ = ["begin", "first_images"]
 
 
 def begin(spec: RunSpec, dataset: Dataset) -> tuple[nn.Module, torch.optim.Optimizer]:
@@ -34,3 +34,14 @@ def begin(spec: RunSpec, dataset: Dataset) -> tuple[nn.Module, torch.optim.Optim
         capturable=bool(spec.cuda_graph),
     )
     return model, optimizer
+
+
+def first_images(spec: RunSpec, dataset: Dataset, size: int) -> tuple[Tensor, Tensor]:
+    """So many training images and their targets as a step takes them, to try one.
+
+    Not normalized: what a step costs does not depend on it. From the start again where there are
+    fewer.
+    """
+    some = dataset.train.take(torch.arange(size) % len(dataset.train))
+    images = some.images.to(spec.device).float().contiguous(memory_format=torch.channels_last)
+    return images, some.targets.to(spec.device)

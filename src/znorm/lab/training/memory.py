@@ -15,7 +15,7 @@ from znorm.lab.datasets import Dataset
 from znorm.lab.errors import ConfigurationError
 from znorm.lab.losses import LOSSES
 from znorm.lab.spec import RunSpec
-from znorm.lab.training.beginning import begin
+from znorm.lab.training.beginning import begin, first_images
 
 __all__ = ["Need", "available", "check", "fitting_micro_batch", "is_out_of_memory", "need"]
 
@@ -64,10 +64,9 @@ def _fits(spec: RunSpec, dataset: Dataset, size: int) -> bool:
         torch.cuda.empty_cache()
     try:
         model, optimizer = begin(spec, dataset)
-        some = dataset.train.take(torch.arange(size))
-        images = some.images.to(device).float().contiguous(memory_format=torch.channels_last)
+        images, targets = first_images(spec, dataset, size)
         with torch.autocast(spec.device, torch.bfloat16, enabled=spec.precision == "bfloat16"):
-            loss = LOSSES[spec.loss](model(images), some.targets.to(device))
+            loss = LOSSES[spec.loss](model(images), targets)
         loss.backward()
         optimizer.step()
     except Exception as error:
@@ -140,13 +139,12 @@ def _kept(spec: RunSpec, model: nn.Module, dataset: Dataset, size: int) -> int:
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    some = dataset.train.take(torch.arange(size) % len(dataset.train))
-    images = some.images.to(spec.device).float().contiguous(memory_format=torch.channels_last)
+    images, targets = first_images(spec, dataset, size)
     with (
         torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
         torch.autocast(spec.device, torch.bfloat16, enabled=spec.precision == "bfloat16"),
     ):
-        loss = LOSSES[spec.loss](model(images), some.targets.to(spec.device))
+        loss = LOSSES[spec.loss](model(images), targets)
     del loss
     return sum(kept.values())
 
