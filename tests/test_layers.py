@@ -211,10 +211,11 @@ def test_a_nan_in_one_layer_makes_the_whole_tensor_nan() -> None:
 def test_units_of_one_element_are_left_alone_and_said_so() -> None:
     weight_norm = nn.utils.parametrizations.weight_norm(nn.Linear(3, 4))
     one_input, depthwise = nn.Linear(1, 8), nn.Conv2d(4, 4, 1, groups=4)
+    transform = znorm.Centralize(select="all")
     for model in (weight_norm, one_input, depthwise):
         named = [(name, p) for name, p in model.named_parameters() if p.dim() > 1]
-        found = transformed(named, znorm.Centralize(), model)
-        rows = znorm.Layout(named, znorm.Centralize(), model=model).describe().rows
+        found = transformed(named, transform, model)
+        rows = znorm.Layout(named, transform, model=model).describe().rows
         for row, gradient, raw in zip(rows, found, drawn([p for _, p in named]), strict=True):
             if row["shape"][1:].count(1) == len(row["shape"]) - 1:
                 assert (row["transformed"], row["why"]) == (False, "units of one element")

@@ -8,12 +8,13 @@
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from znorm import optim, receipts, transforms
-    from znorm.attachment import Attachment, attach
+    from znorm.attachment import Attachment, attach, attachment_of
     from znorm.backward import BackwardStepping, in_backward
     from znorm.layers import Layers
     from znorm.layout import Layout
@@ -49,6 +50,7 @@ __all__ = [
     "__version__",
     "apply_",
     "attach",
+    "attachment_of",
     "chain",
     "decide",
     "in_backward",
@@ -60,7 +62,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "attachment": ("Attachment", "attach"),
+    "attachment": ("Attachment", "attach", "attachment_of"),
     "backward": ("BackwardStepping", "in_backward"),
     "layers": ("Layers",),
     "layout": ("Layout",),
@@ -92,6 +94,12 @@ def __getattr__(name: str) -> Any:
             globals()[name] = found
             return found
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+if "torch" in sys.modules:
+    # torch.load reads transforms with weights_only once they are registered, which a script that
+    # loads a checkpoint first expects of the import alone.
+    import_module("znorm.transforms")
 
 
 def __dir__() -> list[str]:

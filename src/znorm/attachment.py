@@ -3,34 +3,32 @@
 from __future__ import annotations
 
 import functools
-import sys
+import warnings
 import weakref
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from types import FrameType
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils.weak import WeakTensorKeyDictionary
 
+from znorm.callers import inside_another_step, makes_empty_state, refuse_grad_scaler, users_level
 from znorm.kernels.reference import statistics_dtype
 from znorm.layout import Layout
+from znorm.origins import Origin, origins, origins_of_names
 from znorm.receipts import Receipt
 from znorm.rows import Description
-from znorm.selection import Origin, origins
 from znorm.step import check, scale_, transform_
 from znorm.transforms.composition import Transform
 from znorm.transforms.observe import Observe
+from znorm.wrappers import inside, sharder_of, unwrapped, within
 
-__all__ = ["Attachment", "attach", "attachment_of"]
+__all__ = ["Attachment", "attach", "attachment_of", "own_attachment", "warn_if_idle"]
 
 # What marks an optimizer as attached: an instance attribute, so that it goes with the optimizer.
 _MARK = "_znorm_attachment"
-
-_OPTIMIZER_FILE = Optimizer.profile_hook_step.__code__.co_filename
 
 
 def attach(
@@ -48,14 +46,14 @@ def attach(
     Parameters
     ----------
     optimizer : torch.optim.Optimizer
-        Any, in any variant.
+        Any, in any variant. Of what Lightning, Fabric or accelerate has wrapped, the one inside.
     transform : transform, None, or a list of them
         Such as ``znorm.ZNorm()``. None observes: gradients are measured for the receipt and left
         alone. A list holds one for each parameter group: each rule must then match in its own
         group, and a clip by global norm takes the norm of its group.
     model : torch.nn.Module, optional
         Gives names to parameters, and tells normalizations, transposed convolutions and the packed
-        weights of attention.
+        weights of attention. It is looked at again when the optimizer's parameters change.
 
     Returns
     -------
@@ -65,8 +63,15 @@ def attach(
     Raises
     ------
     TypeError, ValueError
-        For anything that is not an optimizer, an optimizer attached already, a parameter that
-        cannot be transformed, a rule that matches nothing.
+        For anything that is not an optimizer, what wraps one in a way that is not known, an
+        optimizer attached already, a parameter that cannot be transformed or is sharded, a rule
+        that matches nothing.
+
+    Warns
+    -----
+    UserWarning
+        If the transform acts on no parameter at all, saying why; later, if parameters are replaced
+        by others of other shapes, or if those that it acts on have no gradient in the first step.
 
     Notes
     -----
@@ -88,21 +93,8 @@ def attach(
     >>> optimizer.step()
     >>> attachment.detach()
     """
-    if not isinstance(optimizer, Optimizer):
-        hint = "; the model goes in model=" if isinstance(optimizer, nn.Module) else ""
-        raise TypeError(
-            f"optimizer: expected a torch.optim.Optimizer, found {type(optimizer).__name__}{hint}"
-        )
-    present = attachment_of(optimizer)
-    if present is not None and present.transform is None:
-        raise ValueError(
-            f"optimizer: {type(optimizer).__name__} is observed already; detach that first"
-        )
-    if present is not None:
-        raise ValueError(
-            f"optimizer: {type(optimizer).__name__} has {present.transform!r} attached already; "
-            "detach that first, or attach znorm.chain(first, second)"
-        )
+    optimizer = unwrapped(optimizer)
+    _check_not_attached(optimizer)
     for number, group in enumerate(optimizer.param_groups):
         for position, parameter in enumerate(group["params"]):
             if isinstance(parameter, nn.UninitializedParameter):
@@ -110,16 +102,37 @@ def attach(
                     f"group {number}, parameter {position}: not initialized yet; run one forward "
                     "pass first"
                 )
-    known: Mapping[Tensor, Origin]
-    known = WeakTensorKeyDictionary() if model is None else origins(model)
-    if model is not None and not any(p in known for p in _parameters(optimizer)):
-        raise ValueError(
-            "model: none of the optimizer's parameters belongs to it; pass the very model whose "
-            "parameters the optimizer trains, not a copy"
-        )
-    if isinstance(transform, list | tuple):
-        return Attachment(optimizer, tuple(transform), known)
-    return Attachment(optimizer, cast(Transform | None, transform), known)
+    if model is not None:
+        known = origins(model)
+        parameters = _parameters(optimizer)
+        # A process can have no share of the parameters.
+        if parameters and not any(p in known for p in parameters):
+            raise ValueError(
+                "model: none of the optimizer's parameters belongs to it; pass the very model "
+                "whose parameters the optimizer trains, not a copy"
+            )
+    several = tuple(transform) if isinstance(transform, list | tuple) else transform
+    return Attachment(
+        optimizer,
+        cast("Transform | tuple[Transform | None, ...]", several),
+        model,
+        # Flat partitions are vectors, and nothing but vectors.
+        share_of=sharder_of(optimizer, thorough=all(p.dim() < 2 for p in _parameters(optimizer))),
+    )
+
+
+def _check_not_attached(optimizer: Optimizer) -> None:
+    """Raise if the optimizer, or what it steps by, has a transform already."""
+    for one in (optimizer, *within(optimizer).values()):
+        present = own_attachment(one)
+        kind = type(one).__name__
+        if present is not None and present.transform is None:
+            raise ValueError(f"optimizer: {kind} is observed already; detach that first")
+        if present is not None:
+            raise ValueError(
+                f"optimizer: {kind} has {present.transform!r} attached already; detach that "
+                "first, or attach znorm.chain(first, second)"
+            )
 
 
 @dataclass
@@ -127,6 +140,7 @@ class _Part:
     """The parameters that share one layout: all of them, or those of a group."""
 
     parameters: list[Tensor]
+    origins: list[Origin]
     layout: Layout
     receipt: Receipt
 
@@ -138,14 +152,22 @@ class Attachment:
         self,
         optimizer: Optimizer,
         transform: Transform | tuple[Transform | None, ...] | None,
-        known: Mapping[Tensor, Origin],
+        model: nn.Module | None = None,
+        known: Mapping[Tensor, Origin] | None = None,
+        share_of: Any | None = None,
     ) -> None:
         self.transform = transform
-        self._known = known
+        # What has made the optimizer for one process's share of the parameters, if so.
+        self._share_of = share_of
         # Weak: the optimizer holds the attachment, and a cycle would keep gradients alive.
         self._optimizer = weakref.ref(optimizer)
+        # Weak, since it may be gone before the optimizer. Parameters are held as the optimizer
+        # holds them: torch swaps no tensor that has a weak reference.
+        self._model = None if model is None else weakref.ref(model)
+        self._known = dict(known or {})
         self._parts: list[_Part] = []
         self._parts_of: list[Any] = []
+        self._acted = False
         self._current()
         self.stepping = False
         # Outside of what torch.compile traces: torch breaks the graph at this very place, and
@@ -166,20 +188,35 @@ class Attachment:
 
     def _current(self) -> list[_Part]:
         """The layouts of the optimizer's parameters as they are now."""
-        optimizer = self._live()
-        groups = optimizer.param_groups
+        groups = self._live().param_groups
         identity = [
-            (id(p), p.device, p.shape, p.dtype) for group in groups for p in group["params"]
+            [(id(p), p.device, p.shape, p.dtype) for p in group["params"]] for group in groups
         ]
         if self._parts and identity == self._parts_of:
             return self._parts
-        labels, found = _labels(optimizer, self._known)
-        parts: list[_Part] = []
+        self._parts, self._parts_of = self._make_parts(), identity
+        return self._parts
+
+    def _make_parts(self) -> list[_Part]:
+        optimizer = self._live()
+        before = [parameter for part in self._parts for parameter in part.parameters]
+        # torch steps twice on a parameter that is there twice; it has one gradient.
+        groups = [list(dict.fromkeys(group["params"])) for group in optimizer.param_groups]
+        now = [parameter for group in groups for parameter in group]
+        if before:
+            swapped = _warn_if_swapped(before, now)
+            self._share_of = sharder_of(optimizer, thorough=swapped)
+        share = self._share_of
+        if share is not None:
+            self._check_inside(share)
+        successors = _successors(before, now)
+        labels, found = self._labelled(groups, successors)
         sums = {
-            id(parameter): part.receipt.sums_of(row)
+            parameter: part.receipt.sums_of(row)
             for part in self._parts
             for row, parameter in enumerate(part.parameters)
         }
+        parts: list[_Part] = []
         start = 0
         for held, transform in self._divided(groups):
             end = start + len(held)
@@ -187,26 +224,76 @@ class Attachment:
                 list(zip(labels[start:end], held, strict=True)),
                 Observe() if transform is None else transform,
                 origins=found[start:end],
+                every_rule_matches=share is None,
             )
-            receipt = Receipt(layout, [sums.get(id(parameter)) for parameter in held])
-            parts.append(_Part(held, layout, receipt))
+            earlier = [sums.get(successors.get(parameter, parameter)) for parameter in held]
+            parts.append(_Part(held, found[start:end], layout, Receipt(layout, earlier)))
             start = end
-        self._parts, self._parts_of = parts, identity
+        if share is None:
+            warn_if_idle([part.layout for part in parts])
         return parts
 
-    def _divided(self, groups: list[dict[str, Any]]) -> list[tuple[list[Tensor], Transform | None]]:
+    def _check_inside(self, sharder: Any) -> None:
+        """Raise for what must not be attached to the optimizer of one process's share."""
+        kind = type(sharder).__name__
+        present = own_attachment(sharder)
+        if present is not None and present is not self:
+            raise ValueError(
+                f"optimizer: {kind}, which steps by this one, has {present.transform!r} attached "
+                "already; detach that first"
+            )
+        several = self.transform if isinstance(self.transform, tuple) else (self.transform,)
+        for transform in several:
+            if getattr(transform, "joint", False):
+                raise ValueError(
+                    f"transform: {transform!r} needs the norm of all gradients, and the optimizer "
+                    f"inside {kind} has one process's share of them; attach to the {kind} itself"
+                )
+
+    def _labelled(
+        self, groups: Sequence[Sequence[Tensor]], successors: Mapping[Tensor, Tensor]
+    ) -> tuple[list[str], list[Origin]]:
+        """What to call each parameter in messages, and what is known of it."""
+        model = None if self._model is None else self._model()
+        known = {} if model is None else origins(model)
+        earlier = dict(self._known)
+        for part in self._parts:
+            earlier.update(zip(part.parameters, part.origins, strict=True))
+        by_name = _origins_by_name(self._live())
+        found: list[Origin] = []
+        for parameter in (parameter for group in groups for parameter in group):
+            origin = known.get(parameter) or earlier.get(parameter)
+            if origin is None and parameter in successors:
+                origin = earlier.get(successors[parameter])
+            found.append(origin or by_name.get(parameter) or Origin())
+        often = Counter(origin.name for origin in found)
+        places = [
+            (number, position, parameter)
+            for number, group in enumerate(groups)
+            for position, parameter in enumerate(group)
+        ]
+        labels = []
+        for origin, (number, position, parameter) in zip(found, places, strict=True):
+            if origin.name is None:
+                labels.append(f"group {number}, parameter {position} {tuple(parameter.shape)}")
+            else:
+                # Groups made of several models' named parameters may share names.
+                several = often[origin.name] > 1
+                labels.append(f"group {number}: {origin.name}" if several else origin.name)
+        return labels, found
+
+    def _divided(
+        self, groups: Sequence[list[Tensor]]
+    ) -> list[tuple[list[Tensor], Transform | None]]:
         if not isinstance(self.transform, tuple):
-            return [([p for group in groups for p in group["params"]], self.transform)]
+            return [([parameter for group in groups for parameter in group], self.transform)]
         if len(groups) != len(self.transform):
             raise ValueError(
                 f"transform: found {len(self.transform)} for {len(groups)} parameter groups; "
                 "detach, and attach a list with one for each group, None where gradients are left "
                 "alone"
             )
-        return [
-            (list(group["params"]), transform)
-            for group, transform in zip(groups, self.transform, strict=True)
-        ]
+        return list(zip(groups, self.transform, strict=True))
 
     def describe(self) -> Description:
         """What is transformed, and what is not and why: ``str()`` is the table, ``.rows`` dicts.
@@ -266,7 +353,7 @@ class Attachment:
         for handle in self._handles:
             handle.remove()
         optimizer = self._optimizer()
-        if optimizer is not None and attachment_of(optimizer) is self:
+        if optimizer is not None and own_attachment(optimizer) is self:
             del optimizer.__dict__[_MARK]
             del optimizer.__dict__["__reduce_ex__"]
 
@@ -278,6 +365,9 @@ class Attachment:
         writes = any(part.layout.writes for part in parts)
         factor, skipped = _loss_scale(optimizer, take_over=writes)
         given = [_gradients(part) for part in parts]
+        if not self._acted:
+            self.see([(part.layout, held) for part, held in zip(parts, given, strict=True)])
+        counts = not makes_empty_state(optimizer)
         if len(parts) > 1:
             # Before any is written; the only one is checked as it is transformed.
             for part, gradients in zip(parts, given, strict=True):
@@ -298,12 +388,31 @@ class Attachment:
                     layout,
                     factor=unscale,
                     parameters=part.parameters,
-                    receipt=part.receipt,
+                    receipt=part.receipt if counts else None,
                     skipped=skipped,
                 )
                 if differentiable and layout.writes:
                     for parameter, gradient in zip(part.parameters, gradients, strict=True):
                         parameter.grad = gradient
+
+    def see(self, given: Sequence[tuple[Layout, Sequence[Tensor | None]]]) -> None:
+        """Warn once if the first gradients that come are none that the transform acts on."""
+        if self._acted:
+            return
+        rows = [
+            (row.selected and layout.writes, gradient is not None)
+            for layout, gradients in given
+            for row, gradient in zip(layout.rows, gradients, strict=True)
+        ]
+        self._acted = any(present for _, present in rows)
+        # Where it acts on nothing at all, that has been said.
+        acts = [present for selected, present in rows if selected]
+        if self._acted and acts and not any(acts):
+            warnings.warn(
+                f"znorm: {self.transform!r} acts on parameters that have no gradient, while "
+                "others have one: this step is taken without it; describe() tells which they are",
+                stacklevel=users_level(),
+            )
 
     def single(self) -> tuple[Layout, Receipt] | None:
         """Layout and receipt, if one transform that reads once serves all groups."""
@@ -324,7 +433,7 @@ class Attachment:
     def __reduce__(self) -> tuple[Any, ...]:
         # A copy goes with the copy of its optimizer, which attaches anew.
         optimizer = self._live()
-        if attachment_of(optimizer) is not self:
+        if own_attachment(optimizer) is not self:
             raise TypeError("attachment: it is detached and cannot be copied; attach to the copy")
         return _attached_again, (optimizer,)
 
@@ -333,15 +442,33 @@ class Attachment:
 
 
 def attachment_of(optimizer: Optimizer) -> Attachment | None:
-    """What is attached to an optimizer."""
+    """What is attached to an optimizer; None where nothing is, after a resume for example.
+
+    Checkpoints hold no transform: a script that resumes attaches it anew.
+
+    Examples
+    --------
+    >>> import torch, znorm
+    >>> optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(2, 2))])
+    >>> attachment = znorm.attach(optimizer, znorm.ZNorm())
+    >>> znorm.attachment_of(optimizer) is attachment
+    True
+    """
+    present = own_attachment(optimizer)
+    inner = inside(optimizer) if present is None else None
+    return present if inner is None else attachment_of(inner)
+
+
+def own_attachment(optimizer: Optimizer) -> Attachment | None:
+    """What is attached to this very optimizer, not to one inside of it."""
     return cast("Attachment | None", optimizer.__dict__.get(_MARK))
 
 
 def _before_step(
     optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-    attachment = attachment_of(optimizer)
-    if attachment is None or (attachment.stepping and _inside_another_step(optimizer)):
+    attachment = own_attachment(optimizer)
+    if attachment is None or (attachment.stepping and inside_another_step(optimizer)):
         return None
     attachment.stepping = True
     # This hook runs before the closure, when there is no gradient yet, or the last step's.
@@ -365,25 +492,9 @@ def _before_step(
 
 
 def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-    attachment = attachment_of(optimizer)
-    if attachment is not None and not _inside_another_step(optimizer):
+    attachment = own_attachment(optimizer)
+    if attachment is not None and not inside_another_step(optimizer):
         attachment.stepping = False
-
-
-def _inside_another_step(optimizer: Optimizer) -> bool:
-    """Whether this is the ``super().step()`` of a subclass, whose own hooks have run already.
-
-    ``stepping`` alone does not tell: it stays set where a step was left by an exception.
-    """
-    steps = 0
-    frame = sys._getframe()
-    while frame is not None and steps < 2:
-        code = frame.f_code
-        # torch runs the hooks of a step in a function of this name around it.
-        if code.co_name == "wrapper" and code.co_filename == _OPTIMIZER_FILE:
-            steps += frame.f_locals.get("self") is optimizer
-        frame = cast(FrameType, frame.f_back)
-    return steps == 2
 
 
 def _gradients(part: _Part) -> list[Tensor | None]:
@@ -415,56 +526,61 @@ def _loss_scale(optimizer: Optimizer, *, take_over: bool) -> tuple[Tensor | None
     return factor, skipped
 
 
-def refuse_grad_scaler() -> None:
-    """Raise if a step with a closure is being taken by an enabled GradScaler.
-
-    Raises
-    ------
-    RuntimeError
-    """
-    frame = cast(FrameType | None, sys._getframe())
-    while frame is not None:
-        # Of whatever optimizer: a wrapper hands the closure on to this one.
-        is_scaler = frame.f_code is torch.amp.GradScaler.step.__code__
-        if is_scaler and frame.f_locals["self"].is_enabled():
-            raise RuntimeError(
-                "closure: GradScaler cannot unscale what a closure computes, so that the step "
-                "would be taken on scaled gradients; call scaler.step(optimizer) without a closure"
-            )
-        frame = frame.f_back
-
-
 def _parameters(optimizer: Optimizer) -> list[Tensor]:
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
-def _labels(optimizer: Optimizer, known: Mapping[Tensor, Origin]) -> tuple[list[str], list[Origin]]:
-    """What to call each parameter in messages, and what is known of it."""
-    found: list[Origin] = []
-    places: list[tuple[int, int, Tensor]] = []
-    for number, group in enumerate(optimizer.param_groups):
-        names = group.get("param_names")
-        for position, parameter in enumerate(group["params"]):
-            origin = known.get(parameter)
-            if origin is None:
-                origin = Origin(names[position] if names else None)
-            found.append(origin)
-            places.append((number, position, parameter))
-    often = Counter(origin.name for origin in found)
-    labels = []
-    for origin, (number, position, parameter) in zip(found, places, strict=True):
-        if origin.name is None:
-            labels.append(f"group {number}, parameter {position} {tuple(parameter.shape)}")
-        else:
-            # Groups made of several models' named parameters may share names.
-            several = often[origin.name] > 1
-            labels.append(f"group {number}: {origin.name}" if several else origin.name)
-    return labels, found
+def _origins_by_name(optimizer: Optimizer) -> dict[Tensor, Origin]:
+    """What the names tell that an optimizer was given with its parameters."""
+    names: list[str | None] = []
+    for group in optimizer.param_groups:
+        names += group.get("param_names") or [None] * len(group["params"])
+    return dict(zip(_parameters(optimizer), origins_of_names(names), strict=True))
+
+
+def _successors(before: Sequence[Tensor], now: Sequence[Tensor]) -> dict[Tensor, Tensor]:
+    """For each new parameter the old one whose place and shape it has taken, as a load does."""
+    if len(before) != len(now):
+        return {}
+    pairs = zip(now, before, strict=True)
+    return {new: old for new, old in pairs if new is not old and new.shape == old.shape}
+
+
+def _warn_if_swapped(before: Sequence[Tensor], now: Sequence[Tensor]) -> bool:
+    """Whether parameters were replaced by others of other shapes, which is said."""
+    old, new = set(before), set(now)
+    gone = Counter(tuple(p.shape) for p in before if p not in new)
+    come = Counter(tuple(p.shape) for p in now if p not in old)
+    if not gone or not come or gone == come:
+        return False
+    warnings.warn(
+        f"znorm: {gone.total()} parameters of the optimizer have been replaced by {come.total()} "
+        f"of other shapes, such as {next(iter(come - gone or come))}; if these are shards or "
+        "vectors made of several layers, what a layer is can no longer be told: detach the "
+        "transform",
+        stacklevel=users_level(),
+    )
+    return True
+
+
+def warn_if_idle(layouts: Sequence[Layout]) -> None:
+    """Warn if the transforms of these layouts act on none of their parameters, saying why."""
+    writing = [layout for layout in layouts if layout.writes]
+    rows = [row for layout in writing for row in layout.rows]
+    if not rows or any(row.selected for row in rows):
+        return
+    reasons = Counter(row.why for row in rows)
+    acting = ", ".join(dict.fromkeys(repr(layout.transform) for layout in writing))
+    warnings.warn(
+        f"znorm: {acting} acts on none of the {len(rows)} parameters: "
+        + "; ".join(f"{several} of {why}" for why, several in reasons.items()),
+        stacklevel=users_level(),
+    )
 
 
 def _attached_again(optimizer: Optimizer) -> Attachment:
     """What is attached to the copy of an optimizer."""
-    attachment = attachment_of(optimizer)
+    attachment = own_attachment(optimizer)
     assert attachment is not None
     return attachment
 
@@ -472,9 +588,14 @@ def _attached_again(optimizer: Optimizer) -> Attachment:
 def _reduce(reference: weakref.ref[Optimizer], protocol: Any) -> tuple[Any, ...]:
     optimizer = reference()
     assert optimizer is not None
-    attachment = attachment_of(optimizer)
+    attachment = own_attachment(optimizer)
     assert attachment is not None
-    _, found = _labels(optimizer, attachment._known)
+    known = {
+        parameter: origin
+        for part in attachment._current()
+        for parameter, origin in zip(part.parameters, part.origins, strict=True)
+    }
+    found = [known[parameter] for parameter in _parameters(optimizer)]
     state = cast(Any, optimizer).__getstate__()
     return _restore, (type(optimizer), state, attachment.transform, found)
 
@@ -487,6 +608,6 @@ def _restore(
 ) -> Optimizer:
     optimizer = kind.__new__(kind)
     cast(Any, optimizer).__setstate__(state)
-    known = WeakTensorKeyDictionary(zip(_parameters(optimizer), found, strict=True))
-    Attachment(optimizer, transform, known)
+    known = dict(zip(_parameters(optimizer), found, strict=True))
+    Attachment(optimizer, transform, known=known)
     return optimizer

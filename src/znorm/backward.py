@@ -5,7 +5,10 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
+import warnings
+import weakref
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, cast
 
@@ -13,12 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
-from torch.utils.weak import WeakTensorKeyDictionary
 
-from znorm.attachment import Attachment, attachment_of
+from znorm.attachment import Attachment, own_attachment, warn_if_idle
+from znorm.callers import users_level
 from znorm.layout import Layout
+from znorm.origins import origins
 from znorm.rows import Row
-from znorm.selection import origins
 from znorm.transforms.composition import Chain, Transform, links
 
 __all__ = ["BackwardStepping", "in_backward"]
@@ -40,7 +43,8 @@ def in_backward(
     one step: gradients cannot be accumulated over several, and nothing that needs them all at
     once, such as clipping by their global norm, is possible. There is no ``optimizer.step()`` to
     call. It takes more time than one step for all: each parameter has an optimizer of its own. What
-    is frozen now stays untrained when it is unfrozen later; detach, and call this again.
+    is frozen now, or added later, stays untrained, which a later forward says; detach, and call
+    this again. A copy of the model, by ``deepcopy``, pickle or ``AveragedModel``, is a plain one.
 
     Parameters
     ----------
@@ -67,7 +71,13 @@ def in_backward(
         From a later forward or backward: if the loss is scaled by a GradScaler, since what
         overflowed would be stepped on before that is known; if a parameter has been given a
         gradient meanwhile, or its module been wrapped in DistributedDataParallel; within a
-        reentrant checkpoint, where a shared parameter's gradient comes in several parts.
+        reentrant checkpoint, where a shared parameter's gradient comes in several parts; if a
+        shared parameter has been replaced by several.
+
+    Warns
+    -----
+    UserWarning
+        If the transform acts on no parameter at all; from a later forward, for what is not trained.
 
     Examples
     --------
@@ -99,7 +109,7 @@ def in_backward(
     if not named:
         raise ValueError("model: none of its parameters requires a gradient")
     for name, parameter in named:
-        if hasattr(parameter, _MARK):
+        if _steps_in_backward(parameter):
             raise ValueError(f"{name}: steps in backward already; detach() that handle first")
         if parameter.grad is not None:
             raise ValueError(
@@ -107,12 +117,12 @@ def in_backward(
                 "model.zero_grad() first"
             )
     layout = Layout(named, transform, origins=[known[p] for _, p in named])
+    warn_if_idle([layout])
     optimizers = {name: _optimizer_of(name, p, make_optimizer) for name, p in named}
     for row, (name, parameter) in zip(layout.rows, named, strict=True):
         if row.selected:
             origin = replace(known[parameter], layers=row.held)
-            its = WeakTensorKeyDictionary({parameter: origin})
-            Attachment(optimizers[name], _for_one(row, layout), its)
+            Attachment(optimizers[name], _for_one(row, layout), known={parameter: origin})
     return BackwardStepping(model, optimizers)
 
 
@@ -133,51 +143,117 @@ class BackwardStepping:
         }
         self._checked = -1  # the number of the backward that was looked at last
         self._handles: list[Any] = []
+        self._steps: dict[str, Any] = {}  # handles of the hooks that step
+        self._seen: dict[str, int] = {}  # what was behind each parameter
+        self._model = weakref.ref(model)
+        # The modules that hold each parameter, and under which key.
+        self._places: dict[str, list[tuple[nn.Module, str]]] = {}
+        self._modules: set[nn.Module] = set()
+        self._told: set[Tensor] = set()
         _mark_scaled_losses()
+        names: dict[Tensor, str] = {p: name for name, p in self._parameters.items()}
         for module in model.modules():
-            if any(True for _ in module.parameters(recurse=False)) or module is model:
-                self._handles.append(module.register_forward_pre_hook(self._before_forward))
+            self._modules.add(module)
+            parameter: Tensor
+            for key, parameter in module.named_parameters(recurse=False):
+                if parameter in names:
+                    self._places.setdefault(names[parameter], []).append((module, key))
+            if module is model or any(True for _ in module.parameters(recurse=False)):
+                hook = _BeforeForward(self)
+                self._handles.append(module.register_forward_pre_hook(hook))
+        self._names = {
+            (module, key): name for name, places in self._places.items() for module, key in places
+        }
         for name, parameter in self._parameters.items():
-            setattr(parameter, _MARK, True)
-            self._handles.append(
-                parameter.register_post_accumulate_grad_hook(self._hook_of(optimizers[name]))
-            )
+            self._step_on(name, parameter)
 
-    def _before_forward(self, module: nn.Module, inputs: Any) -> None:
+    def _before_forward(self, module: nn.Module) -> None:
         if DistributedDataParallel._get_active_ddp_module() is not None:
             raise RuntimeError(_reason_against_ddp("in_backward: the model"))
-        for name, parameter in module.named_parameters(recurse=False):
-            if parameter.grad is not None and hasattr(parameter, _MARK):
+        for key, parameter in module.named_parameters(recurse=False):
+            name = self._names.get((module, key))
+            if name is None:
+                self._tell_untrained(key, parameter)
+                continue
+            if parameter is not self._parameters[name]:
+                self._replace(name)
+            elif _behind(parameter) != self._seen[name]:
+                self._step_on(name, parameter)  # torch may have swapped what is behind it
+            if parameter.grad is not None:
                 raise RuntimeError(
                     f"{name}: has a gradient, to which the next backward would add; leave "
                     "gradients to in_backward, or set it to None"
                 )
+        if module is self._model():
+            for added in module.modules():
+                if added not in self._modules:
+                    for key, parameter in added.named_parameters(recurse=False):
+                        self._tell_untrained(f"{type(added).__name__}.{key}", parameter)
 
-    def _hook_of(self, optimizer: Optimizer) -> Callable[[Tensor], None]:
-        def step(parameter: Tensor) -> None:
-            backward: int = torch._C._current_graph_task_id()
-            if backward != self._checked:
-                reason = _reason_against(_running_backwards())
-                if reason is not None:
-                    parameter.grad = None
-                    raise RuntimeError(f"in_backward: {reason}")
-                self._checked = backward
-            optimizer.step()
-            parameter.grad = None
+    def _tell_untrained(self, what: str, parameter: Tensor) -> None:
+        known = parameter in self._told or _steps_in_backward(parameter)
+        if known or not parameter.requires_grad:
+            return
+        self._told.add(parameter)
+        warnings.warn(
+            f"znorm: in_backward: {what} {tuple(parameter.shape)} requires a gradient, but was "
+            "frozen or not there when in_backward was called: it is not trained; detach(), and "
+            "call in_backward again",
+            stacklevel=users_level(),
+        )
 
-        return step
+    def _replace(self, name: str) -> None:
+        """Step on the parameter that has come in the place of one, with its state.
+
+        ``load_state_dict(assign=True)`` does so.
+        """
+        here = {module._parameters[key] for module, key in self._places[name]}
+        if len(here) != 1:
+            raise RuntimeError(
+                f"in_backward: {name} was shared by several modules and is not any more; "
+                "detach(), and call in_backward again"
+            )
+        parameter = cast(Tensor, here.pop())
+        optimizer = self.optimizers[name]
+        before = self._parameters[name]
+        optimizer.param_groups[0]["params"] = [parameter]
+        if before in optimizer.state:
+            optimizer.state[parameter] = optimizer.state.pop(before)
+        self._parameters[name] = parameter
+        self._step_on(name, parameter)
+
+    def _step_on(self, name: str, parameter: Tensor) -> None:
+        """Step as soon as the parameter's gradient is complete."""
+        if name in self._steps:
+            self._steps[name].remove()
+        hook = _Step(self, self.optimizers[name])
+        self._steps[name] = parameter.register_post_accumulate_grad_hook(hook)
+        # Set anew: of a tensor that was swapped torch has kept the dict, but forgotten that.
+        hooks = cast(Any, parameter)._post_accumulate_grad_hooks
+        cast(Any, parameter)._post_accumulate_grad_hooks = hooks
+        self._seen[name] = _behind(parameter)
+
+    def _check_backward(self, parameter: Tensor) -> None:
+        """Raise if the backward that runs now must not step."""
+        backward: int = torch._C._current_graph_task_id()
+        if backward != self._checked:
+            reason = _reason_against(_running_backwards())
+            if reason is not None:
+                parameter.grad = None
+                raise RuntimeError(f"in_backward: {reason}")
+            self._checked = backward
 
     def __reduce__(self) -> tuple[Any, ...]:
         raise TypeError(
             "in_backward: its handle cannot be copied or pickled; save state_dict(), and call "
-            "in_backward on the copy of the model"
+            "in_backward on a copy of the model, which is a plain one"
         )
 
     def receipt(self) -> dict[str, dict[str, float]]:
         """As :meth:`znorm.Attachment.receipt`, for all parameters."""
         found: dict[str, dict[str, float]] = {}
         for optimizer in self.optimizers.values():
-            attachment = attachment_of(optimizer)
+            attachment = own_attachment(optimizer)
             if attachment is not None:
                 found.update(attachment.receipt())
         return found
@@ -205,15 +281,49 @@ class BackwardStepping:
 
     def detach(self) -> None:
         """Let backward only compute gradients again; a second call does nothing."""
-        for handle in self._handles:
+        for handle in (*self._handles, *self._steps.values()):
             handle.remove()
-        for parameter in self._parameters.values():
-            if hasattr(parameter, _MARK):
-                delattr(parameter, _MARK)
         for optimizer in self.optimizers.values():
-            attachment = attachment_of(optimizer)
+            attachment = own_attachment(optimizer)
             if attachment is not None:
                 attachment.detach()
+
+
+class _BeforeForward:
+    """A module's hook; a copy of the module, or what is loaded of it, has one that does nothing."""
+
+    def __init__(self, stepping: BackwardStepping) -> None:
+        self._stepping = stepping
+
+    def __call__(self, module: nn.Module, inputs: Any) -> None:
+        self._stepping._before_forward(module)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A function of the standard library that takes anything and does nothing: a model that was
+        # saved can be loaded where this package is not.
+        return getattr, (nullcontext(), "__exit__")
+
+
+class _Step:
+    """A parameter's hook: torch copies and pickles no such hooks."""
+
+    def __init__(self, stepping: BackwardStepping, optimizer: Optimizer) -> None:
+        self._stepping, self._optimizer = stepping, optimizer
+
+    def __call__(self, parameter: Tensor) -> None:
+        self._stepping._check_backward(parameter)
+        self._optimizer.step()
+        parameter.grad = None
+
+
+def _steps_in_backward(parameter: Tensor) -> bool:
+    hooks = getattr(parameter, "_post_accumulate_grad_hooks", None) or {}
+    return any(isinstance(hook, _Step) for hook in hooks.values())
+
+
+def _behind(parameter: Tensor) -> int:
+    """What tells one tensor of torch's from another behind the same Python object."""
+    return cast(int, cast(Any, parameter)._cdata)
 
 
 def _optimizer_of(
@@ -237,7 +347,7 @@ def _optimizer_of(
             f"make_optimizer: the step of {type(optimizer).__name__} needs a closure, which cannot "
             "be called within a backward; use znorm.attach"
         )
-    if attachment_of(optimizer) is not None:
+    if own_attachment(optimizer) is not None:
         raise ValueError(
             "make_optimizer: the optimizer has a transform attached already; give the transform "
             "to in_backward alone"
@@ -261,8 +371,7 @@ def _for_one(row: Row, layout: Layout) -> Chain:
 def _reason_against_ddp(what: str) -> str:
     return (
         f"{what} is wrapped in DistributedDataParallel, whose all-reduce comes after a step that "
-        "is taken in backward, so that the processes would drift apart; use znorm.attach, or "
-        "fully_shard (FSDP2)"
+        "is taken in backward, so that the processes would drift apart; use znorm.attach"
     )
 
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from znorm import kernels
 from znorm.moments import Affine, Moments
+from znorm.origins import Origin, origins, origins_of_names
 from znorm.rows import Description, rows_of
-from znorm.selection import Origin, origins
 from znorm.transforms.adaptive import AdaptiveClip
 from znorm.transforms.clip import ClipNorm, ClipValue
 from znorm.transforms.composition import Chain, Transform, links, stages
@@ -91,6 +91,9 @@ class Layout:
         axis is the output of a transposed convolution.
     origins : sequence of Origin, optional
         What is known of each parameter, in place of ``model``.
+    every_rule_matches : bool, default True
+        Whether a rule that matches nothing raises; not where the parameters are one process's
+        share of all.
 
     Raises
     ------
@@ -117,6 +120,7 @@ class Layout:
         *,
         model: nn.Module | None = None,
         origins: Sequence[Origin] | None = None,
+        every_rule_matches: bool = True,
     ) -> None:
         named = _named(named_parameters)
         known = tuple(origins) if origins is not None else _origins(named, model)
@@ -125,11 +129,11 @@ class Layout:
             self.links = links(self.transform)
         except TypeError as error:
             raise TypeError(f"transform: {error}") from None
-        self.rows = rows_of(named, known, self.links)
+        self.rows = rows_of(named, known, self.links, every_rule_matches=every_rule_matches)
         self.units = sum(row.units for row in self.rows)
-        measured = [tensor for (_, tensor), row in zip(named, self.rows, strict=True) if row.units]
+        chosen = [tensor for (_, tensor), row in zip(named, self.rows, strict=True) if row.selected]
         # What is on the meta device is refused once it has a gradient.
-        real = [tensor for tensor in measured if tensor.device.type != "meta"]
+        real = [tensor for tensor in chosen if tensor.device.type != "meta"]
         self.device = real[0].device if real else torch.device("cpu")
         # Plans of compiled kernels for gradients of this layout, as they were last seen.
         self.plans: dict[Any, Any] = {}
@@ -144,7 +148,10 @@ class Layout:
                 replace(origin, layers=row.held)
                 for origin, row in zip(known, self.rows, strict=True)
             ]
-            self.stages = tuple(Layout(named, Chain(run), origins=told) for run in runs)
+            self.stages = tuple(
+                Layout(named, Chain(run), origins=told, every_rule_matches=every_rule_matches)
+                for run in runs
+            )
         sizes = [
             layer.size for row in self.rows for layer in row.layers for _ in range(layer.units)
         ]
@@ -290,14 +297,23 @@ def _named(
                 f"layout: entry {position} must be a tensor or (name, tensor), found {item!r}"
             )
         named.append(pair)
+    places: dict[Tensor, int] = {}
+    for position, (name, tensor) in enumerate(named):
+        if places.setdefault(tensor, position) != position:
+            raise ValueError(
+                f"layout: entry {position} ({name or 'without a name'}) is the tensor of entry "
+                f"{places[tensor]} again; give each once"
+            )
     return named
 
 
 def _origins(
     named: Sequence[tuple[str | None, Tensor]], model: nn.Module | None
 ) -> tuple[Origin, ...]:
-    known = {} if model is None else origins(model)
-    if model is not None and named and not any(tensor in known for _, tensor in named):
+    if model is None:
+        return tuple(origins_of_names([name for name, _ in named]))
+    known = origins(model)
+    if named and not any(tensor in known for _, tensor in named):
         raise ValueError(
             "model: none of the parameters belongs to it; pass the very model whose parameters "
             "are trained, not a copy"

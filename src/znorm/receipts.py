@@ -38,6 +38,9 @@ class Receipt:
     ----------
     sums : Tensor of shape (tensors, 7)
         A column a field, the last one counting steps. Kernels write there what they do themselves.
+    row_of_unit : Tensor of shape (units of the layout,), int64
+        The row of ``sums`` that each unit belongs to. A tensor can have several units, or none:
+        the number of a unit is no row.
     """
 
     def __init__(self, layout: Layout, earlier: Sequence[Tensor | None] = ()) -> None:
@@ -47,7 +50,7 @@ class Receipt:
         measured = [layout.rows[number].units for number in rows]
         units = [place for place, several in enumerate(measured) for _ in range(several)]
         self._known: dict[tuple[tuple[int, int], ...], tuple[Tensor, Tensor]] = {}
-        self._segment = torch.tensor(units, dtype=torch.int64, device=layout.device)
+        self.row_of_unit = torch.tensor(units, dtype=torch.int64, device=layout.device)
         self._one_unit_each = units == list(range(len(rows)))
         self.sums = torch.zeros(
             len(rows), len(FIELDS) + 1, dtype=layout.count.dtype, device=layout.device
@@ -165,12 +168,12 @@ class Receipt:
     def _by_tensor(self, units: Moments) -> Moments:
         if self._one_unit_each:
             return units
-        return units.pool(self._segment.to(units.mean.device), len(self.names))
+        return units.pool(self.row_of_unit.to(units.mean.device), len(self.names))
 
     def _total(self, values: Tensor) -> Tensor:
         if self._one_unit_each:
             return values
-        segment = self._segment.to(values.device)
+        segment = self.row_of_unit.to(values.device)
         return sum_by(values, segment, len(self.names))
 
     def as_dict(self) -> dict[str, dict[str, float]]:

@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 from znorm import kernels
 from znorm.layers import Cut, Layer, Layers, is_dense
-from znorm.selection import Origin, Selector
+from znorm.origins import Origin
+from znorm.selection import Selector
 from znorm.transforms.clip import ClipValue
 from znorm.transforms.composition import Link
 from znorm.transforms.observe import Observe
 
-__all__ = ["Description", "Row", "rows_of"]
+__all__ = ["Description", "Row", "is_dtensor", "is_plain", "rows_of"]
 
 OBSERVED = "observed only"
 
@@ -67,7 +68,8 @@ class Row:
     def fits_kernels(self, tensor: Tensor) -> bool:
         """Whether compiled kernels can take a tensor of this row, each unit a stretch of memory."""
         return (
-            _is_stretched(tensor, self.layers)
+            is_plain(tensor)
+            and _is_stretched(tensor, self.layers)
             and tensor.numel() > 0
             and not tensor.requires_grad
             and not tensor.is_neg()
@@ -103,9 +105,16 @@ class Description:
 
 
 def rows_of(
-    named: Sequence[tuple[str | None, Tensor]], known: Sequence[Origin], links: Sequence[Link]
+    named: Sequence[tuple[str | None, Tensor]],
+    known: Sequence[Origin],
+    links: Sequence[Link],
+    *,
+    every_rule_matches: bool = True,
 ) -> tuple[Row, ...]:
     """A row for each parameter, for a chain of these links.
+
+    ``every_rule_matches`` is False where parameters are one process's share of all: a rule may then
+    match another one's.
 
     Raises
     ------
@@ -132,6 +141,8 @@ def rows_of(
         name = label or origin.name or f"parameter {position} {tuple(tensor.shape)}"
         shape = tuple(tensor.shape)
         verdicts = [selector.judge(tensor, origin, name) for selector in selectors]
+        if not all((reason or "").startswith("rule ") for reason, _ in verdicts):
+            _check_not_flat(name, tensor)
         held = _held(name, [layers for _, layers in verdicts], origin, shape)
         reasons = [
             reason
@@ -162,7 +173,7 @@ def rows_of(
             )
         )
         first += rows[-1].units
-    if named:
+    if named and every_rule_matches:
         for selector in selectors:
             selector.check_all_matched()
     return tuple(rows)
@@ -194,11 +205,11 @@ def _why_too_small(
     if not link.skips_single_elements:
         return None
     by_channel = getattr(link, "granularity", "") == "channel"
-    pieces = [cut.shape(shape) for cut in held.cuts(name, shape)] or [shape]
-    for piece in pieces:
+    for cut in held.cuts(name, shape) or (None,):
+        piece = shape if cut is None else cut.shape(shape)
         size = math.prod(piece)
         if by_channel and len(piece) > 1 and size:
-            size //= piece[1] * origin.transposed if origin.transposed else piece[0]
+            size //= piece[_output_dim(cut, origin)] * max(1, origin.transposed)
         if size == 1:
             return "units of one element"
     return None
@@ -211,10 +222,10 @@ def _layers(
     # As torch's own optimizers take complex numbers: each as two real ones.
     parts = (2,) if tensor.is_complex() else ()
     if not cuts:
-        return (_layer(None, shape, parts, origin.transposed, by_channel, first),)
+        return (_layer(None, shape, parts, origin, by_channel, first),)
     found: list[Layer] = []
     for cut in cuts:
-        found.append(_layer(cut, cut.shape(shape), parts, 0, by_channel, first))
+        found.append(_layer(cut, cut.shape(shape), parts, origin, by_channel, first))
         first += found[-1].units
     return tuple(found)
 
@@ -223,18 +234,24 @@ def _layer(
     cut: Cut | None,
     shape: tuple[int, ...],
     parts: tuple[int, ...],
-    groups: int,
+    origin: Origin,
     by_channel: bool,
     first: int,
 ) -> Layer:
     # A vector has no dim to average over but the output one: it stays one unit.
     if not by_channel or len(shape) < 2 or 0 in shape:
         return Layer(cut, shape + parts, (), first)
+    groups = origin.transposed
     if groups:
         # The weight is (in, out / groups, ...), its first dim running over groups.
         view = (groups, shape[0] // groups, *shape[1:], *parts)
         return Layer(cut, view, (0, 2), first)
-    return Layer(cut, shape + parts, (0,), first)
+    return Layer(cut, shape + parts, (_output_dim(cut, origin),), first)
+
+
+def _output_dim(cut: Cut | None, origin: Origin) -> int:
+    """The dim of a layer that numbers its output channels; of one that is stacked, the first."""
+    return 0 if cut is not None and cut.stacked else origin.output_dim or 0
 
 
 def _is_stretched(tensor: Tensor, layers: Sequence[Layer]) -> bool:
@@ -261,16 +278,53 @@ def _why_unsupported(name: str, tensor: Tensor) -> str | None:
         )
     if tensor.dtype == torch.complex32:
         raise TypeError(f"{name}: {tensor.dtype} is not supported; {leave_out}")
-    if getattr(tensor, "_is_flat_param", False):
-        raise TypeError(
-            f"{name}: a flat parameter of FSDP1, in which layers are no longer apart; use "
-            "fully_shard (FSDP2)"
-        )
     # A shard's own statistics would be silently wrong; named by duck type, since importing
     # torch.distributed.tensor costs 0.2 s.
-    if hasattr(tensor, "placements") and hasattr(tensor, "device_mesh"):
+    if is_dtensor(tensor):
         raise TypeError(f"{name}: sharded tensors (DTensor) are not supported yet; {leave_out}")
+    if getattr(tensor, "tensor_model_parallel", False):
+        raise TypeError(
+            f"{name}: a shard of tensor parallelism (its tensor_model_parallel is set), of which "
+            f"other processes hold the rest; sharded tensors are not supported yet; {leave_out}"
+        )
     return None
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """Whether its elements lie where ``data_ptr()`` says; of a subclass that dispatches they don't.
+
+    Fake tensors, DTensors and quantized ones are such.
+    """
+    return type(tensor).__torch_dispatch__ is Tensor.__torch_dispatch__
+
+
+def is_dtensor(tensor: Tensor) -> bool:
+    """Whether it is one process's view of a tensor that several hold."""
+    return hasattr(tensor, "placements") and hasattr(tensor, "device_mesh")
+
+
+# Marks that frameworks leave on what they make of parameters: layers end to end in one vector, of
+# which each process holds a stretch.
+_FLAT = {
+    "_is_flat_param": "a flat parameter of FSDP1",
+    "_fsdp_flattened": "part of a flat parameter of FSDP1",
+    "ds_id": "a partition of DeepSpeed ZeRO",
+}
+
+
+def _check_not_flat(name: str, tensor: Tensor) -> None:
+    """Raise for what looks like a vector, and would be left alone without a word.
+
+    Raises
+    ------
+    TypeError
+    """
+    for mark, what in _FLAT.items():
+        if getattr(tensor, mark, None) not in (None, False):
+            raise TypeError(
+                f"{name}: {what}, in which layers are no longer apart; sharded parameters are not "
+                "supported yet"
+            )
 
 
 def _explain(
@@ -290,10 +344,8 @@ def _explain(
     for link in acting:
         part = type(link).__name__
         if getattr(link, "granularity", "") == "channel" and layers and layers[0].unit_dims:
-            cut = layers[0].cut
-            first_dim_gone = cut is not None and cut.stacked and cut.dim == 0
-            axis = 1 if layers[0].unit_dims == (0, 2) or first_dim_gone else 0
-            part += f" by axis {axis}" + ("" if origin.module else ", assumed")
+            assumed = origin.output_dim is None or _is_stacked(layers[0])
+            part += f" by axis {_axis(layers[0])}" + (", assumed" if assumed else "")
         parts.append(part)
     text = ", ".join(parts)
     extra = []
@@ -305,3 +357,16 @@ def _explain(
         if reason is not None
     ]
     return "; ".join([text, *extra, *left_out])
+
+
+def _is_stacked(layer: Layer) -> bool:
+    return layer.cut is not None and layer.cut.stacked
+
+
+def _axis(layer: Layer) -> int:
+    """The axis of the parameter that numbers a layer's units."""
+    if layer.unit_dims == (0, 2):
+        return 1  # groups and outputs of a transposed convolution
+    (dim,) = layer.unit_dims
+    cut = layer.cut
+    return dim + (cut is not None and cut.stacked and cut.dim <= dim)

@@ -12,7 +12,7 @@ from znorm import kernels
 from znorm.kernels import reference
 from znorm.layout import Decision, Layout
 from znorm.moments import Affine, Moments
-from znorm.rows import Row
+from znorm.rows import Row, is_dtensor
 from znorm.transforms.clip import ClipValue
 from znorm.transforms.composition import Transform, chain, links
 from znorm.transforms.zscore import ZNorm
@@ -221,7 +221,19 @@ def apply_(gradients: Iterable[Tensor | None], affine: Affine) -> None:
     layout = affine.layout
     if layout is None:
         raise ValueError("affine: it has no layout; use the one that znorm.decide returns")
-    _apply_(_aligned(gradients, layout.rows), affine, layout)
+    given = _aligned(gradients, layout.rows)
+    _check_each_once(given, layout)
+    _apply_(given, affine, layout)
+
+
+def _check_each_once(given: Sequence[Tensor | None], layout: Layout) -> None:
+    """Raise for a tensor that is there twice: it would be transformed twice."""
+    names: dict[Tensor, str] = {}
+    for row, gradient in zip(layout.rows, given, strict=True):
+        if gradient is not None and names.setdefault(gradient, row.name) != row.name:
+            raise ValueError(
+                f"{row.name}: its gradient is the very tensor of {names[gradient]}; give each once"
+            )
 
 
 def _apply_(
@@ -395,8 +407,7 @@ def _z_score_compiled_(
         if row.units and not served and gradient is not None and gradient.numel():
             return False
     for part in parts:
-        sums = None if receipt is None else receipt.sums
-        part.z_score_(given, stage.z_score, factor, sums, skipped)
+        part.z_score_(given, stage.z_score, factor, receipt, skipped)
         _written(part, given)
     return True
 
@@ -528,6 +539,11 @@ def _aligned(gradients: Iterable[Tensor | None], rows: Sequence[Row]) -> list[Te
             raise TypeError(
                 f"{row.name}: its gradient is {gradient.dtype}; only floating point and complex "
                 "are transformed"
+            )
+        if type(gradient) is not Tensor and is_dtensor(gradient):
+            raise TypeError(
+                f"{row.name}: its gradient is sharded (DTensor), of which this process holds a "
+                "part; sharded tensors are not supported yet"
             )
         if gradient.layout != torch.strided:
             raise ValueError(

@@ -42,12 +42,13 @@ POINTERS = {
     "moments": "*fp64",
     "given": "*fp32",
     "sums": "*fp64",
+    "row_of_unit": "*i64",
     "z_score": "*fp64",
     "scale": "*fp32",
     "skip": "*fp32",
     "constants": "*fp32",
     "groups": "*i64",
-    "options": "*fp64",
+    "hyperparameters": "*fp64",
     "begun": "*i64",
 }
 FLAGS = {"DECIDES": True, "RECORDS": True, "HAS_SCALE": True, "HAS_SKIP": True}

@@ -218,9 +218,11 @@ def adam_(
     beta1, beta2 = betas
     m.mul_(beta1).add_(g.mul(1 - beta1))
     v.mul_(beta2).add_(g.square().mul_(1 - beta2))
-    t = step.to(p)
+    # 1 - 0.999 has four digits in float32. On a CPU there is no device to wait for.
+    on_host = step.device.type == "cpu"
+    t = float(step) if on_host else step.to(statistics_dtype(step.device))
     second = v if max_exp_avg_sq is None else torch.maximum(_wide(max_exp_avg_sq), v)
-    denominator = second.sqrt().div_((1 - beta2**t).sqrt()).add_(eps)
+    denominator = second.sqrt().div_((1 - beta2**t) ** 0.5).add_(eps)
     p.sub_(m.div(denominator).mul_(lr / (1 - beta1**t)))
     _finish_step(((parameter, p), (exp_avg, m), (exp_avg_sq, v)), skip)
     if max_exp_avg_sq is not None:

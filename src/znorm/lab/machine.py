@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import torch
 import znorm
 from znorm import kernels
 from znorm.lab.training.device import resolve_precision
+from znorm.lab.versions import version_of
 
 __all__ = ["doctor", "processor"]
 
@@ -49,7 +49,7 @@ def doctor() -> dict[str, Any]:
         "versions": {
             "znorm": znorm.__version__,
             "python": platform.python_version(),
-            **{name: _version(name) for name in _PACKAGES},
+            **{name: version_of(name) for name in _PACKAGES},
         },
         "platform": platform.platform(),
         "devices": devices,
@@ -115,10 +115,3 @@ def _cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

@@ -10,7 +10,6 @@ import platform
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ import znorm
 from znorm.lab.errors import DataError, DiskFullError, LabError, is_disk_full
 from znorm.lab.metrics import Cases
 from znorm.lab.spec import RunSpec
+from znorm.lab.versions import version_of
 
 __all__ = ["Run", "find", "write_atomically", "write_table"]
 
@@ -294,7 +294,7 @@ def _environment() -> dict[str, Any]:
     return {
         "znorm": znorm.__version__,
         "python": platform.python_version(),
-        "packages": {name: metadata.version(name) for name in packages},
+        "packages": {name: version_of(name) for name in packages},
         "system": platform.system(),
         "machine": platform.machine(),
         "processor": _processor(),

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
-from znorm.attachment import Attachment, attachment_of
+from znorm.attachment import Attachment, own_attachment
 from znorm.kernels import reference
 from znorm.optim.folded import Update
 from znorm.optim.stepping import gradients_of, prepare, shown, take_step, with_options
@@ -35,10 +35,14 @@ class Adam(torch.optim.Adam):
     model : torch.nn.Module, optional
         Gives names to parameters, and tells normalizations, transposed convolutions and the packed
         weights of attention.
+    module : torch.nn.Module, optional
+        Another spelling of ``model``, for callers that keep that name for themselves, as Hugging
+        Face's ``Trainer`` does in ``optimizer_cls_and_kwargs``.
     stochastic_rounding : bool, default False
         Whether bfloat16 weights and their averages are updated in float32 and rounded up or down
-        at random, so that small updates are not lost. ``torch.manual_seed`` repeats it. Not
-        together with ``foreach``, ``fused``, ``capturable`` or ``differentiable``.
+        at random, so that small updates are not lost. ``torch.manual_seed`` repeats it. Wider
+        weights have nothing to round. Not together with ``foreach``, ``fused``, ``capturable`` or
+        ``differentiable``.
 
     fused : bool, optional
         By default the best that works: the transform within the update where compiled kernels
@@ -81,16 +85,17 @@ class Adam(torch.optim.Adam):
         *,
         transform: Transform | None = None,
         model: nn.Module | None = None,
+        module: nn.Module | None = None,
         stochastic_rounding: bool = False,
         **options: Any,
     ) -> None:
         super().__init__(params, lr, betas, eps, weight_decay, amsgrad, **options)
-        prepare(self, transform, model, stochastic_rounding)
+        prepare(self, transform, model, module, stochastic_rounding)
 
     @property
     def attachment(self) -> Attachment | None:
         """The transform at work here."""
-        return attachment_of(self)
+        return own_attachment(self)
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one step, as torch's own; with stochastic rounding, in float32."""
@@ -116,10 +121,14 @@ class AdamW(torch.optim.AdamW):
     model : torch.nn.Module, optional
         Gives names to parameters, and tells normalizations, transposed convolutions and the packed
         weights of attention.
+    module : torch.nn.Module, optional
+        Another spelling of ``model``, for callers that keep that name for themselves, as Hugging
+        Face's ``Trainer`` does in ``optimizer_cls_and_kwargs``.
     stochastic_rounding : bool, default False
         Whether bfloat16 weights and their averages are updated in float32 and rounded up or down
-        at random, so that small updates are not lost. ``torch.manual_seed`` repeats it. Not
-        together with ``foreach``, ``fused``, ``capturable`` or ``differentiable``.
+        at random, so that small updates are not lost. ``torch.manual_seed`` repeats it. Wider
+        weights have nothing to round. Not together with ``foreach``, ``fused``, ``capturable`` or
+        ``differentiable``.
 
     fused : bool, optional
         As in :class:`Adam`.
@@ -157,16 +166,17 @@ class AdamW(torch.optim.AdamW):
         *,
         transform: Transform | None = None,
         model: nn.Module | None = None,
+        module: nn.Module | None = None,
         stochastic_rounding: bool = False,
         **options: Any,
     ) -> None:
         super().__init__(params, lr, betas, eps, weight_decay, amsgrad, **options)
-        prepare(self, transform, model, stochastic_rounding)
+        prepare(self, transform, model, module, stochastic_rounding)
 
     @property
     def attachment(self) -> Attachment | None:
         """The transform at work here."""
-        return attachment_of(self)
+        return own_attachment(self)
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one step, as torch's own; with stochastic rounding, in float32."""
@@ -191,16 +201,40 @@ def _step_in_float32(optimizer: Optimizer, *, decoupled: bool) -> None:
             gradient,
             state["exp_avg"],
             state["exp_avg_sq"],
-            state.get("max_exp_avg_sq"),
+            _maximum(state, group),
             state["step"],
             lr=group["lr"],
             betas=cast(tuple[float, float], group["betas"]),
             eps=group["eps"],
             weight_decay=group["weight_decay"],
-            decoupled=decoupled,
+            decoupled=_is_decoupled(group, decoupled),
             maximize=group["maximize"],
             skip=skip,
         )
+
+
+def _is_decoupled(group: dict[str, Any], default: bool) -> bool:
+    """Whether a group's weight decay is AdamW's; torch 2.6 has no such option, but two classes."""
+    return bool(group.get("decoupled_weight_decay", default))
+
+
+def _maximum(state: dict[str, Any], group: dict[str, Any]) -> Tensor | None:
+    """The state that AMSGrad adds, where it is asked for.
+
+    Raises
+    ------
+    ValueError
+        If it was not when the state was made: torch's own step fails then, too.
+    """
+    if not group["amsgrad"]:
+        return None
+    maximum: Tensor | None = state.get("max_exp_avg_sq")
+    if maximum is None:
+        raise ValueError(
+            "Adam: amsgrad=True was set after the first step, and the state has no max_exp_avg_sq; "
+            "set it before, or make a new optimizer"
+        )
+    return maximum
 
 
 def _prepare(group: dict[str, Any], state: dict[str, Any], parameter: Tensor) -> bool:
@@ -228,7 +262,7 @@ def _options(groups: list[dict[str, Any]], *, decoupled: bool) -> list[list[Any]
             *group["betas"],
             group["eps"],
             group["weight_decay"],
-            decoupled,
+            _is_decoupled(group, decoupled),
             group["maximize"],
         ]
         for group in groups

@@ -21,7 +21,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from znorm import kernels
-from znorm.attachment import Attachment, attachment_of
+from znorm.attachment import Attachment, own_attachment
+from znorm.callers import makes_empty_state
 from znorm.layers import is_dense
 from znorm.layout import Layout
 from znorm.receipts import Receipt
@@ -123,7 +124,7 @@ def step_folded(optimizer: Optimizer, update: Update) -> bool:
 
 @torch.no_grad()
 def _step_folded(optimizer: Optimizer, update: Update) -> bool:
-    attachment = attachment_of(optimizer)
+    attachment = own_attachment(optimizer)
     groups = optimizer.param_groups
     if _asks_for_torchs(groups) is not None:
         return False
@@ -132,6 +133,7 @@ def _step_folded(optimizer: Optimizer, update: Update) -> bool:
         return True  # before any state is made: torch's own then has none either
     parameters = [p for group in groups for p in group["params"]]
     gradients = list(map(_gradient, parameters))
+    empty = makes_empty_state(optimizer)
     fold: _Fold | None = optimizer.__dict__.get("_fold")
     if (
         fold is None
@@ -153,11 +155,13 @@ def _step_folded(optimizer: Optimizer, update: Update) -> bool:
         decision = decide_stage(gradients, fold.layout, factor, fold.parameters)
         decided = decision.affine.center, decision.affine.scale
     options = update.options(groups)
-    sums = fold.receipt.sums
+    receipt = None if empty else fold.receipt
     for part in fold.parts:
-        part.step_(update.kind, gradients, options, decided, scale=scale, skip=skip, sums=sums)
-    if decision is not None:
-        fold.receipt.record(decision, skip)
+        part.step_(
+            update.kind, gradients, options, decided, scale=scale, skip=skip, receipt=receipt
+        )
+    if decision is not None and receipt is not None:
+        receipt.record(decision, skip)
     # It cannot see what kernels do: a graph that has kept a weight then raises.
     torch.autograd.graph.increment_version(fold.written)
     return True
@@ -177,7 +181,7 @@ def why_not_folded(optimizer: Optimizer, *, load: bool = True) -> str | None:
     str or None
         A few words; None if nothing does.
     """
-    attachment = attachment_of(optimizer)
+    attachment = own_attachment(optimizer)
     if attachment is None:
         return "it has no transform"
     option = _asks_for_torchs(optimizer.param_groups)
@@ -220,8 +224,11 @@ def _make_fold(optimizer: Optimizer, update: Update, attachment: Attachment | No
     layout, receipt = found
     groups = optimizer.param_groups
     parameters: list[Tensor] = [p for group in groups for p in group["params"]]
+    if len(parameters) != len(layout.rows):
+        return None  # one is there twice: torch steps twice on it, one after the other
     owners = [number for number, group in enumerate(groups) for _ in group["params"]]
     gradients = [p.grad for p in parameters]
+    attachment.see([(layout, gradients)])
     z_score = layout.z_score
     devices = {p.device for p in parameters}
     if any(row.units > 1 for row in layout.rows) or len(devices) > 1:
@@ -331,7 +338,8 @@ def _described(gradients: Sequence[Tensor | None], some_missing: bool) -> list[A
         return None
     sizes = map(Tensor.numel, present)
     signs = any(map(Tensor.is_neg, present))
-    return [*strides, *sizes, *map(_dtype, present), *map(_is_cpu, present), signs]
+    kinds = map(type, present)
+    return [*strides, *sizes, *map(_dtype, present), *map(_is_cpu, present), *kinds, signs]
 
 
 def _held(states: Sequence[dict[str, Any]]) -> Iterator[Any]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
 
-from znorm.attachment import Attachment, attachment_of
+from znorm.attachment import Attachment, own_attachment
 from znorm.kernels import reference
 from znorm.optim.folded import Update
 from znorm.optim.stepping import gradients_of, prepare, shown, take_step, with_options
@@ -33,10 +33,14 @@ class SGD(torch.optim.SGD):
     model : torch.nn.Module, optional
         Gives names to parameters, and tells normalizations, transposed convolutions and the packed
         weights of attention.
+    module : torch.nn.Module, optional
+        Another spelling of ``model``, for callers that keep that name for themselves, as Hugging
+        Face's ``Trainer`` does in ``optimizer_cls_and_kwargs``.
     stochastic_rounding : bool, default False
         Whether bfloat16 weights and their momentum are updated in float32 and rounded up or down
-        at random, so that small updates are not lost. ``torch.manual_seed`` repeats it. Not
-        together with ``foreach``, ``fused`` or ``differentiable``.
+        at random, so that small updates are not lost. ``torch.manual_seed`` repeats it. Wider
+        weights have nothing to round. Not together with ``foreach``, ``fused`` or
+        ``differentiable``.
 
     fused : bool, optional
         As in :class:`Adam`.
@@ -72,16 +76,17 @@ class SGD(torch.optim.SGD):
         *,
         transform: Transform | None = None,
         model: nn.Module | None = None,
+        module: nn.Module | None = None,
         stochastic_rounding: bool = False,
         **options: Any,
     ) -> None:
         super().__init__(params, lr, momentum, dampening, weight_decay, nesterov, **options)
-        prepare(self, transform, model, stochastic_rounding)
+        prepare(self, transform, model, module, stochastic_rounding)
 
     @property
     def attachment(self) -> Attachment | None:
         """The transform at work here."""
-        return attachment_of(self)
+        return own_attachment(self)
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one step, as torch's own; with stochastic rounding, in float32."""

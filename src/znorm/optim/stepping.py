@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from znorm import kernels
-from znorm.attachment import attach, attachment_of, refuse_grad_scaler
+from znorm.attachment import attach, own_attachment
+from znorm.callers import refuse_grad_scaler
 from znorm.layers import is_dense
 from znorm.optim.folded import Update, lies_as, step_folded, why_not_folded
 from znorm.transforms.arguments import check_flag
@@ -25,6 +26,7 @@ def prepare(
     optimizer: Optimizer,
     transform: Transform | None,
     model: nn.Module | None,
+    module: nn.Module | None,
     stochastic_rounding: bool,
 ) -> None:
     """Set the options that torch's own optimizers do not have.
@@ -32,15 +34,18 @@ def prepare(
     Raises
     ------
     TypeError, ValueError
-        As :func:`znorm.attach` does; if ``stochastic_rounding`` is no flag, or a variant of
-        torch's is asked for, none of which rounds so.
+        As :func:`znorm.attach` does; if ``model`` and ``module`` are given, which are one thing; if
+        ``stochastic_rounding`` is no flag, or a variant of torch's is asked for, none of which
+        rounds so.
     RuntimeError
         If ``fused=True`` cannot be honoured.
     """
     _set_rounding(optimizer, stochastic_rounding)
+    if model is not None and module is not None:
+        raise TypeError(f"{type(optimizer).__name__}: model and module are one thing; give one")
     if transform is None:
         return
-    attach(optimizer, transform, model=model)
+    attach(optimizer, transform, model=module if model is None else model)
     if any(group.get("fused") for group in optimizer.param_groups):
         reason = why_not_folded(optimizer)
         if reason is not None:
@@ -132,9 +137,10 @@ def _may_fuse(optimizer: Optimizer) -> bool:
     """
     groups = optimizer.param_groups
     return (
-        attachment_of(optimizer) is not None
+        own_attachment(optimizer) is not None
         and all(map(_is_left_open, groups))
         and all(_all_lies_alike(optimizer, p) for group in groups for p in group["params"])
+        and all(len(set(group["params"])) == len(group["params"]) for group in groups)
         and all(_is_begun_or_not(optimizer, group) for group in groups)
     )
 
@@ -189,10 +195,11 @@ def _all_lies_alike(optimizer: Optimizer, parameter: Tensor) -> bool:
 
 def shown(optimizer: Optimizer, text: str) -> str:
     """torch's representation of an optimizer, and what transform and kernel are at work."""
-    attachment = attachment_of(optimizer)
+    attachment = own_attachment(optimizer)
     rounds = cast(Any, optimizer).stochastic_rounding
+    first, _, rest = text.partition("\n")
     if attachment is None and not rounds:
-        return text
+        return f"{first}\n    transform: None\n{rest}"
     reason = why_not_folded(optimizer, load=False)
     if rounds:
         kernel = "reference, with stochastic rounding"
@@ -203,14 +210,13 @@ def shown(optimizer: Optimizer, text: str) -> str:
         kernel = f"{', '.join(sorted(names))}, the transform within the update"
     else:
         kernel = f"torch's, after the transform ({reason})"
-    first, _, rest = text.partition("\n")
     transform = None if attachment is None else attachment.transform
     return f"{first}\n    transform: {transform!r}\n    kernel: {kernel}\n{rest}"
 
 
 def _transform_now(optimizer: Optimizer) -> None:
     """Transform gradients in place, where a transform is attached."""
-    attachment = attachment_of(optimizer)
+    attachment = own_attachment(optimizer)
     if attachment is not None:
         # Outside of what torch.compile traces, as with any other optimizer.
         torch.compiler.disable(attachment.transform_gradients)()

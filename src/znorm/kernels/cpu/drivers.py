@@ -394,13 +394,15 @@ def advance_sgd(addresses, started, groups, options, constants):
 
 
 @njit(**_KEPT)
-def record(sums, addresses, tensors, units, sizes, moments, transform, factor):
+def record(sums, row_of_unit, addresses, tensors, units, sizes, moments, transform, factor):
     """Add a step of ZNorm to a receipt's running sums, as `znorm.receipts.Receipt.record` does.
 
     Parameters
     ----------
-    sums : float64 array of shape (units of the layout, 7)
+    sums : float64 array of shape (tensors of the receipt, 7)
         norm before, norm after, mean, std, cosine, clipped, steps.
+    row_of_unit : int64 array of units of the layout
+        The row of ``sums`` of each.
     addresses : int64 array of shape (4, tensors)
     tensors, units, sizes : int64 arrays of n
         Of each measured tensor its place, its unit and its elements.
@@ -423,7 +425,7 @@ def record(sums, addresses, tensors, units, sizes, moments, transform, factor):
             cosine = scale * (m2 + n * mean * (mean - center)) / both
             if cosine > 1:
                 cosine = 1.0
-        row = sums[units[k]]
+        row = sums[row_of_unit[units[k]]]
         row[0] += before
         row[1] += after
         row[2] += mean

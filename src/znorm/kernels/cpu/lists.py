@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -15,6 +15,9 @@ from znorm.kernels.cpu.intrinsics import DTYPES
 from znorm.kernels.cpu.plan import Plan
 from znorm.kernels.cpu.ready import ready
 from znorm.rows import Row
+
+if TYPE_CHECKING:
+    from znorm.receipts import Receipt
 
 __all__ = ["Part", "parts_of"]
 
@@ -71,7 +74,7 @@ class Part:
         tensors: Sequence[Tensor | None],
         z_score: tuple[float, float, float, float],
         factor: Tensor | None,
-        sums: Tensor | None,
+        receipt: Receipt | None,
         skip: Tensor | None,
     ) -> None:
         """ZNorm in place, each tensor while it is in cache.
@@ -83,8 +86,8 @@ class Part:
             As `Layout.z_score` has it; each row is one unit.
         factor : Tensor of one element, optional
             What gradients are multiplied by first.
-        sums : Tensor, optional
-            A receipt's, to which this is added.
+        receipt : Receipt, optional
+            To which this is added.
         skip : Tensor of one element, optional
             Not 0 if the optimizer will skip this step, of which the receipt then holds nothing.
         """
@@ -92,8 +95,8 @@ class Part:
         with self.plan.lock:
             self._point_at(tensors)
             self.plan.run(drivers.AFFINE, z_score, multiplier)
-            if sums is not None and (skip is None or not float(skip)):
-                self._record(sums, z_score, multiplier)
+            if receipt is not None and (skip is None or not float(skip)):
+                self._record(receipt, z_score, multiplier)
 
     def begin(
         self,
@@ -134,7 +137,7 @@ class Part:
         *,
         scale: Tensor | None,
         skip: Tensor | None,
-        sums: Tensor | None,
+        receipt: Receipt | None,
     ) -> None:
         """One step of an optimizer, the transform within; gradients are read alone.
 
@@ -150,8 +153,8 @@ class Part:
             What gradients are divided by first.
         skip : Tensor of one element, optional
             Where it is not 0 nothing changes.
-        sums : Tensor, optional
-            A receipt's, to which ZNorm is added.
+        receipt : Receipt, optional
+            To which ZNorm is added.
         """
         if skip is not None and float(skip):
             return
@@ -166,8 +169,8 @@ class Part:
                 plan.run(which, factor=factor)
                 return
             plan.run(which, decided, factor)
-            if sums is not None:
-                self._record(sums, decided, factor)
+            if receipt is not None:
+                self._record(receipt, decided, factor)
 
     def clamp(self, tensors: Sequence[Tensor | None], bound: float) -> Tensor:
         """Clamp tensors in place, in the order of the layout; None: left alone.
@@ -194,10 +197,11 @@ class Part:
     def _moments_to(self, held: Tensor) -> None:
         held[:, self.units] = torch.from_numpy(self.plan.moments[:, self.units]).to(held.device)
 
-    def _record(self, sums: Tensor, z_score: tuple[float, ...], factor: float) -> None:
-        """Add the step that was run last to a receipt's sums."""
+    def _record(self, receipt: Receipt, z_score: tuple[float, ...], factor: float) -> None:
+        """Add the step that was run last to a receipt."""
         drivers.record(
-            sums.numpy(),
+            receipt.sums.numpy(),
+            receipt.row_of_unit.numpy(),
             self.plan.addresses,
             self.measured,
             self.units,

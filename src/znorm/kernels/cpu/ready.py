@@ -5,8 +5,10 @@ from __future__ import annotations
 import sys
 import threading
 import warnings
+from typing import Any
 
 import torch
+from numba.core.event import Listener, register, unregister
 
 from znorm.kernels.cpu import drivers
 from znorm.kernels.cpu.plan import Plan
@@ -41,12 +43,25 @@ def is_refused(dtype: torch.dtype, device: torch.device | None = None) -> bool:
     return _ready.get(dtype) is False
 
 
+class _Teller(Listener):
+    """Prints a line as soon as anything is compiled, and nothing where all is on disk."""
+
+    def __init__(self, line: str) -> None:
+        self._line: str | None = line
+
+    def on_start(self, event: Any) -> None:
+        if self._line is not None:
+            print(self._line, file=sys.stderr, flush=True)
+            self._line = None
+
+    def on_end(self, event: Any) -> None: ...
+
+
 def _try_out(dtype: torch.dtype) -> bool:
     name = str(dtype).removeprefix("torch.")
     line = f"znorm: compiling the CPU kernels for {name}; they are kept for the next time"
-    timer = threading.Timer(1.0, lambda: print(line, file=sys.stderr, flush=True))
-    timer.daemon = True
-    timer.start()
+    teller = _Teller(line)
+    register("numba:compile", teller)  # type: ignore[no-untyped-call]
     try:
         held = torch.tensor([1.0, 2.0, 3.0, 6.0], dtype=dtype)
         layer = Layer(None, (4,), (), 0)
@@ -58,7 +73,7 @@ def _try_out(dtype: torch.dtype) -> bool:
     except Exception as error:
         right, reason = False, " ".join(str(error).split())[:200]
     finally:
-        timer.cancel()
+        unregister("numba:compile", teller)  # type: ignore[no-untyped-call]
     if not right:
         warnings.warn(
             f"znorm: the CPU kernels for {name} cannot be used ({reason}); steps take the slower "

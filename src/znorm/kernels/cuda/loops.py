@@ -6,6 +6,8 @@ Sums are float64, in a fixed order, with no atomics: the same bits on every run.
 
 ``first`` is the number of the first item that a launch is for. Addresses lie in rows: parameters,
 gradients, the two states, step counters.
+
+No argument may be called ``options``: Triton's launcher has one of that name itself.
 """
 
 from __future__ import annotations
@@ -73,6 +75,7 @@ def merge(
     moments,
     given,
     sums,
+    row_of_unit,
     z_score,
     scale,
     skip,
@@ -92,6 +95,7 @@ def merge(
     its number in the layout, of which there are ``units``.
     ``moments``: mean and m2 by these numbers. ``given``: see `finish`.
     ``z_score``: eps, center, scale, correction.
+    ``sums``: a receipt's, by the rows that ``row_of_unit`` has for the layout's units.
     """
     row = rows + 6 * (first + tl.program_id(0))
     address = tl.load(addresses + tensors + tl.load(row))
@@ -128,7 +132,8 @@ def merge(
                 if HAS_SKIP:
                     counts = tl.load(skip) == 0
                 if counts:
-                    _record(sums + 7 * number, mean * factor, m2 * factor * factor, n, z_score)
+                    entry = sums + 7 * tl.load(row_of_unit + number)
+                    _record(entry, mean * factor, m2 * factor * factor, n, z_score)
 
 
 @triton.jit
@@ -272,7 +277,7 @@ def _sgd(p, x, m, place, inside, c, DTYPE: tl.constexpr):
 def advance_adam(
     addresses,
     groups,
-    options,
+    hyperparameters,
     constants,
     skip,
     tensors,
@@ -281,8 +286,8 @@ def advance_adam(
 ):
     """Count a step for each tensor with a gradient, and write down its update's constants.
 
-    ``groups``: the parameter group of each. ``options``, of each group: lr, beta1, beta2, eps,
-    weight decay, whether that is decoupled, whether to maximize.
+    ``groups``: the parameter group of each. ``hyperparameters``, of each group: lr, beta1, beta2,
+    eps, weight decay, whether that is decoupled, whether to maximize.
     ``constants``: 1 - beta1, beta2, 1 - beta2, step size times r, eps times r, coupled weight
     decay, what the weight is multiplied by first, and -1 to maximize; r is sqrt(1 - beta2^t).
     """
@@ -296,7 +301,7 @@ def advance_adam(
     steps = tl.load(counter, mask=present, other=0.0) + 1.0
     tl.store(counter, steps, mask=present)
     t = steps.to(tl.float64)
-    o = options + 7 * tl.load(groups + tensor, mask=inside, other=0)
+    o = hyperparameters + 7 * tl.load(groups + tensor, mask=inside, other=0)
     lr = tl.load(o, mask=inside, other=0.0)
     beta1 = tl.load(o + 1, mask=inside, other=0.0)
     beta2 = tl.load(o + 2, mask=inside, other=0.0)
@@ -324,7 +329,7 @@ def _power(base, exponent):
 def advance_sgd(
     addresses,
     groups,
-    options,
+    hyperparameters,
     constants,
     begun,
     skip,
@@ -334,8 +339,8 @@ def advance_sgd(
 ):
     """Write down the constants of each tensor's update, and that its buffer now holds something.
 
-    ``groups``: the parameter group of each. ``options``, of each group: lr, momentum, dampening,
-    weight decay, whether momentum is Nesterov's, whether to maximize.
+    ``groups``: the parameter group of each. ``hyperparameters``, of each group: lr, momentum,
+    dampening, weight decay, whether momentum is Nesterov's, whether to maximize.
     ``constants``: learning rate, weight decay, momentum, what the gradient counts in the buffer,
     what the gradient counts in the update beside the buffer, what the buffer counts there, and -1
     to maximize.
@@ -345,7 +350,7 @@ def advance_sgd(
     present = inside & (tl.load(addresses + tensors + tensor, mask=inside, other=0) != 0)
     if HAS_SKIP:
         present = present & (tl.load(skip + tl.zeros_like(tensor)) == 0.0)
-    o = options + 6 * tl.load(groups + tensor, mask=inside, other=0)
+    o = hyperparameters + 6 * tl.load(groups + tensor, mask=inside, other=0)
     momentum = tl.load(o + 1, mask=inside, other=0.0)
     dampening = tl.load(o + 2, mask=inside, other=0.0)
     nesterov = tl.load(o + 4, mask=inside, other=0.0) != 0.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 import triton.language as tl
@@ -16,6 +16,9 @@ from znorm.kernels.cuda.plan import BLOCK, Group, Plan
 from znorm.kernels.cuda.tables import Tables
 from znorm.rows import Row
 
+if TYPE_CHECKING:
+    from znorm.receipts import Receipt
+
 __all__ = ["DTYPES", "Part"]
 
 DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
@@ -24,7 +27,7 @@ DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16:
 _LANES = 128
 
 # What steps were captured from in a CUDA graph, which reads it for as long as it lives.
-_captured: list[Part] = []
+_captured: list[Any] = []
 
 
 class Part:
@@ -100,7 +103,7 @@ class Part:
         tensors: Sequence[Tensor | None],
         z_score: tuple[float, float, float, float],
         factor: Tensor | None,
-        sums: Tensor | None,
+        receipt: Receipt | None,
         skip: Tensor | None,
     ) -> None:
         """ZNorm in place, each group of tensors while it is in cache.
@@ -112,19 +115,19 @@ class Part:
             As `Layout.z_score` has it; each row is one unit.
         factor : Tensor of one element, optional
             What gradients are multiplied by first.
-        sums : Tensor, optional
-            A receipt's, to which this is added.
+        receipt : Receipt, optional
+            To which this is added.
         skip : Tensor of one element, optional
             Not 0 if the optimizer will skip this step, of which the receipt then holds nothing.
         """
         scale = None if factor is None else self._here(factor.reciprocal())
         skip = self._here(skip)
-        with self._at_work() as tables:
+        with self._at_work(receipt) as tables:
             self._point_at(tables, tensors)
             tables.z_score.set(z_score)
             for group in self._plan.groups:
                 self._measure(tables, group)
-                self._merge(tables, group, decides=True, scale=scale, skip=skip, sums=sums)
+                self._merge(tables, group, decides=True, scale=scale, skip=skip, receipt=receipt)
                 self._finish(tables, group, loops.AFFINE, None, None)
 
     def begin(
@@ -166,7 +169,7 @@ class Part:
         *,
         scale: Tensor | None,
         skip: Tensor | None,
-        sums: Tensor | None,
+        receipt: Receipt | None,
     ) -> None:
         """One step of an optimizer, the transform within; gradients are read alone.
 
@@ -182,11 +185,11 @@ class Part:
             What gradients are divided by first.
         skip : Tensor of one element, optional
             Where it is not 0 nothing changes.
-        sums : Tensor, optional
-            A receipt's, to which ZNorm is added.
+        receipt : Receipt, optional
+            To which ZNorm is added.
         """
         scale, skip = self._here(scale), self._here(skip)
-        with self._at_work() as tables:
+        with self._at_work(receipt) as tables:
             for place, addresses in self._fixed.items():
                 tables.rows[place].set(addresses)
             self._point_at(tables, gradients)
@@ -198,17 +201,21 @@ class Part:
             for group in self._plan.groups:
                 if len(decided) == 4:
                     self._measure(tables, group)
-                    self._merge(tables, group, decides=True, scale=scale, skip=skip, sums=sums)
+                    self._merge(
+                        tables, group, decides=True, scale=scale, skip=skip, receipt=receipt
+                    )
                 self._finish(tables, group, getattr(loops, kind), scale, skip)
 
     @contextmanager
-    def _at_work(self) -> Iterator[Tables]:
-        """The tables to use, for one Python thread at a time, on the current stream."""
+    def _at_work(self, receipt: Receipt | None = None) -> Iterator[Tables]:
+        """The tables to use, for one Python thread at a time, on the current stream.
+
+        A graph that is being captured keeps what it will write, the receipt too.
+        """
         on_gpu = self.device.type == "cuda"
         with self._lock, torch.cuda.device(self.device) if on_gpu else nullcontext():
             if on_gpu and torch.cuda.is_current_stream_capturing():
-                if self not in _captured:
-                    _captured.append(self)
+                _captured.extend(it for it in (self, receipt) if it not in (None, *_captured))
                 # Of memory of the graph's own, which each replay fills anew.
                 yield self._new_tables()
                 return
@@ -244,7 +251,7 @@ class Part:
         decides: bool = False,
         scale: Tensor | None = None,
         skip: Tensor | None = None,
-        sums: Tensor | None = None,
+        receipt: Receipt | None = None,
     ) -> None:
         if group.units:
             loops.merge[(len(group.units),)](
@@ -253,7 +260,8 @@ class Part:
                 tables.partial,
                 tables.moments,
                 tables.given,
-                self._nothing if sums is None else sums,
+                self._nothing if receipt is None else receipt.sums,
+                self._nothing if receipt is None else receipt.row_of_unit,
                 tables.z_score.held,
                 self._nothing if scale is None else scale,
                 self._nothing if skip is None else skip,
@@ -263,7 +271,7 @@ class Part:
                 DTYPE=self._dtype,
                 BLOCK=_LANES,
                 DECIDES=decides,
-                RECORDS=sums is not None,
+                RECORDS=receipt is not None,
                 HAS_SCALE=scale is not None,
                 HAS_SKIP=skip is not None,
             )

@@ -66,7 +66,7 @@ def _try_out(dtype: torch.dtype, device: torch.device) -> bool:
             state = {"one": one, "other": other, "step": torch.zeros((), device=device)}
             part.begin([weights], [state], ["one", "other"], [0], [True])
             decided = (0.0, 1.0, 0.0, 0.0)
-            part.step_(kind, [held], [values], decided, scale=None, skip=None, sums=None)
+            part.step_(kind, [held], [values], decided, scale=None, skip=None, receipt=None)
             found.append(weights.nan_to_num().tolist())
         right = found == [[-2.0, -1.0, 0.0, 3.0], [1.0, 1.0, 0.0, -1.0], [2.0, 1.0, 0.0, -3.0]]
         reason = f"a tensor, centered and stepped by, came out as {found}"

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+import znorm
 from znorm.lab.datasets import Dataset
 from znorm.lab.errors import DataError
 from znorm.lab.floor import FLOORS
@@ -84,7 +84,7 @@ def write_page(
         record=record,
         images=images,
         notes={section["table"].spec.data_key: section["data"].notes for section in sections},
-        version=metadata.version("znorm"),
+        version=znorm.__version__,
     )
     path = root / "report.html"
     write_atomically(path, page.encode())

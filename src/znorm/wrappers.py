@@ -1,0 +1,176 @@
+"""Optimizers inside of others: to which of them a transform is to be attached.
+
+A transform runs in torch's hooks, around the step of the very optimizer that updates. What wraps
+an optimizer often takes its place without running hooks of its own: attached to the wrapper, a
+transform would never run, without a word.
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+__all__ = ["inside", "sharder_of", "unwrapped", "within"]
+
+# Where Lightning, Fabric, accelerate and others keep the optimizer whose step they call.
+_KNOWN = ("optimizer", "_optimizer")
+
+# What gives an optimizer of its own one process's share: of whole parameters, or of a flat vector.
+_SHARES_PARAMETERS = "ZeroRedundancyOptimizer"
+_FLATTENS = (
+    "BF16_Optimizer",
+    "DeepSpeedZeroOptimizer",
+    "DeepSpeedZeroOptimizer_Stage3",
+    "FP16_Optimizer",
+)
+
+
+def unwrapped(optimizer: Any) -> Optimizer:
+    """The optimizer whose step updates: what is given, or what is inside of it.
+
+    Raises
+    ------
+    TypeError
+        For what is no optimizer; for what wraps one in a way that is not known, with the name of
+        the attribute to attach to; for a sharded one.
+    """
+    while True:
+        kind = type(optimizer).__name__
+        if _is_a(optimizer, _FLATTENS):
+            raise TypeError(f"optimizer: {_reason_against_flat(kind)}")
+        if _is_a(optimizer, (_SHARES_PARAMETERS,)):
+            if getattr(optimizer, "_overlap_with_ddp", False):
+                raise TypeError(
+                    f"optimizer: a {kind} with overlap_with_ddp=True steps in backward, before a "
+                    "transform could run; leave that option out"
+                )
+            return optimizer  # type: ignore[no-any-return]
+        held = within(optimizer)
+        if not held:
+            break
+        inner = inside(optimizer)
+        if inner is None:
+            raise TypeError(
+                f"optimizer: {kind} wraps another one, whose step is what updates; attach to the "
+                f"optimizer inside, .{next(iter(held))}"
+            )
+        optimizer = inner
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(_no_optimizer(optimizer))
+    if not _runs_hooks(optimizer):
+        raise TypeError(
+            f"optimizer: the step of {kind} runs no hooks of torch's, so that a transform would "
+            "never run; let its __init__ call super().__init__(params, defaults), or attach to the "
+            "optimizer inside, if it holds one"
+        )
+    return optimizer
+
+
+def inside(optimizer: Any) -> Optimizer | None:
+    """The optimizer that a wrapper keeps where Lightning, Fabric and accelerate do."""
+    held = within(optimizer)
+    return next((held[name] for name in _KNOWN if name in held), None)
+
+
+def sharder_of(optimizer: Optimizer, *, thorough: bool = False) -> Any | None:
+    """What has made this optimizer for one process's share of the parameters, if so.
+
+    Parameters
+    ----------
+    optimizer : Optimizer
+    thorough : bool, default False
+        Whether to look even where torch.distributed is not in use: it takes tens of milliseconds.
+
+    Raises
+    ------
+    TypeError
+        If that keeps flat vectors, in which layers are no longer apart.
+    """
+    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    if not (distributed or thorough):
+        return None
+    for owner in _owners(optimizer):
+        if _is_a(owner, _FLATTENS):
+            raise TypeError(f"optimizer: {_reason_against_flat(type(owner).__name__)}")
+        if _is_a(owner, (_SHARES_PARAMETERS,)):
+            return owner
+    return None
+
+
+def _owners(optimizer: Optimizer) -> Iterator[Any]:
+    # Nothing leads from an optimizer to what holds it but the stack, while it is being made, and
+    # the garbage collector.
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        if frame.f_code.co_varnames[:1] == ("self",):
+            yield frame.f_locals.get("self")
+        frame = frame.f_back
+    for referrer in gc.get_referrers(optimizer):
+        yield referrer
+        if isinstance(referrer, dict):
+            for owner in gc.get_referrers(referrer):
+                if _is_a(owner, (*_FLATTENS, _SHARES_PARAMETERS)) and vars(owner) is referrer:
+                    yield owner
+
+
+def _is_a(thing: Any, names: tuple[str, ...]) -> bool:
+    """Whether it is of a class of one of these names: importing them would cost seconds."""
+    return any(kind.__name__ in names for kind in type(thing).__mro__)
+
+
+def within(optimizer: Any) -> dict[str, Optimizer]:
+    """The optimizers that it wraps, by the attribute that holds them, alone or among others.
+
+    What is torch's own in all may hold one of other parameters, which has nothing to do with it.
+    """
+    if isinstance(optimizer, type | nn.Module | list | tuple):
+        return {}
+    independent = (
+        isinstance(optimizer, Optimizer)
+        and _runs_hooks(optimizer)
+        and not _is_a(optimizer, (_SHARES_PARAMETERS,))  # whose share can be none at all
+    )
+    own = _parameters(optimizer) if independent else set()
+    found: dict[str, Optimizer] = {}
+    for name, value in getattr(optimizer, "__dict__", {}).items():
+        several = value.values() if isinstance(value, dict) else value
+        for one in several if isinstance(value, dict | list | tuple) else (value,):
+            if not isinstance(one, Optimizer) or one is optimizer:
+                continue
+            if not independent or own & _parameters(one):
+                found.setdefault(name, one)
+    return found
+
+
+def _runs_hooks(optimizer: Optimizer) -> bool:
+    """Whether torch has put its hooks around the step, as it does for what it initializes."""
+    hooked = getattr(type(optimizer).step, "hooked", False)
+    return bool(hooked) and hasattr(optimizer, "_optimizer_step_pre_hooks")
+
+
+def _parameters(optimizer: Optimizer) -> set[int]:
+    return {id(p) for group in optimizer.param_groups for p in group["params"]}
+
+
+def _reason_against_flat(kind: str) -> str:
+    return (
+        f"{kind} (DeepSpeed) steps on flat partitions, in which layers are no longer apart; "
+        "sharded parameters are not supported yet"
+    )
+
+
+def _no_optimizer(found: Any) -> str:
+    hint = ""
+    if isinstance(found, nn.Module):
+        hint = "; the model goes in model="
+    elif isinstance(found, list | tuple):
+        hint = "; attach to each of several by itself"
+    kind = found.__name__ if isinstance(found, type) else type(found).__name__
+    return f"optimizer: expected a torch.optim.Optimizer, found {kind}{hint}"
