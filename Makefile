@@ -29,7 +29,13 @@ demo: setup
 test: setup
 	$(BIN)/python -m pytest
 
-test-all: coverage
+# Heavy ones, that the tests of wrappers and trainers are for.
+.venv/.frameworks: .venv/.ready
+	@echo "installing Lightning, accelerate, transformers and schedulefree into .venv (about 0.3 GB)"
+	@PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[frameworks]'
+	@touch $@
+
+test-all: coverage .venv/.frameworks
 	ZNORM_KERNELS=reference $(BIN)/python -m pytest --quiet tests/test_every_optimizer.py \
 	  tests/test_set_ups.py tests/transforms tests/optim
 	$(BIN)/python -m pytest -m slow

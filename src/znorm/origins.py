@@ -157,15 +157,17 @@ def origins_of_names(names: Sequence[str | None]) -> list[Origin]:
     >>> [origin.name for origin in origins_of_names(["module._orig_mod.a", "module.b"])]
     ['a', 'b']
     """
-    bare = list(names)
+    bare = [
+        name and ".".join(part for part in name.split(".") if part not in _WRAPPED)
+        for name in names
+    ]
     while bare and all(name is not None and name.startswith("module.") for name in bare):
         bare = [cast(str, name).removeprefix("module.") for name in bare]
     found = []
-    for name, full in zip(bare, names, strict=True):
-        if name is None or full is None:
+    for short, full in zip(bare, names, strict=True):
+        if short is None or full is None:
             found.append(Origin())
             continue
-        short = ".".join(part for part in name.split(".") if part not in _WRAPPED)
         # The old form of weight norm says by its names what it is.
         magnitude = full.endswith("weight_g") and f"{full[:-1]}v" in names
         aliases = () if short == full else (full,)

@@ -171,6 +171,8 @@ UPDATES: dict[str, dict[str, Any]] = {
 def test_the_mixed_precision_table(
     gpu: torch.device, update: str, way: str, dtype: torch.dtype, fused: bool | None
 ) -> None:
+    if way == "scaler" and dtype == torch.bfloat16:
+        pytest.skip("torch's GradScaler has no bfloat16 on CUDA, which needs none")
     options = UPDATES[update]
     ours = net_of(SHAPES, gpu, dtype)
     optimizer = getattr(znorm.optim, update)(ours, **options, transform=znorm.ZNorm(), fused=fused)
