@@ -2,12 +2,13 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup demo test test-all test-gpu coverage lint format bench floor clean
+.PHONY: help setup demo test test-all test-frameworks test-gpu coverage lint format bench floor clean
 
 help:
 	@echo "make demo      set up, train the six methods on the built-in data, write the report"
 	@echo "make test      set up, run the tests"
 	@echo "make test-all  the tests that take longer, too"
+	@echo "make test-frameworks  those with Lightning, accelerate, transformers and schedulefree"
 	@echo "make test-gpu  the tests for a GPU; PYTHON=python3 sets nothing up"
 	@echo "make coverage  branch coverage of the library, 95 % or more"
 	@echo "make lint      ruff and mypy"
@@ -29,16 +30,25 @@ demo: setup
 test: setup
 	$(BIN)/python -m pytest
 
-# Heavy ones, that the tests of wrappers and trainers are for.
-.venv/.frameworks: .venv/.ready
-	@echo "installing Lightning, accelerate, transformers and schedulefree into .venv (about 0.3 GB)"
-	@PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[frameworks]'
+# Heavy ones, that the tests of wrappers and trainers are for: in an environment of their own, on
+# top of .venv, since libraries there import them where they find them.
+FRAMEWORKS := .venv-frameworks/bin/python
+.venv-frameworks/.ready: .venv/.ready
+	@echo "installing Lightning, accelerate, transformers and schedulefree into .venv-frameworks (0.3 GB)"
+	@test -x $(FRAMEWORKS) || $(PYTHON) -m venv .venv-frameworks
+	@$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+	  > $$($(FRAMEWORKS) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/venv.pth
+	@PIP_CONSTRAINT=constraints.txt $(FRAMEWORKS) -m pip install --quiet --disable-pip-version-check \
+	  accelerate lightning schedulefree transformers
 	@touch $@
 
-test-all: coverage .venv/.frameworks
+test-frameworks: setup .venv-frameworks/.ready
+	PYTHONPATH=src $(FRAMEWORKS) -m pytest -m slow tests/frameworks
+
+test-all: coverage test-frameworks
 	ZNORM_KERNELS=reference $(BIN)/python -m pytest --quiet tests/test_every_optimizer.py \
 	  tests/test_set_ups.py tests/transforms tests/optim
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow --ignore tests/frameworks
 
 coverage: setup
 	$(BIN)/python -m pytest --quiet --cov --cov-report=term-missing:skip-covered --cov-fail-under=95 \
@@ -77,4 +87,4 @@ floor:
 	  --ignore tests/lab --ignore tests/test_examples.py
 
 clean:
-	rm -rf .venv .venv-floor dist build runs .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-floor .venv-frameworks dist build runs .pytest_cache .mypy_cache .ruff_cache .hypothesis

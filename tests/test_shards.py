@@ -83,7 +83,7 @@ class BF16_Optimizer(ZeroOptimizer): ...  # noqa: N801 - its name
 def test_deepspeeds_partitions_are_refused_whenever_it_is_attached(kind: Any, make: Any) -> None:
     refused = rf"{kind.__name__} \(DeepSpeed\) steps on flat partitions"
     model = net()
-    optimizer = make(model.parameters(), lr=0.1)
+    optimizer = make(model.named_parameters(), lr=0.1)
     # Before: at the first step, that is.
     znorm.attach(optimizer, znorm.ZNorm(), model=model)
     wrapped = kind(optimizer)

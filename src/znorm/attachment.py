@@ -534,7 +534,9 @@ def _origins_by_name(optimizer: Optimizer) -> dict[Tensor, Origin]:
     """What the names tell that an optimizer was given with its parameters."""
     names: list[str | None] = []
     for group in optimizer.param_groups:
-        names += group.get("param_names") or [None] * len(group["params"])
+        given = group.get("param_names", ())
+        # What replaces a group's parameters may leave the old names behind.
+        names += given if len(given) == len(group["params"]) else [None] * len(group["params"])
     return dict(zip(_parameters(optimizer), origins_of_names(names), strict=True))
 
 
