@@ -238,7 +238,9 @@ def test_what_in_backward_does_not_train_is_said_once() -> None:
     ]
     assert {warning.filename for warning in told} == {__file__}
     model[0].zero_grad()
-    backward(model)  # another warning would be an error
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        backward(model)
 
 
 TRANSFORMS: list[Any] = [

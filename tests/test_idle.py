@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from typing import Any
 
 import pytest
@@ -85,7 +86,9 @@ def test_the_first_gradients_being_others_than_it_acts_on_is_said_once(kind: str
         optimizer.step()
     assert [warning.filename for warning in told] == [__file__]
     backward(model)
-    optimizer.step()  # a second warning would be an error
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        optimizer.step()
     assert znorm.attachment_of(optimizer).receipt() == {}  # type: ignore[union-attr]
 
 
