@@ -61,8 +61,9 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_result_holds_what_the_contract_says(compared: Path) -> None:
     for run in find(compared):
         result = json.loads((run.folder / "result.json").read_text())
-        assert set(result) == {"status", "metrics", "hashes", "seconds"}
-        assert set(result["hashes"]) == {"initial_weights", "batches", "final_weights"}
+        assert set(result) == {"status", "metrics", "hashes", "seconds", "threads"}
+        hashes = {"data", "initial_weights", "batches", "final_weights", "weights_file"}
+        assert set(result["hashes"]) == hashes
         assert {"test_accuracy", "train_loss", "best_validation_accuracy"} <= set(run.metrics)
         assert run.history[-1]["test_accuracy"] == run.metrics["test_accuracy"]
 
@@ -138,8 +139,8 @@ def test_every_number_of_the_page_stands_in_the_file_it_links_to(compared: Path)
         candidates += [100 * value for value in candidates]
         assert any(round(value, digits) == shown for value in candidates), (link, text)
         numbers += 1
-    # Two methods, two seeds, four columns and the epochs; and the floor.
-    assert numbers == 2 * 2 * 5 + 1
+    # Two methods, two seeds, eight columns and the epochs; and the floor.
+    assert numbers == 2 * 2 * 9 + 1
 
 
 def test_the_page_is_one_file_that_says_what_it_shows(compared: Path) -> None:
@@ -384,13 +385,18 @@ def test_a_run_that_ended_between_the_look_and_the_claim_is_left_as_it_is(
     assert (one.folder / "result.json").read_bytes() == before
 
 
-def test_a_folder_that_is_no_run_is_named_before_anything_is_trained(tmp_path: Path) -> None:
+def test_a_folder_that_is_no_run_is_named_and_the_others_are_trained(tmp_path: Path) -> None:
     folder = tmp_path / "pcam_mini" / "resnet20" / "znorm__deadbeef" / "seed-7"
     folder.mkdir(parents=True)
     (folder / "spec.json").write_text("{}")
-    with pytest.raises(lab.DataError, match="not the specification of a run"):
-        lab.compare(methods=["znorm"], seeds=1, out=tmp_path, **SMALL)
-    assert [path.parent.name for path in tmp_path.rglob("spec.json")] == ["seed-7"]
+    (one,) = lab.compare(methods=["znorm"], seeds=1, out=tmp_path, **SMALL)
+    assert one.status == "done"
+    rows = {row["status"]: row for row in lab.status(tmp_path)}
+    assert set(rows) == {"done", "unreadable"}
+    assert "not the specification of a run" in rows["unreadable"]["error"]
+    page = (tmp_path / "report.html").read_text()
+    assert "znorm__deadbeef/seed-7" in page
+    assert "not the specification of a run" in page
 
 
 def test_a_limit_that_cuts_nothing_is_not_said() -> None:

@@ -169,7 +169,7 @@ def test_what_cannot_be_predicted_is_named(
     with pytest.raises(lab.ConfigurationError, match="waiting; predictions need a finished run"):
         lab.predict(unfinished.folder)
     unfinished.finish(classifier.result or {})
-    with pytest.raises(lab.DataError, match=r"weights\.pt: cannot be read"):
+    with pytest.raises(lab.DataError, match=r"weights\.pt: missing; remove result\.json"):
         lab.predict(unfinished.folder)
     unfinished.save_weights(b"something else")
     with pytest.raises(lab.DataError, match=r"weights\.pt: not the weights of a run"):
@@ -177,7 +177,7 @@ def test_what_cannot_be_predicted_is_named(
     unfinished.save_weights(
         weights.dump(models.build("resnet20", channels=3, classes=3, image_size=32), made_up)
     )
-    with pytest.raises(lab.DataError, match=r"weights\.pt: not of model resnet20"):
+    with pytest.raises(lab.DataError, match=r"weights\.pt: damaged: not what the run ended"):
         lab.predict(unfinished.folder)
     assert call(["predict", str(tmp_path)]) == 3
     assert "not the folder of one run, as .../METHOD__HASH/seed-0" in capsys.readouterr().err

@@ -11,7 +11,9 @@ import pytest
 
 from znorm.lab.errors import DataError, DiskFullError, is_disk_full
 from znorm.lab.spec import resolve
-from znorm.lab.store import Run, find, write_atomically
+from znorm.lab.store import Run, find, survey, write_atomically
+
+EPOCH = '{"event": "epoch", "epoch": 1, "train_loss": 0.5, "test_accuracy": 0.5}'
 
 
 @pytest.fixture
@@ -33,24 +35,25 @@ def test_a_run_goes_through_its_states(run: Run, tmp_path: Path) -> None:
         run.begin()
         assert run.status == "running"
         run.save_checkpoint(b"state")
-        run.log({"event": "epoch", "epoch": 1, "train_loss": 0.5})
+        run.log({"event": "epoch", "epoch": 1, "train_loss": 0.5, "test_accuracy": 0.5})
     assert run.status == "interrupted"
-    assert run.checkpoint() == b"state"
+    assert list(run.checkpoints()) == [b"state"]
     assert [entry["train_loss"] for entry in run.history] == [0.5]
     run.save_weights(b"weights")
-    run.finish({"status": "done", "metrics": {"test_accuracy": 0.5}})
-    assert (run.status, run.metrics) == ("done", {"test_accuracy": 0.5})
+    metrics = {"test_accuracy": 0.5, "train_loss": 0.25}
+    run.finish({"status": "done", "metrics": metrics, "seconds": 1.5})
+    assert (run.status, run.metrics) == ("done", metrics)
     found = {path.name for path in run.folder.iterdir()}
     assert found >= {"spec.json", "env.json", "events.jsonl", "weights.pt", "result.json"}
     assert not list(run.folder.glob("*.tmp"))
-    assert run.checkpoint() is None  # nothing goes on from it
+    assert not list(run.checkpoints())  # nothing goes on from it
     environment = json.loads((run.folder / "env.json").read_text())
     assert environment["packages"]["torch"]
 
 
 def test_a_line_cut_off_by_a_kill_is_passed_over(run: Run) -> None:
     run.announce()
-    text = '{"event": "epoch", "epoch": 1}\n{"event": "epoch", "epo'
+    text = f'{EPOCH}\n{{"event": "epoch", "epo'
     (run.folder / "events.jsonl").write_text(text)
     assert len(run.history) == 1
 
@@ -81,12 +84,16 @@ def test_a_result_that_is_not_finite_is_never_written(run: Run) -> None:
     assert run.result is None
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
-def test_a_full_disk_is_said_and_leaves_what_was_there(tmp_path: Path) -> None:
+def test_a_full_disk_is_said_and_leaves_what_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "checkpoint.pt"
     write_atomically(path, b"old")
-    # The temporary file is a link to a device on which every write fails for want of space.
-    (tmp_path / f"checkpoint.pt.{os.getpid()}.tmp").symlink_to("/dev/full")
+
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(DiskFullError, match=r"checkpoint\.pt: no space left on the disk"):
         write_atomically(path, b"new" * 10_000)
     assert path.read_bytes() == b"old"
@@ -104,13 +111,14 @@ def test_what_is_not_a_run_is_named(tmp_path: Path) -> None:
     folder = tmp_path / "a" / "b" / "c" / "seed-0"
     folder.mkdir(parents=True)
     (folder / "spec.json").write_text('{"task": 3}')
-    with pytest.raises(DataError, match=r"spec\.json: not the specification of a run") as caught:
-        find(tmp_path)
-    assert "\n" not in str(caught.value)
+    runs, (damaged,) = survey(tmp_path)
+    assert not runs
+    assert "spec.json: not the specification of a run (task: " in damaged.reason
+    assert "\n" not in damaged.reason
     run = Run.at(tmp_path / "other", resolve({}))
     run.announce()
     (run.folder / "result.json").write_text("{")
-    with pytest.raises(DataError, match=r"result\.json: cannot be read"):
+    with pytest.raises(DataError, match=r"result\.json: not JSON"):
         _ = run.result
     for content in ("{}", "[]", "3"):
         (run.folder / "result.json").write_text(content)
@@ -120,7 +128,7 @@ def test_what_is_not_a_run_is_named(tmp_path: Path) -> None:
 
 def test_lines_that_are_not_events_are_passed_over(run: Run) -> None:
     run.announce()
-    lines = b'5\n{"event": "epoch"}\n\xff\xfe\n{"event": "epoch", "epoch": 1}\n'
+    lines = b'5\n{"event": "epoch"}\n\xff\xfe\n' + EPOCH.encode() + b"\n"
     (run.folder / "events.jsonl").write_bytes(lines)
     assert [entry["epoch"] for entry in run.history] == [1]
 

@@ -22,7 +22,7 @@ import znorm
 from znorm.lab import comparison, data, planning, prediction
 from znorm.lab.__main__ import INTERRUPTED
 from znorm.lab.catalogue import KINDS, names
-from znorm.lab.errors import ConfigurationError, Interrupted, LabError
+from znorm.lab.errors import ConfigurationError, DataError, Interrupted, LabError
 from znorm.lab.machine import doctor as examine
 from znorm.lab.paper import reproduce as paper
 from znorm.lab.paper.grids import TARGETS
@@ -39,7 +39,15 @@ __all__ = ["cli", "run"]
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML whose numbers are those of version 1.2: 1e-3 is one, with PyYAML a text."""
+    """YAML whose numbers are those of version 1.2: 1e-3 is one, with PyYAML a text.
+
+    Without aliases: a few lines of them stand for more than any memory holds.
+    """
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases (*name) are not taken; write it out")
+        return super().compose_node(parent, index)
 
 
 _Loader.add_implicit_resolver(
@@ -73,6 +81,13 @@ def cli(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
+_TRUST = click.option(
+    "--trust-models",
+    is_flag=True,
+    help="Import a model or optimizer that a specification names, code from elsewhere.",
+)
+
+
 @cli.command()
 @click.option("--task", help="What to learn.  [default: pcam_mini, the built-in data]")
 @click.option("--model", help="Which net.  [default: the task's]")
@@ -92,6 +107,7 @@ def cli(context: click.Context) -> None:
 @click.option(
     "--jobs", type=int, help="Runs trained side by side; times then say little.  [default: 1]"
 )
+@click.option("--retry", is_flag=True, default=None, help="Train runs that failed once more.")
 @click.option("--limit", type=int, help="At most N images of each part; every page then says so.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any other key.")
 @click.option("--config", type=click.Path(path_type=Path), help="These options, from a YAML file.")
@@ -106,6 +122,7 @@ def compare(settings: tuple[str, ...], config: Path | None, plan: bool, **option
     choices = {key: value for key, value in choices.items() if value is not None}
     choices.update({key: value for key, value in options.items() if value is not None})
     choices["set"] = {**(choices.get("set") or {}), **_assignments(settings)}
+    _refuse_twice(options, choices["set"])
     choices["methods"] = _listed(choices.get("methods"))
     choices["seeds"] = _numbers(choices.get("seeds", 3))
     out = choices.pop("out", "runs")
@@ -119,7 +136,7 @@ def compare(settings: tuple[str, ...], config: Path | None, plan: bool, **option
         _tell_costs(specs, out)
         return 0
     runs = comparison.compare(**choices, out=out, display=choose(_console(sys.stderr)))
-    for table in gather(out, runs):
+    for table in gather(out, [one for one in runs if _ended(one) is not None]):
         console.print(on_terminal(table))
     console.print(f"report: {out / 'report.html'}", markup=False, highlight=False, soft_wrap=True)
     return _exit_code(runs)
@@ -141,6 +158,7 @@ def compare(settings: tuple[str, ...], config: Path | None, plan: bool, **option
 @click.option("--deterministic", is_flag=True, help="Deterministic algorithms only.")
 @click.option("--cuda-graph", is_flag=True, help="Each step as one CUDA graph.")
 @click.option("--jobs", type=int, default=1, help="Runs trained side by side.  [default: 1]")
+@click.option("--retry", is_flag=True, help="Train runs that failed once more.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any other key.")
 @click.option("--cases", help="Test slices to show in Figure 2, too, separated by commas.")
 @click.option("--no-images", is_flag=True, help="No pictures of the data on the page.")
@@ -157,6 +175,7 @@ def reproduce(
     """
     options["seeds"] = None if options["seeds"] is None else _numbers(options["seeds"])
     options["set"] = _assignments(settings)
+    _refuse_twice(options, options["set"])
     console = _console()
     root = options["out"] or paper.default_folder(options["scale"])
     if plan:
@@ -181,10 +200,12 @@ def reproduce(
 @click.argument("spec", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), default=Path("runs"), show_default=True)
 @click.option("--workers", type=int, help="Threads that read ahead.  [default: as the set needs]")
-def run_one(spec: Path, out: Path, workers: int | None) -> int:
+@click.option("--retry", is_flag=True, help="Train a run that failed once more.")
+@_TRUST
+def run_one(spec: Path, out: Path, **options: Any) -> int:
     """Train the one run that SPEC (JSON or YAML) describes, or go on with it."""
     display = choose(_console(sys.stderr))
-    one = comparison.run(_read_mapping(spec), out=out, workers=workers, display=display)
+    one = comparison.run(_read_mapping(spec), out=out, display=display, **options)
     click.echo(one.folder)
     return _exit_code([one])
 
@@ -192,9 +213,10 @@ def run_one(spec: Path, out: Path, workers: int | None) -> int:
 @cli.command()
 @click.argument("runs", type=click.Path(path_type=Path))
 @click.option("--no-images", is_flag=True, help="No pictures of the data on the page.")
-def report(runs: Path, no_images: bool) -> int:
+@_TRUST
+def report(runs: Path, no_images: bool, trust_models: bool) -> int:
     """Write the report of all runs in a folder."""
-    click.echo(comparison.report(runs, images=not no_images))
+    click.echo(comparison.report(runs, images=not no_images, trust_models=trust_models))
     return 0
 
 
@@ -202,12 +224,13 @@ def report(runs: Path, no_images: bool) -> int:
 @click.argument("run", type=click.Path(path_type=Path))
 @click.argument("folder", type=click.Path(path_type=Path), required=False)
 @click.option("--out", type=click.Path(path_type=Path), help="[default: predictions, in RUN]")
-def predict(run: Path, folder: Path | None, out: Path | None) -> int:
+@_TRUST
+def predict(run: Path, folder: Path | None, out: Path | None, trust_models: bool) -> int:
     """Predict the test part of the run in folder RUN, or the pictures in FOLDER.
 
     Writes predictions.csv; for masks also masks, outlines over the pictures, and cases.png.
     """
-    click.echo(prediction.predict(run, folder, out=out))
+    click.echo(prediction.predict(run, folder, out=out, trust_models=trust_models))
     return 0
 
 
@@ -225,6 +248,9 @@ def status(runs: Path, as_json: bool) -> int:
         table.add_column(title)
     for row in rows:
         state = row["status"]
+        if row["task"] is None:
+            table.add_row(row["folder"], "", "", "", f"{state}: {row['error']}", "")
+            continue
         if row["diverged_step"] is not None:
             state += f" at step {row['diverged_step']}"
         if row["error"]:
@@ -380,7 +406,8 @@ def run(arguments: Sequence[str]) -> int:
         # rich turns a broken pipe into one.
         if isinstance(error.__context__, BrokenPipeError):
             return _reader_gone()
-        raise
+        # Of a library or a model: nothing here ends the process so.
+        return _fail(f"ended by what it called (SystemExit {error.code})", 1)
     return code if isinstance(code, int) else 0
 
 
@@ -409,7 +436,16 @@ def _taken_by(function: Callable[..., Any], options: Mapping[str, Any]) -> dict[
 
 
 def _exit_code(runs: Sequence[Run]) -> int:
-    return int(any(one.status != "done" for one in runs))
+    return int(any(_ended(one) != "done" for one in runs))
+
+
+def _ended(one: Run) -> str | None:
+    """How a run stands; None if its files cannot be read, which has been said."""
+    try:
+        one.check_readable()
+        return one.status
+    except DataError:
+        return None
 
 
 def _console(file: Any = None) -> Console:
@@ -419,9 +455,14 @@ def _console(file: Any = None) -> Console:
     return console
 
 
+_LARGEST = 1 << 24  # bytes
+
+
 def _read_mapping(path: Path) -> dict[str, Any]:
     """A YAML or JSON file that holds keys and values."""
     try:
+        if path.stat().st_size > _LARGEST:
+            raise ConfigurationError(f"{path}: too large for keys and values")
         content = yaml.load(path.read_text(), _Loader)
     except OSError as error:
         raise ConfigurationError(f"{path}: cannot be read ({error.strerror})") from None
@@ -453,11 +494,31 @@ def _assignments(settings: Sequence[str]) -> dict[str, Any]:
         key, equals, text = setting.partition("=")
         if not equals or not key:
             raise ConfigurationError(f"--set {setting}: expected KEY=VALUE")
+        if key in values:
+            raise ConfigurationError(f"--set {key}: is given twice; give it once")
         try:
             values[key] = yaml.load(text, _Loader)
         except (yaml.YAMLError, ValueError, RecursionError):
             raise ConfigurationError(f"--set {setting}: {text!r} is not a value") from None
     return values
+
+
+# Options that are keys of a specification under another name.
+_KEYS = {"lr": "learning_rate", "limit": "data.limit"}
+
+
+def _refuse_twice(options: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    """Refuse a key that is given by its option and by --set, which differ."""
+    for option, value in options.items():
+        key = _KEYS.get(option, option)
+        data = settings.get("data")
+        again = settings.get(key)
+        if again is None and key.startswith("data.") and isinstance(data, Mapping):
+            again = data.get(key.removeprefix("data."))
+        if value is not None and value is not False and again is not None and again != value:
+            raise ConfigurationError(
+                f"--{option.replace('_', '-')} {value} and --set {key}={again}: give one of them"
+            )
 
 
 def _listed(value: Any) -> list[Any] | None:

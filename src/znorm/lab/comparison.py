@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
 
-from znorm.lab import models, tasks
+from znorm.lab import models, tasks, trust
 from znorm.lab.datasets import Dataset
 from znorm.lab.errors import ConfigurationError, DataError, Interrupted, LabError
 from znorm.lab.floor import floor
@@ -20,7 +22,7 @@ from znorm.lab.progress import Display, Silent
 from znorm.lab.registry import unknown
 from znorm.lab.reporting.page import write_page
 from znorm.lab.spec import RunSpec, resolve
-from znorm.lab.store import Run, find
+from znorm.lab.store import Run, survey
 from znorm.lab.training import memory
 from znorm.lab.training.interruption import Interruption
 from znorm.lab.training.loop import train
@@ -180,6 +182,7 @@ def compare(
     set: Mapping[str, Any] | None = None,
     workers: int | None = None,
     jobs: int = 1,
+    retry: bool = False,
     out: PathLike = "runs",
     display: Display | None = None,
 ) -> list[Run]:
@@ -219,7 +222,11 @@ def compare(
         Threads that read ahead, of a set that does not fit in memory.
     jobs : int
         Runs that are trained side by side, each in a process of its own: a small net leaves most of
-        a large GPU idle.
+        a large GPU idle. On a CPU each then has a share of the threads, on whose number the last
+        bits depend; a run keeps the number that it began with.
+    retry : bool
+        Whether runs that failed are trained again, whatever it was; those that ran out of memory or
+        of disk are by themselves. Runs that diverged are left as they are.
     out : path
         Where run folders and the report go.
     display : Display, optional
@@ -262,12 +269,27 @@ def compare(
         limit=limit,
         set=set,
     )
-    if Path(out).is_dir():
-        find(out)  # a folder that the report could not read is said before anything is trained
+    _check_folder(out)
     runs = [Run.at(out, spec) for spec in specs]
-    execute(runs, display or Silent(), workers, jobs)
-    report(out)
+    # What this call names is the caller's own; what else lies in the folder is not.
+    with trust.trusting(_named(specs)):
+        execute(runs, display or Silent(), workers, jobs, retry=retry)
+        report(out)
     return runs
+
+
+def _named(specs: Sequence[RunSpec]) -> list[str]:
+    return [name for spec in specs for name in trust.external_names(spec)]
+
+
+def _check_folder(out: PathLike) -> None:
+    """Refuse a place for runs that is a file, before anything is trained."""
+    place = Path(out)
+    for path in (place, *place.parents):
+        if path.exists() or path.is_symlink():
+            if not path.is_dir():
+                raise ConfigurationError(f"out: {path} is a file; give a folder")
+            return
 
 
 def run(
@@ -275,6 +297,8 @@ def run(
     *,
     out: PathLike = "runs",
     workers: int | None = None,
+    retry: bool = False,
+    trust_models: bool = True,
     display: Display | None = None,
 ) -> Run:
     """Train the one run that a specification describes, or go on with it.
@@ -285,6 +309,11 @@ def run(
         Keys as in spec.json; what is missing takes the task's defaults.
     out : path
     workers : int, optional
+    retry : bool
+        As :func:`compare` takes it.
+    trust_models : bool, default True
+        Whether a model or optimizer that is code elsewhere is imported. What you write yourself is
+        your own; pass False for a specification that somebody has sent, as ``znorm run`` does.
     display : Display, optional
 
     Raises
@@ -292,13 +321,17 @@ def run(
     ConfigurationError, DataError, DiskFullError, Interrupted
         As :func:`compare` does.
     """
-    resolved = spec if isinstance(spec, RunSpec) else resolve(spec)
-    one = Run.at(out, resolved)
-    execute([one], display or Silent(), workers)
+    _check_folder(out)
+    with trust.trusting(everything=trust_models):
+        if not isinstance(spec, RunSpec):
+            trust.check(spec)  # before anything that it names is looked up
+        resolved = spec if isinstance(spec, RunSpec) else resolve(spec)
+        one = Run.at(out, resolved)
+        execute([one], display or Silent(), workers, retry=retry)
     return one
 
 
-def report(out: PathLike = "runs", *, images: bool = True) -> Path:
+def report(out: PathLike = "runs", *, images: bool = True, trust_models: bool = False) -> Path:
     """Write the report of all runs below ``out``: one self-contained page.
 
     Parameters
@@ -307,6 +340,9 @@ def report(out: PathLike = "runs", *, images: bool = True) -> Path:
     images : bool
         Whether it shows pictures of the data; without them it may be passed on where the data may
         not.
+    trust_models : bool
+        Whether models are built that are code elsewhere, by the names that the folder's
+        specifications have for them: for pictures of what they predict. Else the names are shown.
 
     Returns
     -------
@@ -318,9 +354,14 @@ def report(out: PathLike = "runs", *, images: bool = True) -> Path:
     DataError
         If there are no runs.
     """
-    record = Record.read(Path(out))
-    runs = find(out)
-    if not runs:
+    with trust.trusting(everything=trust_models):
+        return _report(Path(out), images=images)
+
+
+def _report(out: Path, *, images: bool) -> Path:
+    record = Record.read(out)
+    runs, damaged = survey(out)
+    if not runs and not damaged:
         raise DataError(f"{out}: no runs in it; znorm compare makes some")
     datasets: dict[str, Dataset | DataError] = {}
     for one in runs:
@@ -331,10 +372,12 @@ def report(out: PathLike = "runs", *, images: bool = True) -> Path:
                 datasets[key] = tasks.load(one.spec.task, one.spec.data)
             except DataError as error:
                 datasets[key] = error
+            except ConfigurationError as error:
+                datasets[key] = DataError(str(error))
         held = datasets[key]
         if isinstance(held, Dataset):
             floor(out, one.spec, held)
-    return write_page(Path(out), runs, datasets, record, images=images)
+    return write_page(out, runs, datasets, record, images=images, damaged=damaged)
 
 
 def status(out: PathLike = "runs") -> list[dict[str, Any]]:
@@ -345,8 +388,9 @@ def status(out: PathLike = "runs") -> list[dict[str, Any]]:
     DataError
         If there is no such folder.
     """
+    runs, damaged = survey(out)
     rows = []
-    for one in find(out):
+    for one in runs:
         result = one.result or {}
         rows.append(
             {
@@ -361,6 +405,18 @@ def status(out: PathLike = "runs") -> list[dict[str, Any]]:
                 "error": result.get("error"),
                 "metrics": result.get("metrics", {}),
                 "folder": str(one.folder),
+            }
+        )
+    nothing = dict.fromkeys(("task", "model", "method", "seed", "epochs", "diverged_step"))
+    for other in damaged:
+        rows.append(
+            {
+                **nothing,
+                "status": other.status,
+                "epochs_done": None,
+                "error": other.reason,
+                "metrics": {},
+                "folder": str(other.folder),
             }
         )
     return rows
@@ -379,6 +435,10 @@ class _Watch:
         self.run.log({"event": "epoch", **entry})
         self.display.epoch(self.run.spec, entry)
 
+    def note(self, text: str) -> None:
+        self.run.log({"event": "note", "text": text})
+        self.display.note(f"{self.run.folder}: {text}")
+
     def stop_requested(self) -> bool:
         return self.stop.requested
 
@@ -389,10 +449,18 @@ def execute(
     workers: int | None = None,
     jobs: int = 1,
     checked: Callable[[], object] = lambda: None,
+    *,
+    retry: bool = False,
 ) -> None:
     """Train what is not finished yet, in order, in so many processes at once.
 
-    ``checked`` is called once all that can be checked has been, before anything is written.
+    ``checked`` is called once all that can be checked has been, before anything is written. A run
+    whose files are damaged is left alone, with a word, and the others are trained.
+
+    Raises
+    ------
+    DataError
+        Of a run that is the only one.
     """
     if isinstance(jobs, bool) or not isinstance(jobs, int) or jobs < 1:
         raise ConfigurationError(f"jobs: expected a whole number from 1, found {jobs!r}")
@@ -404,35 +472,104 @@ def execute(
     for content, one in {_model(one.spec): one for one in runs}.items():
         if models.is_external(content[0]):
             _try_model(one.spec, _dataset(one.spec, datasets))
-    for one in {one.spec.configuration: one for one in runs if one.result is None}.values():
+    problems: dict[Path, DataError] = {}
+    for one in runs:
+        try:
+            one.check_readable()
+        except DataError as error:
+            problems[one.folder] = error
+    able = [one for one in runs if one.folder not in problems]
+    for one in able:
+        if one.result is not None and _is_tried_again(one.result, retry):
+            one.take_back()
+    for one in {one.spec.configuration: one for one in able if one.result is None}.values():
         memory.check(one.spec, _dataset(one.spec, datasets), jobs)
     checked()
-    for one in runs:
+    for one in able:
         one.announce()
-    with Interruption() as stop, helpers(runs, jobs, workers):
-        display.begin(runs, jobs)
-        try:
-            for number, one in enumerate(runs):
-                if stop.requested:
-                    raise Interrupted
-                if one.result is not None:
-                    display.run_ends(number, one, "finished before")
-                    continue
-                with one.claim() as mine:
-                    if not mine:
-                        display.run_ends(number, one, "another process is at it")
-                        continue
-                    if one.result is not None:
-                        # It was, until a moment ago.
-                        display.run_ends(number, one, "finished by another process")
-                        continue
-                    display.run_begins(number, one)
-                    _work(one, _dataset(one.spec, datasets), display, stop, workers)
-                    display.run_ends(number, one)
-        finally:
-            display.end()
-    if jobs > 1 and any(one.result is None for one in runs):
-        execute(runs, display, workers)  # what a helper left that was killed
+    with _threads_shared(able, jobs, display):
+        with Interruption() as stop, helpers(able, jobs, workers):
+            display.begin(able, jobs)
+            try:
+                for number, one in enumerate(able):
+                    if stop.requested:
+                        raise Interrupted
+                    try:
+                        _take_part(number, one, datasets, display, stop, workers)
+                    except DataError as error:
+                        problems[one.folder] = error
+                        display.run_ends(number, one, f"left alone: {error}")
+            finally:
+                display.end()
+        left = [one for one in able if one.folder not in problems and one.result is None]
+        if jobs > 1 and left:
+            execute(left, display, workers)  # what a helper left that was killed
+    for problem in problems.values():
+        display.note(str(problem))
+    if len(runs) == 1 and problems:
+        raise next(iter(problems.values()))
+
+
+def _take_part(
+    number: int,
+    one: Run,
+    datasets: dict[str, Dataset],
+    display: Display,
+    stop: Interruption,
+    workers: int | None,
+) -> None:
+    """Train one run of a grid, unless it has ended or another process is at it."""
+    if one.result is not None:
+        display.run_ends(number, one, _ended_before(one.result))
+        return
+    with one.claim() as mine:
+        if not mine:
+            display.run_ends(number, one, "another process is at it")
+            return
+        if one.result is not None:
+            # It was, until a moment ago.
+            display.run_ends(number, one, "finished by another process")
+            return
+        display.run_begins(number, one)
+        _work(one, _dataset(one.spec, datasets), display, stop, workers)
+        display.run_ends(number, one)
+
+
+def _is_tried_again(result: Mapping[str, Any], retry: bool) -> bool:
+    """Whether a run that failed is to be trained again: what it lacked may be there now."""
+    lacked = result.get("reason") in ("memory", "disk") or "out of memory" in result.get(
+        "error", ""
+    )
+    return result["status"] == "failed" and (retry or lacked)
+
+
+def _ended_before(result: Mapping[str, Any]) -> str:
+    if result["status"] == "failed":
+        return f"failed before: {result['error']}; --retry trains it again"
+    if result["status"] == "diverged":
+        return f"diverged before, at step {result['diverged_step']}"
+    return "finished before"
+
+
+@contextmanager
+def _threads_shared(runs: Sequence[Run], jobs: int, display: Display) -> Iterator[None]:
+    """On a CPU, an equal share of torch's threads for each job, whatever is left to be done."""
+    threads = torch.get_num_threads()
+    share = max(1, threads // jobs)
+    fresh = [one for one in runs if one.result is None and one.spec.device == "cpu"]
+    if jobs == 1 or not fresh:
+        yield
+        return
+    if share != threads:
+        display.note(
+            f"{jobs} jobs: each run begins with {share} of {threads} threads and keeps them; its "
+            "last bits differ from those of a run with another number of threads"
+        )
+    torch.set_num_threads(share)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def check_images(spec: RunSpec, data: Dataset) -> None:
@@ -441,7 +578,9 @@ def check_images(spec: RunSpec, data: Dataset) -> None:
     Raises
     ------
     ConfigurationError
+        Or for code that is not trusted.
     """
+    trust.check(spec)
     if len(data.train) < 2 or not len(data.test):
         raise ConfigurationError(
             f"task {spec.task}: {len(data.train)} training and {len(data.test)} test "
@@ -482,25 +621,28 @@ def _try_model(spec: RunSpec, data: Dataset) -> None:
 def _work(
     one: Run, dataset: Dataset, display: Display, stop: Interruption, workers: int | None
 ) -> None:
-    saved = one.checkpoint()
     one.begin()
     stop.deferring = True
     try:
         watch = _Watch(one, display, stop)
+        saved = one.checkpoints()
         outcome = train(one.spec, dataset, watch, saved, one.save_checkpoint, workers)
     except DataError as error:
-        raise DataError(f"{one.folder}: {error}") from None
+        text = str(error)
+        raise DataError(text if str(one.folder) in text else f"{one.folder}: {text}") from None
     except LabError:
         raise
     except OSError as error:
         # Of the disk or the terminal, not of the run, which can go on from its checkpoint.
         raise DataError(f"{one.folder}: {error}") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         # The grid goes on: one model that runs out of memory must not cost the others.
         text = f"{type(error).__name__}: {' '.join(str(error).split())}"[:400]
+        reason = "error"
         if memory.is_out_of_memory(error):
+            reason = "memory"
             text = f"{_what_fits(one.spec, dataset, error)}; {text}"
-        one.finish({"status": "failed", "error": text, "metrics": {}})
+        one.finish({"status": "failed", "error": text, "reason": reason, "metrics": {}})
         return
     finally:
         stop.deferring = False
@@ -510,12 +652,15 @@ def _work(
         "hashes": outcome.hashes,
         "seconds": outcome.seconds,
     }
+    if outcome.threads is not None:
+        result["threads"] = outcome.threads
     if outcome.diverged_step is not None:
         result["diverged_step"] = outcome.diverged_step
     if outcome.cases is not None:
         one.save_cases(outcome.cases)
     if outcome.weights is not None:
         one.save_weights(outcome.weights)
+        result["hashes"]["weights_file"] = hashlib.sha256(outcome.weights).hexdigest()
     one.finish(result)
 
 

@@ -93,7 +93,7 @@ def _patchcamelyon() -> tuple[str, str]:
         return ("part", f"{len(h5)} of the 6 official h5 files") if h5 else ("missing", "")
     if here[0] == "h5":
         return "whole", _H5
-    images = sum(1 for _ in (patchcamelyon.folder() / "train").glob("*.tif"))
+    images = len(patchcamelyon.patches_here())
     state = "whole" if images >= patchcamelyon.KAGGLE_IMAGES else "part"
     return state, f"{images:,} of the Kaggle edition's {patchcamelyon.KAGGLE_IMAGES:,} images"
 

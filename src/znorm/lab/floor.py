@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,12 +20,13 @@ import numpy.typing as npt
 import torch
 
 from znorm.lab.datasets import Dataset, Part
+from znorm.lab.errors import DataError
 from znorm.lab.metrics import Counts, count
 from znorm.lab.spec import RunSpec
-from znorm.lab.store import write_atomically
+from znorm.lab.store import check_within, read_json, write_atomically
 from znorm.lab.tasks import TASKS
 
-__all__ = ["FLOORS", "Floor", "floor", "folder"]
+__all__ = ["FLOORS", "Floor", "floor", "folder", "kept"]
 
 # Training images that the logistic regression is fitted on: more hardly change it.
 LARGEST = 10_000
@@ -64,17 +66,29 @@ def folder(root: str | os.PathLike[str], spec: RunSpec) -> Path:
     return Path(root) / spec.task / f"{kind.name}__{key}"
 
 
+def kept(root: str | os.PathLike[str], spec: RunSpec) -> dict[str, Any] | None:
+    """The floor's result.json; None if there is none that can be used."""
+    try:
+        content = read_json(folder(root, spec) / "result.json")
+    except (FileNotFoundError, DataError):
+        return None
+    metrics = content.get("metrics") if isinstance(content, dict) else None
+    if not isinstance(metrics, dict):
+        return None
+    numbers = all(isinstance(v, float | int) and math.isfinite(v) for v in metrics.values())
+    return content if numbers else None
+
+
 def floor(root: str | os.PathLike[str], spec: RunSpec, dataset: Dataset) -> dict[str, Any]:
     """The floor's result.json, worked out if it is not there yet.
 
     Like the nets it is fitted on the training part alone.
     """
+    known = kept(root, spec)
+    if known is not None:
+        return known
     path = folder(root, spec) / "result.json"
-    try:
-        found: dict[str, Any] = json.loads(path.read_bytes())
-        return found
-    except (OSError, ValueError):
-        pass
+    check_within(Path(root), path)
     result = {
         "status": "done",
         "about": FLOORS[TASKS[spec.task].output].about,

@@ -19,6 +19,7 @@ import torch
 
 from znorm.lab.errors import Interrupted, LabError
 from znorm.lab.store import Run
+from znorm.lab.trust import trusted_names, trusting
 
 __all__ = ["helpers"]
 
@@ -34,12 +35,11 @@ def helpers(runs: Sequence[Run], jobs: int, workers: int | None) -> Iterator[Non
     if count < 1:
         yield
         return
-    threads = torch.get_num_threads()
-    share = max(1, threads // (count + 1))
-    told = json.dumps([share, workers, [str(run.folder) for run in runs]]).encode() + b"\n"
+    # What this process may import because its user named it, they may.
+    told_ = [torch.get_num_threads(), workers, trusted_names(), [str(run.folder) for run in runs]]
+    told = json.dumps(told_).encode() + b"\n"
     others: list[subprocess.Popen[bytes]] = []
     try:
-        torch.set_num_threads(share)
         for _ in range(count):
             command = [sys.executable, "-m", "znorm.lab.helpers"]
             # In a session of its own: Ctrl-C is for this process, which hands it on once.
@@ -53,7 +53,6 @@ def helpers(runs: Sequence[Run], jobs: int, workers: int | None) -> Iterator[Non
         for other in others:
             other.wait()
     finally:
-        torch.set_num_threads(threads)
         for other in others:
             assert other.stdin is not None
             with suppress(BrokenPipeError):
@@ -67,11 +66,12 @@ def main() -> int:
     from znorm.lab.comparison import execute
     from znorm.lab.progress import Silent
 
-    threads, workers, folders = json.loads(sys.stdin.buffer.readline())
+    threads, workers, trusted, folders = json.loads(sys.stdin.buffer.readline())
     threading.Thread(target=_stop_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     try:
-        execute([Run.open(folder) for folder in folders], Silent(), workers)
+        with trusting(trusted):
+            execute([Run.open(folder) for folder in folders], Silent(), workers)
     except (Interrupted, KeyboardInterrupt):
         return 130
     except LabError as error:

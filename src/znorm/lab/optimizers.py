@@ -49,7 +49,7 @@ def _class(name: str) -> type[torch.optim.Optimizer]:
     sys.path.append(os.getcwd())
     try:
         found = getattr(import_module(module), attribute)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ConfigurationError(f"optimizer {name}: cannot be imported ({error})") from None
     finally:
         sys.path.remove(os.getcwd())
@@ -123,7 +123,7 @@ def check(name: str, options: Mapping[str, Any], weight_decay: float) -> None:
         parameter.grad = torch.ones_like(parameter)
     try:
         optimizer.step()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ConfigurationError(
             f"optimizer {name}: cannot step here ({' '.join(str(error).split())})"
         ) from None
@@ -167,7 +167,7 @@ def make_optimizer(
             arguments.pop("fused", None)
     try:
         optimizer = kind(model.parameters(), lr=learning_rate, **arguments)  # type: ignore[call-arg]
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ConfigurationError(f"optimizer {name}: {' '.join(str(error).split())}") from None
     if not takes_transform and transform is not None:
         znorm.attach(optimizer, transform, model=model)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import io
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -15,13 +15,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from znorm.lab import models, tasks
+from znorm.lab import csvfiles, models, tasks, trust
 from znorm.lab.datasets import Dataset, Part
-from znorm.lab.datasets.files import read_picture
+from znorm.lab.datasets.files import inside, read_mask, read_picture, stat_file
 from znorm.lab.errors import ConfigurationError, DataError
 from znorm.lab.metrics import Cases
 from znorm.lab.reporting.overlays import case, draw_cases, notable, outlined
-from znorm.lab.store import Run, write_atomically, write_table
+from znorm.lab.store import Run, check_within, read_file, write_atomically, write_table
+from znorm.lab.training.checkpoint import hash_state
 from znorm.lab.training.device import is_there
 from znorm.lab.training.pipeline import Pipeline
 from znorm.lab.training.weights import Trained, load
@@ -36,7 +37,11 @@ _SHOWN = 3
 
 
 def predict(
-    run: Run | PathLike, folder: PathLike | None = None, *, out: PathLike | None = None
+    run: Run | PathLike,
+    folder: PathLike | None = None,
+    *,
+    out: PathLike | None = None,
+    trust_models: bool = False,
 ) -> Path:
     """Predict the test part of a finished run, or pictures in a folder.
 
@@ -50,6 +55,9 @@ def predict(
     out : path, optional
         By default a folder in ``predictions`` within the run's own. What an earlier call wrote
         there is replaced.
+    trust_models : bool
+        Whether a model is built that is code elsewhere, by the name that the run's specification
+        has for it.
 
     Returns
     -------
@@ -62,9 +70,10 @@ def predict(
     Raises
     ------
     ConfigurationError
-        If the run is not finished.
+        If the run is not finished; for a model that is not trusted.
     DataError
-        If weights or pictures are missing, unreadable or of another size; nothing is written.
+        If weights or pictures are missing, unreadable or of another size, if the weights are not
+        those that the run ended with, or give what is not finite; nothing is written.
 
     Examples
     --------
@@ -74,10 +83,18 @@ def predict(
     >>> (lab.predict(runs[0]) / "predictions.csv").read_text().splitlines()[0]
     'name,truth,predicted,no tumour,tumour'
     """
-    one = run if isinstance(run, Run) else _run(Path(run))
+    with trust.trusting(everything=trust_models):
+        return _predict(run if isinstance(run, Run) else _run(Path(run)), folder, out)
+
+
+def _predict(one: Run, folder: PathLike | None, out: PathLike | None) -> Path:
+    trust.check(one.spec)
     trained, output = _trained(one), tasks.TASKS[one.spec.task].output
     place = "test" if folder is None else _place(Path(folder))
     home = Path(out) if out is not None else one.folder / "predictions" / place
+    for kind in ("masks", "overlays"):
+        # What a link leads to is not ours to write in.
+        check_within(home if out is not None else one.folder, home / kind / "a.png")
     if folder is None:
         part = tasks.load(one.spec.task, one.spec.data).test
         named = part.names or tuple(f"test-{row}" for row in range(len(part)))
@@ -85,6 +102,10 @@ def predict(
     else:
         named, part, truth = _pictures(Path(folder), home, trained, output)
     found = _outputs(one, trained, part)
+    if not found.isfinite().all():
+        raise DataError(
+            f"{one.folder / 'weights.pt'}: the net gives what is not finite for these pictures"
+        )
     _remove_earlier(home)
     if output == "mask":
         _write_masks(home, part, named, found[:, 0] > 0, truth=truth)
@@ -100,15 +121,21 @@ def _run(folder: Path) -> Run:
 
 
 def _remove_earlier(home: Path) -> None:
-    """What an earlier call wrote, by the names in its table, and nothing else."""
+    """What an earlier call wrote, by the names in its table, and nothing else.
+
+    The table may be anybody's: nothing outside of the folder is removed, whatever it names.
+    """
     try:
-        with open(home / "predictions.csv", newline="") as file:
-            names = [row.get("name") or "" for row in csv.DictReader(file)]
-    except (OSError, ValueError):
+        content = read_file(home / "predictions.csv", 1 << 30)
+        names = [row.get("name") or "" for row in csvfiles.load(content)]
+    except (FileNotFoundError, DataError, ValueError):
         return
-    for name in names:
-        for kind in ("masks", "overlays"):
-            (home / kind / f"{name}.png").unlink(missing_ok=True)
+    for kind in ("masks", "overlays"):
+        if (home / kind).is_symlink():
+            continue
+        for name in names:
+            with suppress(DataError, OSError, ValueError):
+                inside(home / kind, f"{name}.png").unlink(missing_ok=True)
     (home / "cases.png").unlink(missing_ok=True)
 
 
@@ -122,13 +149,21 @@ def _trained(run: Run) -> Trained:
     if run.status != "done":
         raise ConfigurationError(f"{run.folder}: {run.status}; predictions need a finished run")
     path = run.folder / "weights.pt"
+    again = "remove result.json beside it and give the command that trained the run again"
     try:
-        return load(path.read_bytes())
-    except OSError as error:
-        raise DataError(
-            f"{path}: cannot be read ({error.strerror}); remove result.json beside it and give the "
-            "command that trained the run again"
-        ) from None
+        content = read_file(path, 1 << 40)
+    except FileNotFoundError:
+        raise DataError(f"{path}: missing; {again}") from None
+    hashes = (run.result or {}).get("hashes", {})
+    trained = load(content, str(path))
+    # Runs of earlier versions have no hash of the file, but one of the weights.
+    if "weights_file" in hashes:
+        right = hashlib.sha256(content).hexdigest() == hashes["weights_file"]
+    else:
+        right = hash_state(trained.state) == hashes.get("final_weights")
+    if not right:
+        raise DataError(f"{path}: damaged: not what the run ended with; {again}")
+    return trained
 
 
 def outputs(run: Run, part: Part) -> Tensor:
@@ -150,6 +185,7 @@ def outputs(run: Run, part: Part) -> Tensor:
 @torch.no_grad()
 def _outputs(run: Run, trained: Trained, part: Part) -> Tensor:
     spec = run.spec
+    trust.check(spec)
     device = torch.device(spec.device if is_there(spec.device) else "cpu")
     dataset = Dataset(part, part, part, trained.classes)
     model = models.build(
@@ -199,8 +235,8 @@ def _pictures(
     pixels = np.stack([read_picture(files[name], mode, size) for name in names])
     images = torch.from_numpy(pixels.reshape(len(names), *size, -1)).permute(0, 3, 1, 2)
     if masks:
-        marked = np.stack([read_picture(masks[name], "L", size) > 0 for name in names])
-        return names, Part(images, torch.from_numpy(marked.astype(np.uint8)), names), True
+        marked = np.stack([read_mask(masks[name], size) for name in names])
+        return names, Part(images, torch.from_numpy(marked), names), True
     nothing = (len(names), *size) if output == "mask" else (len(names),)
     kind = torch.uint8 if output == "mask" else torch.int64
     return names, Part(images, torch.zeros(nothing, dtype=kind), names), False
@@ -209,15 +245,33 @@ def _pictures(
 def _files(folder: Path, home: Path) -> Iterator[Path]:
     """Pictures in a folder, but for those that were written here."""
     seen: dict[Path, Path] = {}
-    for path in sorted(folder.rglob("*")):
-        if home.resolve() in path.resolve().parents:
+    for path in _entries(folder, home.resolve()):
+        if path.suffix.lower() not in SUFFIXES:
             continue
-        if path.is_file() and path.suffix.lower() in SUFFIXES:
-            bare = path.with_suffix("")
-            if bare in seen:
-                raise DataError(f"{path}: {seen[bare].name} beside it has the same name")
-            seen[bare] = path
-            yield path
+        stat_file(path)
+        relative = path.relative_to(folder).as_posix()
+        if relative != relative.encode(errors="replace").decode():
+            raise DataError(f"{folder}: {relative!r} in it has a name that is no text; rename it")
+        bare = path.with_suffix("")
+        if bare in seen:
+            raise DataError(f"{path}: {seen[bare].name} beside it has the same name")
+        seen[bare] = path
+        yield path
+
+
+def _entries(folder: Path, written: Path) -> list[Path]:
+    """All that is in a folder and in those within it, but for the folder of what is written."""
+    entries = []
+    for place, folders, files in os.walk(folder, onerror=_refuse):
+        if Path(place).resolve() == written:
+            folders.clear()  # nor is it gone on within it
+            continue
+        entries += [Path(place, name) for name in (*folders, *files)]
+    return sorted(entries)
+
+
+def _refuse(error: OSError) -> None:
+    raise DataError(f"{error.filename}: cannot be read ({error.strerror})")
 
 
 def _write_classes(

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.table import Column
 
+from znorm.lab.errors import DataError
 from znorm.lab.spec import RunSpec
 from znorm.lab.store import Run
 from znorm.lab.tasks import TASKS
@@ -70,6 +71,16 @@ class _Remaining:
         self.done = 0.0
         self.start = time.perf_counter()
 
+    def leave(self, run: Run) -> None:
+        """Another process, of another command, has it: its epochs are not waited for here."""
+        try:
+            at_work = run.status == "running"
+        except DataError:
+            return  # what cannot be read was not counted
+        if self.jobs == 1 and at_work:
+            self.total -= run.spec.epochs
+            self.finished -= len(run.history)
+
     def text(self) -> str:
         if self.done < 0.05:
             return ""
@@ -124,6 +135,8 @@ class Plain(Silent):
             )
 
     def run_ends(self, number: int, run: Run, note: str = "") -> None:
+        if note:
+            self.remaining.leave(run)
         self._say(f"[{number + 1}/{self.total}] {name(run)}: {note or ending(run)}")
 
 
@@ -178,6 +191,8 @@ class Terminal(Silent):
 
     def run_ends(self, number: int, run: Run, note: str = "") -> None:
         assert self.grid is not None
+        if note:
+            self.remaining.leave(run)
         if self.current is not None:
             self.progress.remove_task(self.current)
             self.current = None

@@ -28,6 +28,11 @@ from znorm.lab.training.sampler import AUGMENTATIONS
 __all__ = ["DataSpec", "RunSpec", "keys", "resolve"]
 
 
+# Beyond these a number is a slip of the hand.
+MOST_EPOCHS = 1_000_000
+MOST_IMAGES = 1_000_000
+
+
 class DataSpec(BaseModel):
     """Which images are used, and how they are changed.
 
@@ -111,7 +116,8 @@ class RunSpec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
     task: str
-    model: str
+    # A part of the run's folder: nothing that leads out of it.
+    model: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.+:/-]*$")
     model_options: dict[str, Any] = Field(default_factory=dict)
     method: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$")
     transform: tuple[dict[str, dict[str, Any]], ...] = ()
@@ -121,9 +127,9 @@ class RunSpec(BaseModel):
     learning_rate: float = Field(gt=0, allow_inf_nan=False)
     schedule: str
     loss: str
-    epochs: int = Field(ge=1)
-    batch_size: int = Field(ge=2)
-    micro_batch: int | None = Field(default=None, ge=2)
+    epochs: int = Field(ge=1, le=MOST_EPOCHS)
+    batch_size: int = Field(ge=2, le=MOST_IMAGES)
+    micro_batch: int | None = Field(default=None, ge=2, le=MOST_IMAGES)
     seed: int = Field(ge=0, lt=2**63)
     precision: Literal["float32", "bfloat16"]
     device: Literal["cpu", "cuda", "mps"]
@@ -149,6 +155,13 @@ class RunSpec(BaseModel):
     def _known(cls, value: str, info: ValidationInfo) -> str:
         registry: Mapping[str, Any] = TASKS if info.field_name == "task" else LOSSES
         lookup(str(info.field_name), value, registry)
+        return value
+
+    @field_validator("model")
+    @classmethod
+    def _stays_inside(cls, value: str) -> str:
+        if any(part in ("", ".", "..") for part in value.split("/")):
+            raise ValueError("expected the name of a model, found a path that leads elsewhere")
         return value
 
     @field_validator("schedule")

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import csv
-import io
+import hashlib
 import json
+import math
 import os
 import platform
+import re
+import stat
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +21,24 @@ from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 import znorm
+from znorm.lab import csvfiles
 from znorm.lab.errors import DataError, DiskFullError, LabError, is_disk_full
 from znorm.lab.metrics import Cases
 from znorm.lab.spec import RunSpec
+from znorm.lab.tasks import TASKS
 from znorm.lab.versions import version_of
 
-__all__ = ["Run", "find", "write_atomically", "write_table"]
+__all__ = [
+    "Damaged",
+    "Run",
+    "check_within",
+    "find",
+    "read_file",
+    "read_json",
+    "survey",
+    "write_atomically",
+    "write_table",
+]
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -40,7 +55,9 @@ def write_atomically(path: Path, content: bytes) -> None:
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
+        # Made anew: a link that lies there would be written through.
+        temporary.unlink(missing_ok=True)
+        with open(temporary, "xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -53,11 +70,52 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Put rows with the same keys at ``path`` as csv; errors as :func:`write_atomically`."""
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, rows[0].keys(), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_atomically(path, buffer.getvalue().encode())
+    write_atomically(path, csvfiles.dump(rows))
+
+
+def read_file(path: Path, most: int = 1 << 26) -> bytes:
+    """A file of a folder of runs, which anybody may have sent: a plain one, of ``most`` bytes.
+
+    Raises
+    ------
+    FileNotFoundError
+    DataError
+        For a link, a folder, a pipe, what is larger or cannot be read.
+    """
+    try:
+        entry = path.lstat()
+        if not stat.S_ISREG(entry.st_mode):
+            kind = "a link" if stat.S_ISLNK(entry.st_mode) else "no plain file"
+            raise DataError(f"{path}: expected a file, found {kind}; move it away")
+        if entry.st_size > most:
+            raise DataError(
+                f"{path}: {entry.st_size:,} bytes are more than such a file has; move it away"
+            )
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
+
+
+def check_within(root: Path, path: Path) -> None:
+    """Raise if ``path`` lies below ``root`` by its name, and elsewhere by a link on the way.
+
+    Raises
+    ------
+    DataError
+    """
+    if not path.parent.resolve().is_relative_to(root.resolve()):
+        raise DataError(f"{path}: a link leads out of {root}; take it away")
+
+
+def read_json(path: Path, most: int = 1 << 24) -> Any:
+    """What a JSON file holds; errors as :func:`read_file`, and a DataError for what is no JSON."""
+    try:
+        return json.loads(read_file(path, most))
+    except (ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise DataError(f"{path}: not JSON ({reason}); move its folder away") from None
 
 
 def _cannot_write(path: Path, error: OSError) -> LabError:
@@ -80,6 +138,7 @@ class Run:
     def __init__(self, folder: Path, spec: RunSpec) -> None:
         self.folder = folder
         self.spec = spec
+        self._damaged: set[str] = set()  # checkpoints that could not be read
 
     @classmethod
     def at(cls, root: str | os.PathLike[str], spec: RunSpec) -> Run:
@@ -98,12 +157,30 @@ class Run:
         """
         path = Path(folder) / "spec.json"
         try:
-            return cls(Path(folder), RunSpec.model_validate_json(path.read_bytes()))
-        except (OSError, ValidationError) as error:
-            first = str(error).splitlines()[0]
+            spec = RunSpec.model_validate_json(read_file(path, _LARGEST_SPEC))
+        except FileNotFoundError:
+            raise DataError(f"{path}: missing; not the folder of a run") from None
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(map(str, first["loc"]))
+            reason = " ".join(f"{place}: {first['msg']}".split())[:200]
             raise DataError(
-                f"{path}: not the specification of a run ({first}); move its folder away"
+                f"{path}: not the specification of a run ({reason}); move its folder away"
             ) from None
+        one = cls(path.parent, spec)
+        one._check_name()
+        return one
+
+    def _check_name(self) -> None:
+        """Raise if the folder is named as a run's, and by another specification than is in it."""
+        home = self.folder.absolute()
+        named = f"{home.parent.name}/{home.name}"
+        own = f"{self.spec.method}__{self.spec.hash}/seed-{self.spec.seed}"
+        if re.fullmatch(r".+__[0-9a-f]{8}/seed-\d+", named) and named != own:
+            raise DataError(
+                f"{self.folder / 'spec.json'}: was changed after the run was made: its folder "
+                f"would be {own}, not {named}; put it back, or move the folder away"
+            )
 
     def __repr__(self) -> str:
         return f"Run({str(self.folder)!r}, {self.status})"
@@ -113,14 +190,25 @@ class Run:
         """What result.json holds, or None before the run has ended."""
         path = self.folder / "result.json"
         try:
-            content: dict[str, Any] = json.loads(path.read_bytes())
+            content = read_json(path)
         except FileNotFoundError:
             return None
-        except (OSError, ValueError) as error:
-            raise DataError(f"{path}: cannot be read ({error}); move its folder away") from None
-        if not isinstance(content, dict) or not {"status", "metrics"} <= content.keys():
-            raise DataError(f"{path}: not the result of a run; move its folder away")
-        return content
+        reason = _why_no_result(content, TASKS[self.spec.task].score)
+        if reason is not None:
+            raise DataError(f"{path}: not the result of a run ({reason}); move its folder away")
+        result: dict[str, Any] = content
+        return result
+
+    def check_readable(self) -> None:
+        """Raise for a file of the run that a page or table would need, and that cannot be read.
+
+        Raises
+        ------
+        DataError
+        """
+        if os.path.lexists(self.folder / "spec.json"):
+            Run.open(self.folder)
+        _ = self.result, self.history
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -136,35 +224,38 @@ class Run:
             return str(result["status"])
         if not self.folder.exists():
             return "waiting"
-        lock = self._lock()
         try:
-            with lock.acquire(timeout=0):
+            with self._lock().acquire(timeout=0):
                 pass
         except Timeout:
             return "running"
-        except OSError:
+        except (OSError, DataError):
             pass  # a folder that may only be read is nobody's to work in
-        return "interrupted" if (self.folder / "checkpoint.pt").exists() else "waiting"
+        stopped = any((self.folder / name).exists() for name in _CHECKPOINTS)
+        return "interrupted" if stopped else "waiting"
 
     @property
     def history(self) -> list[dict[str, Any]]:
         """One entry a finished epoch, from events.jsonl."""
         entries: dict[int, dict[str, Any]] = {}
         try:
-            lines = (self.folder / "events.jsonl").read_text(errors="replace").splitlines()
+            content = read_file(self.folder / "events.jsonl", 1 << 30)
         except FileNotFoundError:
             return []
-        for line in lines:
+        for line in content.decode(errors="replace").splitlines():
             try:
                 event = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue  # cut off by a kill; the run writes it again when it goes on
-            if isinstance(event, dict) and event.get("event") == "epoch" and "epoch" in event:
+            if _is_epoch(event, TASKS[self.spec.task].score):
                 entries[event["epoch"]] = event
         return [entries[epoch] for epoch in sorted(entries)]
 
     def _lock(self) -> FileLock:
-        return FileLock(self.folder / ".lock")
+        path = self.folder / ".lock"
+        if path.is_symlink():  # what it leads to would be emptied
+            raise DataError(f"{path}: expected a file, found a link; take it away")
+        return FileLock(path)
 
     @contextmanager
     def claim(self) -> Iterator[bool]:
@@ -196,6 +287,18 @@ class Run:
             )
             write_atomically(path, (content + "\n").encode())
 
+    def check_is_there(self) -> None:
+        """Raise if the run's folder has been removed, which would leave a part of it behind.
+
+        Raises
+        ------
+        DataError
+        """
+        if not (self.folder / "spec.json").exists():
+            raise DataError(
+                f"{self.folder}: was removed while the run was at work; what it has done is lost"
+            )
+
     def begin(self) -> None:
         """Write env.json, and start events.jsonl anew.
 
@@ -205,28 +308,47 @@ class Run:
         write_atomically(self.folder / "env.json", (environment + "\n").encode())
         write_atomically(self.folder / "events.jsonl", b"")
 
-    def checkpoint(self) -> bytes | None:
-        """The last checkpoint.
-
-        Raises
-        ------
-        DataError
-            If it is there and cannot be read.
-        """
-        path = self.folder / "checkpoint.pt"
-        try:
-            return path.read_bytes()
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+    def checkpoints(self) -> Iterator[bytes | DataError]:
+        """The last checkpoint, then the one before; in place of each an error if it is damaged."""
+        for name in _CHECKPOINTS:
+            path = self.folder / name
+            try:
+                content = unsealed(read_file(path, 1 << 40), path)
+            except FileNotFoundError:
+                continue
+            except DataError as error:
+                self._damaged.add(name)
+                yield error
+            else:
+                yield content
 
     def save_checkpoint(self, content: bytes) -> None:
-        """Replace the last checkpoint."""
-        write_atomically(self.folder / "checkpoint.pt", content)
+        """Replace the last checkpoint, which stays beside it until there is another.
+
+        A disk that is full has room for no second one: the last is then replaced.
+        """
+        self.check_is_there()
+        last, before = (self.folder / name for name in _CHECKPOINTS)
+        if last.name in self._damaged:
+            # Not over the one that the run has gone on from.
+            with suppress(OSError):
+                os.replace(last, last.with_name("checkpoint.damaged.pt"))
+            self._damaged.clear()
+        kept = last.exists()
+        if kept:
+            with suppress(OSError):
+                os.replace(last, before)
+        try:
+            write_atomically(last, sealed(content))
+        except LabError:
+            if kept and not last.exists():
+                with suppress(OSError):
+                    os.replace(before, last)
+            raise
 
     def log(self, event: dict[str, Any]) -> None:
         """Add a line to events.jsonl."""
+        self.check_is_there()
         path = self.folder / "events.jsonl"
         try:
             with open(path, "a") as file:
@@ -252,12 +374,18 @@ class Run:
         """
         path = self.folder / "cases.csv"
         try:
-            with open(path, newline="") as file:
-                return Cases.from_rows(csv.DictReader(file))
+            return Cases.from_rows(csvfiles.load(read_file(path, 1 << 30)))
         except FileNotFoundError:
             return None
-        except (OSError, ValueError) as error:
+        except ValueError as error:
             raise DataError(f"{path}: cannot be read ({error}); train the run anew") from None
+
+    def take_back(self) -> None:
+        """Forget how the run ended, so that it goes on from its checkpoint or starts anew."""
+        try:
+            (self.folder / "result.json").unlink(missing_ok=True)
+        except OSError as error:
+            raise _cannot_write(self.folder / "result.json", error) from None
 
     def finish(self, result: dict[str, Any]) -> None:
         """Write result.json: its being there means that the run has ended.
@@ -265,28 +393,158 @@ class Run:
         A checkpoint that nothing will go on from is then removed; that of a run which diverged or
         failed stays, to be looked at.
         """
+        self.check_is_there()
         content = json.dumps(result, indent=2, sort_keys=True, allow_nan=False)
         write_atomically(self.folder / "result.json", (content + "\n").encode())
         if result["status"] == "done":
-            with suppress(OSError):
-                (self.folder / "checkpoint.pt").unlink(missing_ok=True)
+            for name in _CHECKPOINTS:
+                with suppress(OSError):
+                    (self.folder / name).unlink(missing_ok=True)
 
 
-def find(root: str | os.PathLike[str]) -> list[Run]:
-    """Every run below ``root``, by folder.
+@dataclass(frozen=True)
+class Damaged:
+    """A folder that a run was in, and why it cannot be read.
+
+    Parameters
+    ----------
+    folder : Path
+    reason : str
+        One line, which names the file.
+    """
+
+    folder: Path
+    reason: str
+
+    status = "unreadable"
+
+
+def survey(root: str | os.PathLike[str]) -> tuple[list[Run], list[Damaged]]:
+    """Every run below ``root``, by folder, and what cannot be read as one.
 
     Raises
     ------
     DataError
-        If ``root`` is no folder, or a specification in it cannot be read.
+        If ``root`` is no folder.
     """
     path = Path(root)
     if not path.is_dir():
         raise DataError(f"{path}: no such folder of runs")
     # A folder within that reproduces the paper has pages of its own, with its own marks.
     others = {inner.parent for inner in path.glob("**/reproduction.json")} - {path}
-    folders = sorted(spec.parent for spec in path.glob("**/seed-*/spec.json"))
-    return [Run.open(folder) for folder in folders if not others & {*folder.parents}]
+    runs: list[Run] = []
+    damaged: list[Damaged] = []
+    for folder in sorted(path.glob("**/seed-*")):
+        if others & {*folder.parents} or not any(
+            os.path.lexists(folder / name) for name in ("spec.json", "result.json", *_CHECKPOINTS)
+        ):
+            continue
+        try:
+            if folder.is_symlink():
+                raise DataError(f"{folder}: a link, which is not followed")
+            one = Run.open(folder)
+            one.check_readable()
+            runs.append(one)
+        except DataError as error:
+            damaged.append(Damaged(folder, str(error)))
+    return runs, damaged
+
+
+def find(root: str | os.PathLike[str]) -> list[Run]:
+    """Every run below ``root`` that can be read, by folder; :func:`survey` tells of the others.
+
+    Raises
+    ------
+    DataError
+        If ``root`` is no folder.
+    """
+    return survey(root)[0]
+
+
+_LARGEST_SPEC = 1 << 24  # a split of a set by patient can be long
+_CHECKPOINTS = ("checkpoint.pt", "checkpoint.before.pt")
+_SEAL = b"\nznorm sha256 "
+
+
+def sealed(content: bytes) -> bytes:
+    """With its own checksum at the end."""
+    return content + _SEAL + hashlib.sha256(content).hexdigest().encode()
+
+
+def unsealed(content: bytes, path: Path) -> bytes:
+    """What :func:`sealed` was given; as it is where there is no checksum, as of earlier versions.
+
+    Raises
+    ------
+    DataError
+        If the two do not fit.
+    """
+    end = len(_SEAL) + 64
+    body, seal = content[:-end], content[-end:]
+    if not seal.startswith(_SEAL):
+        return content
+    if hashlib.sha256(body).hexdigest().encode() != seal[len(_SEAL) :]:
+        raise DataError(f"{path}: damaged: it is not what was written")
+    return body
+
+
+_STATES = ("done", "diverged", "failed")
+
+
+def _why_no_result(content: Any, score: str) -> str | None:
+    """What keeps it from being a run's result, in a few words."""
+    if not isinstance(content, dict) or content.get("status") not in _STATES:
+        return f"no status among {', '.join(_STATES)}"
+    metrics = content.get("metrics")
+    if not isinstance(metrics, dict) or not all(map(_is_number, metrics.values())):
+        return "metrics are not finite numbers by name"
+    hashes = content.get("hashes", {})
+    if not isinstance(hashes, dict) or not all(isinstance(v, str) for v in hashes.values()):
+        return "hashes are not texts by name"
+    status = content["status"]
+    if status == "failed" and not isinstance(content.get("error"), str):
+        return "failed, and no error"
+    if status == "diverged" and not _is_count(content.get("diverged_step")):
+        return "diverged, and no step"
+    if status == "done":
+        lacking = [key for key in ("train_loss", f"test_{score}") if key not in metrics]
+        if lacking:
+            return f"done, and no {lacking[0]}"
+        if not _is_number(content.get("seconds")):
+            return "done, and no seconds"
+    return None
+
+
+def _is_epoch(event: Any, score: str) -> bool:
+    """Whether a line of events.jsonl is that of a finished epoch."""
+    return (
+        isinstance(event, dict)
+        and event.get("event") == "epoch"
+        and _is_count(event.get("epoch"))
+        and all(_is_number(event.get(key)) for key in ("train_loss", f"test_{score}"))
+        and all(_is_number(event[key]) for key in event if key not in ("event", "receipt"))
+        and _is_receipt(event.get("receipt", {}))
+    )
+
+
+def _is_receipt(receipt: Any) -> bool:
+    return isinstance(receipt, dict) and all(
+        isinstance(values, dict) and all(map(_is_number, values.values()))
+        for values in receipt.values()
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return (
+        isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and abs(value) < 1e300
+        and math.isfinite(value)
+    )
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 1 << 62
 
 
 def _environment() -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -107,7 +108,9 @@ def test_what_is_wrong_is_named(written: Path) -> None:
     with pytest.raises(DataError, match=r"_1_mask\.tif: expected 256x256 pixels, found 255x256"):
         lgg_mri.resolve({})
     Image.new("L", (256, 256), 3).save(mask)
-    with pytest.raises(DataError, match=r"expected a mask of 0 and 255, found \[3\]"):
+    with pytest.raises(
+        DataError, match=r"expected a mask of 0 and 255, or of 0 and 1, found \[3\]"
+    ):
         lgg_mri.resolve({})
     mask.unlink()
     with pytest.raises(DataError, match=r"_1\.tif: has no mask; expected .*_1_mask\.tif"):
@@ -132,3 +135,84 @@ def test_the_key_of_the_data_does_not_depend_on_the_order_of_the_parts(written: 
     spec = resolve({"task": "lgg_mri"})
     again = RunSpec.model_validate_json(spec.canonical())
     assert (again.hash, again.data.key) == (spec.hash, spec.data.key)
+
+
+@pytest.mark.parametrize("kind", ["", "_mask"])
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda path: path.symlink_to("nowhere"), "a link to nowhere, which is not there"),
+        (lambda path: path.symlink_to(path), "cannot be read .Too many levels of symbolic links"),
+        (lambda path: path.mkdir(), "expected a file, found a folder; move it away"),
+        (lambda path: path.write_bytes(b""), "found an empty file"),
+        (lambda path: path.write_bytes(b"a text"), "its content is of no known format"),
+    ],
+)
+def test_a_slice_that_is_no_picture_is_named_in_one_line(
+    written: Path, make: Callable[[Path], None], message: str, kind: str
+) -> None:
+    path = written / PATIENTS[3] / f"{PATIENTS[3]}_2{kind}.tif"
+    path.unlink()
+    make(path)
+    with pytest.raises(DataError, match=rf"{path}: .*{message}") as caught:
+        lgg_mri.resolve({})
+    assert "\n" not in str(caught.value)
+
+
+def test_a_slice_that_may_not_be_read_is_named(
+    written: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forbidden(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Image, "open", forbidden)
+    with pytest.raises(DataError, match=r"_1\.tif: cannot be read \(Permission denied\)$"):
+        lgg_mri.resolve({})
+
+
+def test_a_patient_that_is_a_link_to_nothing_is_named(written: Path) -> None:
+    (written / "README.md").write_text("of the set")
+    (written / "TCGA_list.csv").write_text("of the user")
+    assert len(lgg_mri.slices_here()) == 12
+    (written / "TCGA_ZZ_0000_19990101").symlink_to("nowhere")
+    with pytest.raises(DataError, match="TCGA_ZZ_0000_19990101: a link to nowhere, which is not"):
+        lgg_mri.resolve({})
+
+
+def test_slices_are_found_by_other_spellings_of_their_ending(written: Path) -> None:
+    expected = lgg_mri.load(**lgg_mri.resolve({}))
+    for number, path in enumerate(sorted(written.rglob("*.tif"))):
+        path.rename(path.with_suffix((".TIF", ".tiff", ".tif")[number % 3]))
+    dataset = lgg_mri.load(**lgg_mri.resolve({}))
+    assert dataset.train.names == expected.train.names
+    assert dataset.train.images.equal(expected.train.images)
+    assert dataset.train.targets.equal(expected.train.targets)
+
+
+@pytest.mark.parametrize("other", ["_1.TIF", "_01.tif", "_1_mask.tiff"])
+def test_two_slices_of_one_number_are_refused(written: Path, other: str) -> None:
+    path = written / PATIENTS[0] / f"{PATIENTS[0]}{other}"
+    path.write_bytes(b"")
+    with pytest.raises(DataError, match=r"_0?1(_mask)?\.\w+ beside it has the same number"):
+        lgg_mri.resolve({})
+
+
+@pytest.mark.parametrize("kind", ["one-bit", "0-1", "palette"])
+def test_masks_of_other_kinds_mark_the_same(written: Path, kind: str) -> None:
+    expected = lgg_mri.load(**lgg_mri.resolve({}))
+    for path in written.rglob("*_mask.tif"):
+        mask = np.asarray(Image.open(path)) > 0
+        picture = Image.fromarray(mask if kind == "one-bit" else mask.astype(np.uint8))
+        if kind == "palette":
+            picture.putpalette([0, 0, 0, 255, 255, 255])
+        picture.save(path)
+    dataset = lgg_mri.load(**lgg_mri.resolve({}))
+    assert dataset.train.targets.equal(expected.train.targets)
+
+
+def test_a_slice_of_several_pages_is_refused(written: Path) -> None:
+    path = written / PATIENTS[0] / f"{PATIENTS[0]}_1.tif"
+    pages = [Image.new("RGB", (256, 256), value) for value in ("red", "green")]
+    pages[0].save(path, save_all=True, append_images=pages[1:])
+    with pytest.raises(DataError, match=r"_1\.tif: expected a picture of one page, found 2"):
+        lgg_mri.resolve({})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -173,3 +174,168 @@ def test_small_and_incomplete_h5_editions_are_parts(data_root: Path) -> None:
     (data_root / "pcam" / "camelyonpatch_level_2_split_test_y.h5").unlink()
     (row,) = data.verify(["patchcamelyon"])
     assert "these are not here: ['camelyonpatch_level_2_split_test_y.h5']" in row["problems"][0]
+
+
+@pytest.mark.parametrize(
+    "written_as",
+    [
+        lambda text: "\ufeff" + text,
+        lambda text: text.replace(",", " , "),
+        lambda text: text.replace("\n", " \n "),
+        lambda text: text.replace("\n", "\r\n"),
+        lambda text: text.replace("\n", "\r"),
+        lambda text: text.replace("\n", "\n\n"),
+        lambda text: text.rstrip("\n"),
+        lambda text: "".join('"{}" , "{}"\n'.format(*line.split(",")) for line in text.split()),
+    ],
+    ids=["bom", "commas", "spaces", "windows", "old-mac", "blank-lines", "no-end", "quoted"],
+)
+def test_train_labels_are_read_however_a_program_saved_them(
+    data_root: Path, written_as: Callable[[str], str]
+) -> None:
+    write_kaggle(data_root, 10)
+    expected = patchcamelyon.load("kaggle", 0.15)
+    table = data_root / "pcam" / "train_labels.csv"
+    table.write_bytes(written_as(table.read_text()).encode())
+    dataset = patchcamelyon.load("kaggle", 0.15)
+    for one, other in ((dataset.train, expected.train), (dataset.test, expected.test)):
+        assert one.names == other.names
+        assert one.targets.equal(other.targets)
+
+
+@pytest.mark.parametrize("ending", ["TIF", "tiff", "Tiff"])
+def test_patches_are_found_by_other_spellings_of_their_ending(data_root: Path, ending: str) -> None:
+    names = list(write_kaggle(data_root, 10))
+    expected = patchcamelyon.load("kaggle", 0.0)
+    train = data_root / "pcam" / "train"
+    for name in names[::2]:
+        (train / f"{name}.tif").rename(train / f"{name}.{ending}")
+    (train / "notes.txt").write_text("of the user")
+    dataset = patchcamelyon.load("kaggle", 0.0)
+    assert dataset.train.names == expected.train.names
+    assert dataset.train.images.equal(expected.train.images)
+    (train / f"{names[0]}.tif").write_bytes((train / f"{names[0]}.{ending}").read_bytes())
+    with pytest.raises(DataError, match=rf"{names[0]}\.[Tt].* beside it has the same name"):
+        patchcamelyon.load("kaggle", 0.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("../../../secret", "expected an id, found '../../../secret'"),
+        ("{root}/secret", "expected an id, found '/.*/secret'; it is the name of a patch"),
+        ("deeper/secret", "expected an id, found 'deeper/secret'"),
+        ("..\\secret", "expected an id, found"),
+        ("", "expected an id, found ''"),
+        ("a\0b", r"/train: 'a\\x00b\.tif' is no name of a file"),
+        ("a" * 252, "/train: 'a*'... is a name of 256 bytes; files have 255 at most"),
+        ("a" * 100_000, "/train: 'a{60}'... is a name of 100004 bytes"),
+        ("linked", r"/train: 'linked\.tif' leads out of it, to .*/secret\.tif"),
+    ],
+)
+def test_an_id_that_leads_out_of_the_set_is_refused_with_its_line(
+    data_root: Path, name: str, message: str
+) -> None:
+    write_kaggle(data_root, 10)
+    train = data_root / "pcam" / "train"
+    (train / "deeper").mkdir()
+    for place in (data_root, train / "deeper"):
+        Image.new("RGB", (96, 96)).save(place / "secret.tif")
+    (train / "linked.tif").symlink_to(data_root / "secret.tif")
+    table = data_root / "pcam" / "train_labels.csv"
+    table.write_text(table.read_text() + f"{name.format(root=data_root)},1\n")
+    with pytest.raises(DataError, match=rf"^{table}: line 12: .*{message}") as caught:
+        patchcamelyon.load("kaggle", 0.15)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda path: path.mkdir(), "expected a file, found a folder; move it away"),
+        (lambda path: path.symlink_to("nowhere.tif"), "a link to nowhere.tif, which is not there"),
+        (lambda path: path.symlink_to(path), "Too many levels of symbolic links"),
+        (lambda path: path.write_bytes(b""), "found an empty file"),
+        (lambda path: path.write_bytes(b"a text"), "its content is of no known format"),
+        (lambda path: None, r"missing; train_labels\.csv lists it in line 2\. Unpack"),
+    ],
+)
+def test_a_patch_that_is_no_file_is_named_in_one_line(
+    data_root: Path, make: Callable[[Path], None], message: str
+) -> None:
+    name = next(iter(write_kaggle(data_root, 10)))
+    patch = data_root / "pcam" / "train" / f"{name}.tif"
+    patch.unlink()
+    make(patch)
+    with pytest.raises(DataError, match=rf"{patch}: .*{message}") as caught:
+        patchcamelyon.load("kaggle", 0.15)
+    assert "\n" not in str(caught.value)
+
+
+def test_links_within_the_set_are_followed_and_the_folder_may_be_one(data_root: Path) -> None:
+    names = list(write_kaggle(data_root, 10))
+    expected = patchcamelyon.load("kaggle", 0.0)
+    train, elsewhere = data_root / "pcam" / "train", data_root / "elsewhere"
+    train.rename(elsewhere)
+    train.symlink_to(elsewhere)
+    (elsewhere / f"{names[0]}.tif").rename(elsewhere / "first.tif")
+    (elsewhere / f"{names[0]}.tif").symlink_to("first.tif")
+    assert patchcamelyon.load("kaggle", 0.0).train.images.equal(expected.train.images)
+
+
+def test_train_labels_that_are_no_table_are_named(data_root: Path) -> None:
+    write_kaggle(data_root, 10)
+    table = data_root / "pcam" / "train_labels.csv"
+    text = table.read_text()
+    for content, message in [
+        (b"", r"expected the columns id,label, found ''"),
+        (text.replace(",", ";").encode(), "expected the columns id,label, found 'id;label'"),
+        (text.encode("utf-16"), "cannot be read .*codec can't decode"),
+        (text.replace(",0", ",0,more", 1).encode(), "line 2: expected an id and a label of 0 or 1"),
+        (text.replace("\n", '\n"', 1).encode(), "expected an id and a label of 0 or 1"),
+        (text.encode() + b'"' + b"a" * 200_000, "field larger than field limit"),
+    ]:
+        table.write_bytes(content)
+        with pytest.raises(DataError, match=rf"{table}: .*{message}") as caught:
+            patchcamelyon.load("kaggle", 0.15)
+        assert "\n" not in str(caught.value)
+        assert len(str(caught.value)) < 500
+    table.unlink()
+    table.mkdir()
+    with pytest.raises(DataError, match=rf"{table}: expected a file, found a folder"):
+        patchcamelyon.load("kaggle", 0.15)
+
+
+@pytest.mark.parametrize("kind", ["link", "storage", "virtual", "soft"])
+def test_an_h5_file_whose_images_lie_in_another_file_is_refused(data_root: Path, kind: str) -> None:
+    write_h5(data_root)
+    path = data_root / "pcam" / "camelyonpatch_level_2_split_train_x.h5"
+    secret = data_root / "secret.h5"
+    path.rename(secret)
+    shape = (COUNTS["train"], 96, 96, 3)
+    with h5py.File(path, "w") as file:
+        if kind == "link":
+            file["x"] = h5py.ExternalLink("../secret.h5", "x")
+        elif kind == "storage":
+            file.create_dataset("x", shape, np.uint8, external=str(secret))
+        elif kind == "virtual":
+            layout = h5py.VirtualLayout(shape, np.uint8)
+            layout[:] = h5py.VirtualSource(str(secret), "x", shape)
+            file.create_virtual_dataset("x", layout)
+        else:
+            file["other"] = h5py.ExternalLink("../secret.h5", "x")
+            file["x"] = h5py.SoftLink("/other")
+    with pytest.raises(
+        DataError, match=r"_train_x\.h5: expected the array 'x' in it, found a link"
+    ):
+        patchcamelyon.load("h5", None)
+
+
+def test_an_h5_file_that_is_a_folder_is_named(data_root: Path) -> None:
+    write_h5(data_root)
+    path = data_root / "pcam" / "camelyonpatch_level_2_split_train_x.h5"
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(DataError, match=r"_train_x\.h5: expected a file, found a folder"):
+        patchcamelyon.load("h5", None)

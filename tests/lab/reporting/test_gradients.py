@@ -27,7 +27,8 @@ def made(root: Path, method: str, seed: int, receipts: list[Any]) -> None:
     run = Run.at(root, resolve({**choices, "precision": "float32"}))
     run.announce()
     for epoch, found in enumerate(receipts, 1):
-        entry = {"event": "epoch", "epoch": epoch}
+        scores = {"train_loss": 0.5, "test_accuracy": 0.5}
+        entry = {"event": "epoch", "epoch": epoch, **scores}
         run.log(entry if found is None else {**entry, "receipt": found})
 
 

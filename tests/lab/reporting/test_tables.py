@@ -1,11 +1,16 @@
-"""Epochs to the baseline's final score, against tables made by hand."""
+"""What tables hold: epochs to the baseline's final score, columns; against tables made by hand."""
 
 from __future__ import annotations
 
+import json
+import math
 import shutil
 from pathlib import Path
 
-from znorm.lab.reporting.tables import gather
+import torch
+
+from znorm.lab.metrics import classification_scores
+from znorm.lab.reporting.tables import gather, on_terminal
 from znorm.lab.spec import resolve
 from znorm.lab.store import Run, find
 
@@ -28,7 +33,8 @@ def made(root: Path) -> list[Run]:
         run = Run.at(root, resolve({**choices, "precision": "float32"}))
         run.announce()
         for epoch, score in enumerate(scores, 1):
-            run.log({"event": "epoch", "epoch": epoch, "test_accuracy": score})
+            event = {"event": "epoch", "epoch": epoch, "train_loss": 1.0}
+            run.log({**event, "test_accuracy": score})
         metrics = {"test_accuracy": scores[-1], "train_loss": 1.0}
         run.finish({"status": "done", "metrics": metrics, "seconds": 1.0})
         runs.append(run)
@@ -96,3 +102,49 @@ def test_a_copy_of_a_run_counts_once(tmp_path: Path) -> None:
     # A folder that reproduces the paper has pages of its own.
     (tmp_path / "b" / "reproduction.json").write_text("{}")
     assert len(find(tmp_path)) == len(find(tmp_path / "b")) == len(runs)
+
+
+def test_scores_of_two_classes_have_columns_and_a_run_without_them_a_dash(tmp_path: Path) -> None:
+    runs = made(tmp_path)
+    (table,) = gather(tmp_path, runs)
+    keys = ["test_accuracy", "train_loss", "best_validation_test_accuracy", "seconds"]
+    assert [column.key for column in table.columns] == keys  # none has them: of ten classes, say
+    logits = torch.tensor([[2.0, 0.0], [0.0, 1.0], [0.5, 1.0], [0.0, 3.0]])
+    scores = classification_scores(logits, torch.tensor([0, 0, 1, 1]))
+    metrics = {f"test_{name}": score for name, score in scores.items()}
+    for run in runs:
+        if run.spec.method == "znorm":
+            run.finish({**(run.result or {}), "metrics": {**run.metrics, **metrics}})
+    (table,) = gather(tmp_path, runs)
+    rows = {row.method: row for row in table.rows}
+    shown = {
+        column.title: (rows["znorm"].cells[place].mean, rows["baseline"].cells[place].mean)
+        for place, column in enumerate(table.columns)
+        if column.two_classes
+    }
+    # By hand: of the four pairs one is in the wrong order; each case is alone in its bin.
+    chances = [1 / (1 + math.exp(-margin)) for margin in (-2.0, 1.0, 0.5, 3.0)]
+    gaps = [abs(truth - chance) for truth, chance in zip((0, 0, 1, 1), chances, strict=True)]
+    assert shown == {
+        "Test AUROC": ("0.7500", "–"),
+        "Test sensitivity, %": ("100.00", "–"),
+        "Test specificity, %": ("50.00", "–"),
+        "Test calibration error": (f"{sum(gaps) / 4:.4f}", "–"),
+    }
+    link = rows["znorm"].cells[1].values[0].link
+    assert json.loads((tmp_path / link).read_text())["metrics"]["test_auroc"] == 0.75
+
+
+def test_a_terminal_shows_what_it_has_room_for(tmp_path: Path) -> None:
+    runs = made(tmp_path)
+    for run in runs:
+        run.finish({**(run.result or {}), "metrics": {**run.metrics, "test_auroc": 0.5}})
+    (table,) = gather(tmp_path, runs)
+    assert [str(column.header) for column in on_terminal(table).columns] == [
+        "Method",
+        "Test accuracy, %",
+        "Train loss",
+        "Time, s",
+        "vs baseline",
+        "Epochs to it",
+    ]

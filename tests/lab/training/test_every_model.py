@@ -34,6 +34,8 @@ LARGE = (
 class Watch:
     def step(self, epoch: int, step: int, steps: int) -> None: ...
     def epoch(self, entry: dict[str, Any]) -> None: ...
+    def note(self, text: str) -> None: ...
+
     def stop_requested(self) -> bool:
         return False
 
@@ -129,7 +131,7 @@ def test_20_steps_of_each_model_in_float64(
 
     monkeypatch.setattr(loop, "begin", begin)
     monkeypatch.setattr(Pipeline, "_normalized", lambda self, x: real_images(self, x).double())
-    outcome = loop.train(of, dataset, Watch(), None, lambda content: None)
+    outcome = loop.train(of, dataset, Watch(), [], lambda content: None)
     assert outcome.status == "done"
     assert outcome.hashes["final_weights"] == hash_weights(by_hand(of, dataset))
 

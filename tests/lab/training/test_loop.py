@@ -36,6 +36,8 @@ class Watch:
     def epoch(self, entry: dict[str, Any]) -> None:
         self.entries.append(entry)
 
+    def note(self, text: str) -> None: ...
+
     def stop_requested(self) -> bool:
         return self.stop_after is not None and self.steps >= self.stop_after
 
@@ -60,7 +62,9 @@ def run(
     of: RunSpec, watch: Watch | None = None, saved: bytes | None = None
 ) -> tuple[Outcome, list[bytes]]:
     checkpoints: list[bytes] = []
-    outcome = train(of, data(of), watch or Watch(), saved, checkpoints.append)
+    outcome = train(
+        of, data(of), watch or Watch(), [] if saved is None else [saved], checkpoints.append
+    )
     return outcome, checkpoints
 
 
@@ -122,7 +126,7 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits(stop_after: int, precisi
     stopped = Watch(stop_after)
     checkpoints: list[bytes] = []
     with pytest.raises(Interrupted):
-        train(of, data(of), stopped, None, checkpoints.append)
+        train(of, data(of), stopped, [], checkpoints.append)
     torch.manual_seed(12345)  # what another process would start with
     resumed_watch = Watch()
     resumed, _ = run(of, resumed_watch, checkpoints[-1])
@@ -299,7 +303,7 @@ def test_the_learning_rate_follows_its_schedule_and_survives_a_stop(
 @pytest.mark.parametrize("workers", [1, 3])
 def test_loader_threads_change_no_bit(workers: int) -> None:
     of = spec(epochs=1)
-    outcome = train(of, data(of), Watch(), None, lambda _: None, workers)
+    outcome = train(of, data(of), Watch(), [], lambda _: None, workers)
     assert outcome.hashes == run(of)[0].hashes
 
 

@@ -28,6 +28,8 @@ class Watch:
     def epoch(self, entry: dict[str, Any]) -> None:
         self.entries.append(entry)
 
+    def note(self, text: str) -> None: ...
+
     def stop_requested(self) -> bool:
         return self.steps == self.stop_after
 
@@ -42,10 +44,16 @@ def seen(of: RunSpec, saved: bytes | None = None, watch: Watch | None = None) ->
     watch = watch or Watch()
     checkpoints: list[bytes] = []
     try:
-        train(of, tasks.load(of.task, of.data), watch, saved, checkpoints.append)
+        train(
+            of,
+            tasks.load(of.task, of.data),
+            watch,
+            [] if saved is None else [saved],
+            checkpoints.append,
+        )
     except Interrupted:
         again = Watch()
-        train(of, tasks.load(of.task, of.data), again, checkpoints[-1], checkpoints.append)
+        train(of, tasks.load(of.task, of.data), again, checkpoints[-1:], checkpoints.append)
         watch = again
     return [entry["receipt"] for entry in watch.entries]
 

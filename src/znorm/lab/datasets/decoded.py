@@ -18,13 +18,16 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from znorm.lab.datasets.files import data_root
+from znorm.lab.datasets.files import data_root, stat_file
 from znorm.lab.errors import DataError, DiskFullError, is_disk_full
 
 __all__ = ["IN_MEMORY", "Pixels", "decoded", "fits_in_memory"]
 
 # Bytes up to which a set is read into memory at once; a larger one is mapped.
 IN_MEMORY = 2 << 30
+
+# Of what is read as a picture or a mask: what was decoded by others is decoded anew.
+_RULES = 2
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -114,8 +117,8 @@ def _folder() -> Path:
 
 
 def _fingerprint(sources: Iterable[Path], shape: tuple[int, ...]) -> str:
-    digest = hashlib.sha256(repr(shape).encode())
+    digest = hashlib.sha256(f"{_RULES} {shape}".encode())
     for path in sources:
-        entry = path.stat()
+        entry = stat_file(path)
         digest.update(f"{path} {entry.st_size} {entry.st_mtime_ns}\n".encode())
     return digest.hexdigest()[:12]

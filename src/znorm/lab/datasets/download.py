@@ -119,21 +119,12 @@ def unpack(path: Path, folder: Path) -> None:
     Raises
     ------
     DataError
-        If it cannot be unpacked.
+        If it cannot be unpacked, or would write outside of ``folder``.
     DiskFullError
     """
     try:
         if path.name.endswith(".tar.gz"):
-            staging = folder / f".{path.name}.unpacked"
-            shutil.rmtree(staging, ignore_errors=True)
-            with tarfile.open(path) as archive:
-                archive.extractall(staging, filter="data")
-            for entry in sorted(staging.rglob("*")):
-                if entry.is_file():
-                    target = folder / entry.relative_to(staging)
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    os.replace(entry, target)
-            shutil.rmtree(staging)
+            _unpack_tar(path, folder)
         else:
             target = folder / path.name.removesuffix(".gz")
             temporary = target.with_name(target.name + ".part")
@@ -147,5 +138,33 @@ def unpack(path: Path, folder: Path) -> None:
             raise DiskFullError(
                 f"{folder}: no space left on the disk to unpack {path.name}"
             ) from error
-        raise
+        raise DataError(
+            f"{path}: cannot be unpacked ({error.strerror or error}) into {folder}"
+        ) from None
     path.unlink()
+
+
+def _unpack_tar(path: Path, folder: Path) -> None:
+    staging = folder / f".{path.name}.unpacked"
+    shutil.rmtree(staging, ignore_errors=True)
+    try:
+        with tarfile.open(path) as archive:
+            archive.extractall(staging, filter=_without_links)
+        for entry in sorted(staging.rglob("*")):
+            if entry.is_file():
+                target = folder / entry.relative_to(staging)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(entry, target)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _without_links(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo | None:
+    """What is unpacked of an archive: files and folders within ``folder``.
+
+    Python's own filter lets links pass that stay within, and is deceived about where they lead by
+    paths longer than the system resolves (CVE-2025-4517). No set has links.
+    """
+    if member.issym() or member.islnk():
+        raise tarfile.TarError(f"{member.name[:60]!r} in it is a link")
+    return tarfile.data_filter(member, folder)

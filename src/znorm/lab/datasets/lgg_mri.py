@@ -1,71 +1,92 @@
 """LGG brain MRI segmentation (Buda, Saha and Mazurowski 2019), in the layout of its Kaggle edition.
 
 ``lgg/kaggle_3m/PATIENT/PATIENT_K.tif`` (256x256, the channels before contrast, FLAIR, after
-contrast) beside ``..._K_mask.tif`` (0 and 255). Slices without tumour are kept. The split is by
-patient: slices of one patient are alike, so that a split by slice leaks.
+contrast) beside ``..._K_mask.tif`` (0 and 255); ``.TIF`` and ``.tiff`` are read too. Slices
+without tumour are kept. The split is by patient: slices of one patient are alike, so that a split
+by slice leaks.
 """
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from znorm.lab.datasets import split as splitting
 from znorm.lab.datasets.dataset import Dataset, Part
 from znorm.lab.datasets.decoded import Pixels, decoded, fits_in_memory
-from znorm.lab.datasets.files import data_root, read_picture
+from znorm.lab.datasets.files import data_root, listing, read_mask, read_picture, stat_file
 from znorm.lab.datasets.sources import missing
 from znorm.lab.errors import ConfigurationError, DataError
 
-__all__ = ["PATIENTS", "SLICES", "load", "resolve", "slices_here"]
+__all__ = ["PATIENTS", "SLICES", "Slice", "load", "resolve", "slices_here"]
 
 PATIENTS = 110
 SLICES = 3929
 SIDE = 256
+ENDINGS = (".tif", ".tiff")
+
+
+class Slice(NamedTuple):
+    """One slice, and the mask beside it."""
+
+    image: Path
+    mask: Path
 
 
 def folder() -> Path:
     return data_root() / "lgg" / "kaggle_3m"
 
 
-def slices_here() -> dict[str, list[Path]]:
+def slices_here() -> dict[str, list[Slice]]:
     """The slices of each patient, by number.
 
     Raises
     ------
     DataError
-        If a slice has no mask, or a mask no slice.
+        If a slice has no mask, or a mask no slice, or two have one number.
     """
-    found: dict[str, list[Path]] = {}
-    for home in sorted(folder().glob("TCGA_*")) if folder().is_dir() else []:
-        masks = {path.name for path in home.glob("*_mask.tif")}
-        numbered = {}
-        for path in home.glob("*.tif"):
-            if path.name in masks:
-                continue
-            match = re.fullmatch(rf"{re.escape(home.name)}_(\d+)\.tif", path.name)
-            if match is None:
-                raise DataError(f"{path}: expected {home.name}_NUMBER.tif, found another name")
-            numbered[int(match[1])] = path
-        for path in numbered.values():
-            if _mask(path).name not in masks:
-                raise DataError(f"{path}: has no mask; expected {_mask(path).name} beside it")
-        for name in masks - {_mask(path).name for path in numbered.values()}:
-            raise DataError(f"{home / name}: has no image beside it")
-        if numbered:
-            found[home.name] = [numbered[number] for number in sorted(numbered)]
-    return found
+    here: dict[str, list[Slice]] = {}
+    for name in listing(folder()) if folder().is_dir() else []:
+        home = folder() / name
+        if not name.startswith("TCGA_"):
+            continue
+        if not os.path.isdir(home):
+            stat_file(home)  # a file is none of the set's; a link to nothing is a patient's
+            continue
+        if slices := _slices_of(home):
+            here[name] = slices
+    return here
 
 
-def _mask(image: Path) -> Path:
-    return image.with_name(f"{image.stem}_mask.tif")
+def _slices_of(home: Path) -> list[Slice]:
+    """The slices in the folder of a patient, by number."""
+    images: dict[int, Path] = {}
+    masks: dict[int, Path] = {}
+    pattern = re.compile(rf"{re.escape(home.name)}_(\d+)(_mask)?")
+    for path in (home / name for name in listing(home)):
+        if path.suffix.lower() not in ENDINGS:
+            continue
+        match = pattern.fullmatch(path.stem)
+        if match is None:
+            raise DataError(f"{path}: expected {home.name}_NUMBER.tif, found another name")
+        numbered = masks if match[2] else images
+        other = numbered.setdefault(int(match[1]), path)
+        if other != path:
+            raise DataError(f"{path}: {other.name} beside it has the same number")
+    for number, path in images.items():
+        if number not in masks:
+            raise DataError(f"{path}: has no mask; expected {path.stem}_mask.tif beside it")
+    for number, path in masks.items():
+        if number not in images:
+            raise DataError(f"{path}: has no image beside it")
+    return [Slice(images[number], masks[number]) for number in sorted(images)]
 
 
 def resolve(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -86,7 +107,7 @@ def resolve(given: Mapping[str, Any]) -> dict[str, Any]:
     return {"split": splitting.by_patient(_loads(here))}
 
 
-def _loads(here: Mapping[str, list[Path]]) -> dict[str, float]:
+def _loads(here: Mapping[str, list[Slice]]) -> dict[str, float]:
     """The share of pixels that are tumour, by patient."""
     _, masks = _pixels(here)
     loads: dict[str, float] = {}
@@ -98,34 +119,27 @@ def _loads(here: Mapping[str, list[Path]]) -> dict[str, float]:
     return loads
 
 
-def _pixels(here: Mapping[str, list[Path]]) -> tuple[Tensor, Tensor]:
+def _pixels(here: Mapping[str, list[Slice]]) -> tuple[Tensor, Tensor]:
     """All images and masks that are there, in order."""
-    files = [path for paths in here.values() for path in paths]
-    stamps = tuple((str(p), p.stat().st_mtime_ns, p.stat().st_size) for p in _all(files))
-    whole = _decoded(tuple(files), stamps)
+    slices = tuple(one for several in here.values() for one in several)
+    stamps = tuple((entry.st_mtime_ns, entry.st_size) for entry in map(stat_file, _files(slices)))
+    whole = _decoded(slices, stamps)
     return whole[..., :3].permute(0, 3, 1, 2), whole[..., 3]
 
 
-def _all(files: Iterable[Path]) -> Iterable[Path]:
-    for path in files:
-        yield from (path, _mask(path))
+def _files(slices: Iterable[Slice]) -> Iterable[Path]:
+    return (path for one in slices for path in one)
 
 
 # One entry: the set is read once a process, however many runs of a grid ask for it.
 @lru_cache(maxsize=1)
-def _decoded(files: tuple[Path, ...], stamps: tuple[Any, ...]) -> Tensor:
+def _decoded(slices: tuple[Slice, ...], stamps: tuple[Any, ...]) -> Tensor:
     def fill(pixels: Pixels) -> None:
-        for row, path in enumerate(files):
-            pixels[row, :, :, :3] = read_picture(path, "RGB", (SIDE, SIDE))
-            mask = read_picture(_mask(path), "L", (SIDE, SIDE))
-            values = np.unique(mask)
-            if not np.isin(values, (0, 255)).all():
-                raise DataError(
-                    f"{_mask(path)}: expected a mask of 0 and 255, found {values.tolist()[:5]}"
-                )
-            pixels[row, :, :, 3] = mask > 0
+        for row, (image, mask) in enumerate(slices):
+            pixels[row, :, :, :3] = read_picture(image, "RGB", (SIDE, SIDE))
+            pixels[row, :, :, 3] = read_mask(mask, (SIDE, SIDE))
 
-    return decoded("lgg", _all(files), (len(files), SIDE, SIDE, 4), fill)
+    return decoded("lgg", _files(slices), (len(slices), SIDE, SIDE, 4), fill)
 
 
 def load(split: Mapping[str, list[str]]) -> Dataset:
@@ -149,8 +163,8 @@ def load(split: Mapping[str, list[str]]) -> Dataset:
     if not chosen["train"] or not chosen["test"]:
         raise ConfigurationError("data.split: the train and test parts need a patient each")
     images, masks = _pixels(here)
-    owners = [patient for patient, files in here.items() for _ in files]
-    names = [path.stem for files in here.values() for path in files]
+    owners = [patient for patient, slices in here.items() for _ in slices]
+    names = [one.image.stem for slices in here.values() for one in slices]
     mapped = not fits_in_memory((len(owners), SIDE, SIDE, 4))
 
     def part(patients: list[str]) -> Part:

@@ -1,30 +1,41 @@
 """PatchCamelyon (Veeling et al., MICCAI 2018): 327,680 patches of 96x96 pixels, tumour or not.
 
 Read from either of two layouts below ``pcam/``: the official h5 files, whose split is used as it
-is, or the one of the Kaggle edition, ``train/ID.tif`` beside ``train_labels.csv``. That one has
-no test part with labels, so a fixed fifth by the hash of the id is it.
+is, or the one of the Kaggle edition, ``train/ID.tif`` (or ``.TIF``, ``.tiff``) beside
+``train_labels.csv``. That one has no test part with labels, so a fixed fifth by the hash of the id
+is it.
 """
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
+import io
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from znorm.lab.datasets.dataset import Dataset, Part
 from znorm.lab.datasets.decoded import Pixels, decoded, fits_in_memory
-from znorm.lab.datasets.files import data_root, read_picture, refuse_page
+from znorm.lab.datasets.files import (
+    data_root,
+    inside,
+    listing,
+    read_bytes,
+    read_picture,
+    read_start,
+    refuse_page,
+    stat_file,
+)
 from znorm.lab.datasets.sources import missing
 from znorm.lab.datasets.split import held_out
 from znorm.lab.errors import ConfigurationError, DataError
 
-__all__ = ["H5_IMAGES", "KAGGLE_IMAGES", "layouts_here", "load", "resolve"]
+__all__ = ["H5_IMAGES", "KAGGLE_IMAGES", "layouts_here", "load", "patches_here", "resolve"]
 
 # How many images each part of the official edition has, and the Kaggle edition's training part,
 # from which duplicates were taken out.
@@ -32,6 +43,14 @@ H5_IMAGES = {"train": 262_144, "valid": 32_768, "test": 32_768}
 KAGGLE_IMAGES = 220_025
 SIDE = 96
 BLOCK = 1024
+ENDINGS = (".tif", ".tiff")
+
+
+class Patch(NamedTuple):
+    """A patch of the Kaggle edition."""
+
+    file: Path
+    label: int
 
 
 def folder() -> Path:
@@ -117,10 +136,17 @@ def _read_h5(part: str) -> Part:
         for path, key in zip(paths, "xy", strict=True):
             if not path.exists():
                 raise DataError(f"{path}: missing; {missing('patchcamelyon')}")
-            with open(path, "rb") as file:
-                refuse_page(path, file.read(512))
+            refuse_page(path, read_start(path))
             try:
-                array = stack.enter_context(h5py.File(path, "r"))[key]
+                file = stack.enter_context(h5py.File(path, "r"))
+                # An h5 file can say that what it holds lies in other files, anywhere.
+                own = file.id.links.get_info(key.encode()).type == h5py.h5l.TYPE_HARD
+                if not own or file[key].external or file[key].is_virtual:
+                    raise DataError(
+                        f"{path}: expected the array {key!r} in it, found a link to elsewhere; "
+                        "download it again"
+                    )
+                array = file[key]
                 array.shape[0]
                 # Labels are small and read at once: a damaged chunk shows here.
                 arrays.append(array if key == "x" else array[:])
@@ -160,49 +186,79 @@ def _read_h5(part: str) -> Part:
     )
 
 
-def _labels() -> dict[str, int]:
-    path = folder() / "train_labels.csv"
-    labels: dict[str, int] = {}
+def patches_here() -> dict[str, str]:
+    """Of each id of the Kaggle edition the name of its file in ``train``."""
+    here: dict[str, str] = {}
+    train = folder() / "train"
+    for name in listing(train) if train.is_dir() else []:
+        stem, dot, ending = name.rpartition(".")
+        if f"{dot}{ending}".lower() in ENDINGS and here.setdefault(stem, name) != name:
+            raise DataError(f"{train / name}: {here[stem]} beside it has the same name")
+    return here
+
+
+def _patches() -> dict[str, Patch]:
+    """What train_labels.csv lists, by id."""
+    table, train, here = folder() / "train_labels.csv", folder() / "train", patches_here()
+    patches: dict[str, Patch] = {}
+    for line, row in _rows(table):
+        where = f"{table}: line {line}"
+        if len(row) != 2 or row[1] not in ("0", "1"):
+            raise DataError(
+                f"{where}: expected an id and a label of 0 or 1, found {','.join(row)[:80]!r}"
+            )
+        name = row[0]
+        if not name or {"/", "\\"} & {*name}:
+            raise DataError(
+                f"{where}: expected an id, found {name[:80]!r}; it is the name of a patch, "
+                "without a folder"
+            )
+        if name in patches:
+            raise DataError(f"{where}: the id {name} is there twice")
+        try:
+            file = inside(train, here.get(name, f"{name}.tif"))
+        except DataError as error:
+            raise DataError(f"{where}: {error}") from None
+        if name not in here:
+            raise DataError(
+                f"{file}: missing; {table.name} lists it in line {line}. Unpack the set again, or "
+                "take the line out of the list"
+            )
+        stat_file(file)
+        patches[name] = Patch(file, int(row[1]))
+    return patches
+
+
+def _rows(table: Path) -> Iterator[tuple[int, list[str]]]:
+    """The lines of train_labels.csv that hold something, after the first, with their numbers."""
     try:
-        with open(path, newline="") as file:
-            start = file.readline()
-            refuse_page(path, start.encode())
-            if [name.strip() for name in start.split(",")] != ["id", "label"]:
-                raise DataError(f"{path}: expected the columns id,label, found {start.strip()!r}")
-            for number, row in enumerate(csv.reader(file), start=2):
-                if not row:
-                    continue
-                if len(row) != 2 or row[1] not in ("0", "1"):
-                    raise DataError(
-                        f"{path}: line {number}: expected an id and a label of 0 or 1, "
-                        f"found {','.join(row)!r}"
-                    )
-                if row[0] in labels:
-                    raise DataError(f"{path}: line {number}: the id {row[0]} is there twice")
-                labels[row[0]] = int(row[1])
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path}: cannot be read ({error})") from None
-    return labels
+        text = read_bytes(table, "ids and labels").decode("utf-8-sig")
+        reader = csv.reader(io.StringIO(text, newline=""), skipinitialspace=True)
+        titles = [cell.strip() for cell in next(reader, [])]
+        if titles != ["id", "label"]:
+            raise DataError(
+                f"{table}: expected the columns id,label, found {','.join(titles)[:80]!r}"
+            )
+        for row in reader:
+            cells = [cell.strip() for cell in row]
+            if cells not in ([], [""]):
+                yield reader.line_num, cells
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{table}: cannot be read ({error})") from None
 
 
 def _read_kaggle(classes: tuple[str, ...], validation: float) -> Dataset:
-    labels = _labels()
-    ids = sorted(labels)
+    patches = _patches()
+    ids = sorted(patches)
     encoded = [name.encode() for name in ids]
-    classed = [labels[name] for name in ids]
+    classed = [patches[name].label for name in ids]
     for_test = held_out(encoded, classed, 0.2)
     rest = np.flatnonzero(~for_test)
     aside = held_out([encoded[i] for i in rest], [classed[i] for i in rest], validation)
     # Part by part in the decoded file, so that each part of a mapped set is a slice of it.
     members = [rest[~aside], rest[aside], np.flatnonzero(for_test)]
     order = [ids[i] for i in np.concatenate(members)]
-    files = [folder() / "train" / f"{name}.tif" for name in order]
-    for file in files:
-        if not file.exists():
-            raise DataError(
-                f"{file}: missing; train_labels.csv lists it. Unpack the set again, or take its "
-                "line out of the list"
-            )
+    files = [patches[name].file for name in order]
 
     def fill(pixels: Pixels) -> None:
         for row, file in enumerate(files):
@@ -210,7 +266,7 @@ def _read_kaggle(classes: tuple[str, ...], validation: float) -> Dataset:
 
     shape = (len(ids), SIDE, SIDE, 3)
     images = decoded("pcam-kaggle", files, shape, fill).permute(0, 3, 1, 2)
-    targets = torch.tensor([labels[name] for name in order], dtype=torch.int64)
+    targets = torch.tensor([patches[name].label for name in order], dtype=torch.int64)
     starts = np.cumsum([0, *map(len, members)]).tolist()
     train, valid, test = (
         Part(

@@ -142,7 +142,7 @@ def build(
     make = _maker(name, channels, classes, size, options)
     try:
         model = make()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ConfigurationError(f"model {name} cannot be built: {cause(error)}") from error
     if not isinstance(model, nn.Module):
         raise ConfigurationError(
@@ -261,7 +261,7 @@ def _function(name: str, path: str, attribute: str) -> Callable[..., object]:
         raise ConfigurationError(
             f"model {name}: {path} cannot be imported: {cause(error)}"
         ) from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ConfigurationError(
             f"model {name}: {path} cannot be imported: {cause(error)}"
         ) from error
@@ -285,7 +285,7 @@ def _try(name: str, model: nn.Module, channels: int, classes: int, size: tuple[i
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             output = model(torch.zeros(batch, device=device))
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ConfigurationError(
             f"model {name} fails on a batch of shape {batch}: {cause(error)}"
         ) from error

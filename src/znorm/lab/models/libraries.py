@@ -46,11 +46,11 @@ def load(module: str, *, model: str, install: str) -> Any:
             ) from None
         raise _broken(model, install, error) from error
     # Anything: a library built for another torch fails with RuntimeError, OSError and more.
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise _broken(model, install, error) from error
 
 
-def _broken(model: str, install: str, error: Exception) -> ConfigurationError:
+def _broken(model: str, install: str, error: BaseException) -> ConfigurationError:
     return ConfigurationError(
         f"model {model} needs {install}, which is installed but cannot be imported here: "
         f"{cause(error)}"

@@ -11,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from znorm.lab.errors import ConfigurationError, DataError
 from znorm.lab.paper.grids import SCALES, TARGETS, Scale
-from znorm.lab.store import write_atomically
+from znorm.lab.store import read_file, write_atomically
 
 __all__ = ["Record"]
 
@@ -51,10 +51,10 @@ class Record:
         """
         path = root / _NAME
         try:
-            found = TypeAdapter(Record).validate_json(path.read_bytes())
+            found = TypeAdapter(Record).validate_json(read_file(path))
         except FileNotFoundError:
             return None
-        except (OSError, ValidationError) as error:
+        except ValidationError as error:
             first = str(error).splitlines()[0]
             raise DataError(f"{path}: cannot be read ({first}); move it away") from None
         if found.scale not in SCALES or not found.tasks.keys() <= TARGETS.keys():

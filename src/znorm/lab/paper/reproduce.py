@@ -192,6 +192,7 @@ def reproduce(
     cases: Sequence[str] | str | None = None,
     workers: int | None = None,
     jobs: int = 1,
+    retry: bool = False,
     images: bool = True,
     out: PathLike | None = None,
     display: Display | None = None,
@@ -214,7 +215,7 @@ def reproduce(
         N means 0 to N-1; by default 3, or 1 at scale "smoke". A figure takes the first.
     epochs, limit, batch_size : optional
         Instead of the scale's; not at scale "paper".
-    micro_batch, device, precision, deterministic, cuda_graph, set, workers, jobs, display
+    micro_batch, device, precision, deterministic, cuda_graph, set, workers, jobs, retry, display
         As :func:`znorm.lab.compare` takes them.
     cases : sequence of str or str, optional
         Names of test slices to show in Figure 2, too.
@@ -281,7 +282,7 @@ def reproduce(
         if task != own:
             display.note(f"{name}: {own} is not here ({data_root()}); {task} stands in for it")
     runs = [Run.at(root, spec) for spec in specs]
-    execute(runs, display, workers, jobs, checked=lambda: asked.write(root))
+    execute(runs, display, workers, jobs, checked=lambda: asked.write(root), retry=retry)
     report(root, images=images)
     return runs
 

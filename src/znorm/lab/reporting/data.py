@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from znorm.lab.datasets import Dataset
 from znorm.lab.errors import DataError
 from znorm.lab.spec import RunSpec
-from znorm.lab.store import write_atomically
+from znorm.lab.store import check_within, read_file, write_atomically
 
 __all__ = ["DataCard", "data_card"]
 
@@ -57,10 +57,18 @@ def data_card(root: Path, spec: RunSpec, dataset: Dataset | DataError) -> DataCa
             dataset.notes,
         )
         content = (json.dumps(asdict(card), indent=2) + "\n").encode()
-        if not path.exists() or path.read_bytes() != content:
+        if _kept(path) != content:
+            check_within(root, path)
             write_atomically(path, content)
         return card
     try:
-        return TypeAdapter(DataCard).validate_json(path.read_bytes())
-    except (OSError, ValidationError):
+        return TypeAdapter(DataCard).validate_json(_kept(path) or b"")
+    except ValidationError:
         return DataCard((), {}, (f"The images are not here: {dataset}",))
+
+
+def _kept(path: Path) -> bytes | None:
+    try:
+        return read_file(path)
+    except (FileNotFoundError, DataError):
+        return None

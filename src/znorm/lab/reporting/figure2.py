@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from znorm.lab.datasets import Dataset
-from znorm.lab.errors import DataError
+from znorm.lab.errors import ConfigurationError, DataError
 from znorm.lab.prediction import outputs
 from znorm.lab.reporting.overlays import case, draw_cases, notable
 from znorm.lab.reporting.tables import Table
@@ -72,7 +72,7 @@ def figure2(table: Table, dataset: Dataset, cases: Sequence[str] = ()) -> Figure
     for label, run in runs.items():
         try:
             masks[label] = (outputs(run, few)[:, 0] > 0).numpy()
-        except DataError as error:
+        except (ConfigurationError, DataError) as error:
             missing.append(f"{label} is not drawn: {error}.")
     if not masks:
         return Figure2("", " ".join(missing))

@@ -21,7 +21,7 @@ from znorm.lab.reporting.figure2 import figure2
 from znorm.lab.reporting.figures import curves, patches
 from znorm.lab.reporting.gradients import gradients_by_depth
 from znorm.lab.reporting.tables import Table, gather
-from znorm.lab.store import Run, write_atomically
+from znorm.lab.store import Damaged, Run, write_atomically
 from znorm.lab.tasks import TASKS
 
 __all__ = ["write_page"]
@@ -34,6 +34,7 @@ def write_page(
     record: Record | None = None,
     *,
     images: bool = True,
+    damaged: Sequence[Damaged] = (),
 ) -> Path:
     """Write ``report.html`` under ``root``; links to the runs are relative to it.
 
@@ -47,6 +48,8 @@ def write_page(
         What of the paper the runs reproduce.
     images : bool
         Whether pictures of the data are shown.
+    damaged : sequence of Damaged
+        Runs that cannot be read, which the page names.
     """
     tables = gather(root, runs)
     if record is not None:
@@ -83,6 +86,9 @@ def write_page(
         papers=[] if record is None else paper_tables(record, tables),
         record=record,
         images=images,
+        damaged=[
+            {"folder": _relative(root, other.folder), "reason": other.reason} for other in damaged
+        ],
         notes={section["table"].spec.data_key: section["data"].notes for section in sections},
         version=znorm.__version__,
     )
@@ -111,3 +117,7 @@ def _definitions(table: Table) -> list[tuple[str, str]]:
         for column in table.columns
         if (name := column.key.removeprefix("test_")) in DEFINITIONS
     ]
+
+
+def _relative(root: Path, folder: Path) -> str:
+    return folder.relative_to(root).as_posix() if folder.is_relative_to(root) else str(folder)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from rich.table import Table as RichTable
 
 from znorm.lab.floor import FLOORS
 from znorm.lab.floor import folder as floor_folder
+from znorm.lab.floor import kept as kept_floor
 from znorm.lab.methods import METHODS, label
 from znorm.lab.spec import RunSpec
 from znorm.lab.stats import Interval, t_interval
@@ -25,22 +25,29 @@ REFERENCE = "baseline"
 
 @dataclass(frozen=True)
 class Column:
-    """One metric of the table: its name in result.json, its title, and how it is printed."""
+    """One metric of the table: its name in result.json, its title, and how it is printed.
+
+    One for ``two_classes`` has no column where no run has it: with more classes it is undefined.
+    """
 
     key: str
     title: str
     digits: int
     scale: float = 1.0
+    two_classes: bool = False
 
     def show(self, value: float) -> str:
         return f"{value * self.scale:.{self.digits}f}"
 
 
-# For each kind of task; the first is the headline, by which methods are compared. `terminal` are
-# those that a terminal has room for.
+# For each kind of task; the first is the headline, by which methods are compared.
 COLUMNS: Mapping[str, tuple[Column, ...]] = {
     "classes": (
         Column("test_accuracy", "Test accuracy, %", 2, 100.0),
+        Column("test_auroc", "Test AUROC", 4, two_classes=True),
+        Column("test_sensitivity", "Test sensitivity, %", 2, 100.0, two_classes=True),
+        Column("test_specificity", "Test specificity, %", 2, 100.0, two_classes=True),
+        Column("test_calibration_error", "Test calibration error", 4, two_classes=True),
         Column("train_loss", "Train loss", 4),
         Column("best_validation_test_accuracy", "Test accuracy at best validation, %", 2, 100.0),
         Column("seconds", "Time, s", 1),
@@ -56,6 +63,7 @@ COLUMNS: Mapping[str, tuple[Column, ...]] = {
         Column("seconds", "Time, s", 1),
     ),
 }
+# Those that a terminal has room for.
 TERMINAL = {
     "classes": ("test_accuracy", "train_loss", "seconds"),
     "mask": ("test_f1", "test_tversky", "test_hausdorff", "seconds"),
@@ -103,6 +111,8 @@ class Table:
     spec : RunSpec
         Of one of them.
     runs : tuple of Run
+    columns : tuple of Column
+        The headline first.
     rows : tuple of Row
         In the order of the registry of methods.
     floor : dict or None
@@ -113,13 +123,10 @@ class Table:
 
     spec: RunSpec
     runs: tuple[Run, ...]
+    columns: tuple[Column, ...]
     rows: tuple[Row, ...]
     floor: Mapping[str, Any] | None
     floor_link: str
-
-    @property
-    def columns(self) -> tuple[Column, ...]:
-        return COLUMNS[TASKS[self.spec.task].output]
 
     @property
     def seeds(self) -> int:
@@ -145,12 +152,22 @@ def gather(root: Path, runs: Sequence[Run]) -> list[Table]:
     for members in groups.values():
         spec = members[0].spec
         path = floor_folder(root, spec) / "result.json"
-        floor = json.loads(path.read_bytes()) if path.exists() else None
+        floor = kept_floor(root, spec)
         link = path.relative_to(root).as_posix()
-        columns = COLUMNS[TASKS[spec.task].output]
+        columns = _columns(members)
         rows = _rows(root, members, columns)
-        tables.append(Table(spec, tuple(members), rows, floor, link))
+        tables.append(Table(spec, tuple(members), columns, rows, floor, link))
     return tables
+
+
+def _columns(runs: Sequence[Run]) -> tuple[Column, ...]:
+    """Those of the runs' task, without what no finished run has if it is for two classes alone."""
+    done = [run.metrics for run in runs if run.status == "done"]
+    return tuple(
+        column
+        for column in COLUMNS[TASKS[runs[0].spec.task].output]
+        if not (column.two_classes and done) or any(column.key in metrics for metrics in done)
+    )
 
 
 def _rows(root: Path, runs: Sequence[Run], columns: Sequence[Column]) -> tuple[Row, ...]:
@@ -199,6 +216,11 @@ def _rows(root: Path, runs: Sequence[Run], columns: Sequence[Column]) -> tuple[R
             for run in done
             if run.spec.seed in reference and not _alike(run, reference[run.spec.seed])
         )
+        troubles += tuple(
+            Value(run.spec.seed, lacking, _events(root, run))
+            for run in done
+            if (lacking := _lacks_epochs(run)) is not None
+        )
         rows.append(Row(method, title, tuple(mine), cells, difference, reached, troubles))
     return tuple(rows)
 
@@ -231,9 +253,9 @@ def _epochs_to_baseline(
 
 
 def _alike(run: Run, other: Run) -> bool:
-    """Whether two runs started from the same weights and saw the same batches, if that is known."""
+    """Whether two runs had the same images, initial weights and batches, if that is known."""
     mine, theirs = ((one.result or {}).get("hashes", {}) for one in (run, other))
-    shared = ("initial_weights", "batches")
+    shared = ("data", "initial_weights", "batches")
     return all(mine[key] == theirs[key] for key in shared if key in mine and key in theirs)
 
 
@@ -261,6 +283,15 @@ def _summary(
         mean = f"+{mean}"
     half = "" if interval.half is None else column.show(interval.half)
     return Cell(interval, mean.replace("-", "−"), half, values)
+
+
+def _lacks_epochs(run: Run) -> str | None:
+    """What is missing of a finished run's events, if they are there at all."""
+    there = (run.folder / "events.jsonl").exists()
+    epochs = len(run.history)
+    if not there or epochs >= run.spec.epochs:
+        return None
+    return f"events.jsonl is damaged: {epochs} of {run.spec.epochs} epochs can be read"
 
 
 def _trouble(run: Run) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from znorm.lab import models
+from znorm.lab import models, trust
 from znorm.lab.datasets import Dataset
 from znorm.lab.methods import make_transform
 from znorm.lab.optimizers import make_optimizer
@@ -15,7 +15,14 @@ __all__ = ["begin", "first_images"]
 
 
 def begin(spec: RunSpec, dataset: Dataset) -> tuple[nn.Module, torch.optim.Optimizer]:
-    """Both as the specification says, on its device, channels last."""
+    """Both as the specification says, on its device, channels last.
+
+    Raises
+    ------
+    ConfigurationError
+        If it names code that is not trusted; see :mod:`znorm.lab.trust`.
+    """
+    trust.check(spec)
     model = models.build(
         spec.model,
         channels=dataset.channels,

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import io
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import nn
+from pydantic import TypeAdapter
+from torch import Tensor, nn
 
 from znorm.lab.errors import DataError
 
-__all__ = ["Position", "dump", "hash_weights", "load"]
+__all__ = ["Position", "dump", "hash_state", "hash_weights", "load"]
 
 
 @dataclass
@@ -35,6 +37,11 @@ class Position:
         Of this epoch's gradients so far, where it is asked for.
     seconds : float
         Time spent so far, in all processes that worked on the run.
+    threads : int
+        Of torch on a CPU, on whose number the last bits depend; 0 where an earlier version has not
+        written it down.
+    data : str
+        The fingerprint of the images; empty where an earlier version has not written it down.
     """
 
     epoch: int = 0
@@ -45,6 +52,8 @@ class Position:
     history: list[dict[str, Any]] = field(default_factory=list)
     receipt: dict[str, dict[str, float]] = field(default_factory=dict)
     seconds: float = 0.0
+    threads: int = 0
+    data: str = ""
 
     def saw(self, checksum: int) -> None:
         """Add a batch to the running hash."""
@@ -80,22 +89,27 @@ def load(content: bytes, model: nn.Module, optimizer: torch.optim.Optimizer) -> 
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["random"]["cpu"])
+        position = TypeAdapter(Position).validate_python(state["position"])
     except Exception as error:
         # A file that was cut off or replaced fails in many ways; all of them mean the same.
         raise DataError(
-            "checkpoint.pt: not the state of this run "
-            f"({type(error).__name__}); move it away, and the run starts anew"
+            f"checkpoint.pt: not the state of this run ({type(error).__name__})"
         ) from None
     if torch.cuda.is_available() and state["random"]["cuda"]:
         torch.cuda.set_rng_state_all(state["random"]["cuda"])
-    return Position(**state["position"])
+    return position
 
 
 def hash_weights(model: nn.Module) -> str:
     """sha256 over the name, type, shape and bytes of each parameter and buffer."""
+    return hash_state(model.state_dict())
+
+
+def hash_state(state: Mapping[str, Tensor]) -> str:
+    """As :func:`hash_weights`, of what ``model.state_dict()`` gave."""
     digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
+    for name, tensor in state.items():
         held = tensor.detach().cpu().contiguous()
         digest.update(f"{name} {held.dtype} {tuple(held.shape)}".encode())
-        digest.update(held.reshape(-1).view(torch.uint8).numpy())
+        digest.update(cast(Any, held.reshape(-1).view(torch.uint8).numpy()))
     return digest.hexdigest()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from znorm.lab.datasets import Dataset
-from znorm.lab.errors import Interrupted
+from znorm.lab.errors import DataError, Interrupted
 from znorm.lab.losses import LOSSES
 from znorm.lab.methods import make_transform
 from znorm.lab.metrics import Cases
@@ -45,6 +45,9 @@ class Watch(Protocol):
     def epoch(self, entry: dict[str, Any]) -> None:
         """An epoch is done."""
 
+    def note(self, text: str) -> None:
+        """Something that whoever reads the run's numbers must know."""
+
     def stop_requested(self) -> bool:
         """Whether to save and stop."""
         ...
@@ -60,7 +63,7 @@ class Outcome:
     metrics : dict
         By the names of the published tables; empty if the run diverged.
     hashes : dict
-        Of the initial weights, the batches and the final weights.
+        Of the images, the initial weights, the batches and the final weights.
     seconds : float
     diverged_step : int or None
         The first step, from 1, whose loss was not finite; the last of its epoch where only weights
@@ -70,6 +73,8 @@ class Outcome:
     weights : bytes or None
         What :func:`znorm.lab.training.weights.dump` makes of the trained net, unless the run
         diverged.
+    threads : int or None
+        Of torch, on a CPU.
     """
 
     status: str
@@ -79,13 +84,14 @@ class Outcome:
     diverged_step: int | None = None
     cases: Cases | None = None
     weights: bytes | None = None
+    threads: int | None = None
 
 
 def train(
     spec: RunSpec,
     dataset: Dataset,
     watch: Watch,
-    saved: bytes | None,
+    saved: Iterable[bytes | DataError],
     save: Callable[[bytes], None],
     workers: int | None = None,
 ) -> Outcome:
@@ -96,8 +102,8 @@ def train(
     spec : RunSpec
     dataset : Dataset
     watch : Watch
-    saved : bytes or None
-        The run's last checkpoint.
+    saved : iterable of bytes or DataError
+        The run's checkpoints, the last one first; in place of one an error where it is damaged.
     save : callable
         Stores a checkpoint; it must replace the last one atomically.
     workers : int, optional
@@ -107,24 +113,76 @@ def train(
     ------
     Interrupted
         If ``watch`` asked to stop; a checkpoint was saved before.
+    DataError
+        If there are checkpoints and none can be gone on from: they are damaged, or of other images.
     """
     device = torch.device(spec.device)
     torch.manual_seed(spec.seed)
     model, optimizer = begin(spec, dataset)
-    pipeline = Pipeline(dataset, spec.data.augment, spec.seed, device, workers)
-    if saved is None:
+    position = _resumed(saved, model, optimizer, watch)
+    if position is None:
         position = Position(initial_weights=checkpoint.hash_weights(model))
-    else:
-        position = checkpoint.load(saved, model, optimizer)
+    if position.data not in ("", dataset.fingerprint):
+        raise DataError(
+            "the images are not those that the run began with, and would be mixed into it; put "
+            "them back, or move the run's folder away"
+        )
+    position.data = dataset.fingerprint
+    with _threads_of(position, device, watch):
         for entry in position.history:
             watch.epoch(entry)
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(spec.deterministic)
+        pipeline = Pipeline(dataset, spec.data.augment, spec.seed, device, workers)
+        deterministic = torch.are_deterministic_algorithms_enabled()
+        torch.use_deterministic_algorithms(spec.deterministic)
+        try:
+            with _fastest(device, spec.deterministic):
+                return _Loop(spec, pipeline, model, optimizer, position, watch, save).run()
+        finally:
+            torch.use_deterministic_algorithms(deterministic)
+
+
+def _resumed(
+    saved: Iterable[bytes | DataError],
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    watch: Watch,
+) -> Position | None:
+    """Where the run stands by the last checkpoint that is whole; None if there is none at all."""
+    problems: list[str] = []
+    for content in saved:
+        try:
+            if isinstance(content, DataError):
+                raise content
+            position = checkpoint.load(content, model, optimizer)
+        except DataError as error:
+            problems.append(str(error))
+            continue
+        if problems:
+            watch.note(f"{problems[0]}; the run goes on from the checkpoint before")
+        return position
+    if problems:
+        raise DataError(f"{problems[0]}; move it away, and the run starts anew")
+    return None
+
+
+@contextmanager
+def _threads_of(position: Position, device: torch.device, watch: Watch) -> Iterator[None]:
+    """On a CPU, as many threads as the run began with: sums in another order have other bits."""
+    before = torch.get_num_threads()
+    if device.type != "cpu":
+        yield
+        return
+    if not position.threads and position.initial_weights and (position.epoch or position.step):
+        watch.note(
+            "the checkpoint is of an earlier version, which did not write down its threads: the "
+            "last bits can differ from those of a run that was not stopped"
+        )
+    position.threads = position.threads or before
+    torch.set_num_threads(position.threads)
     try:
-        with _fastest(device, spec.deterministic):
-            return _Loop(spec, pipeline, model, optimizer, position, watch, save).run()
+        yield
     finally:
-        torch.use_deterministic_algorithms(deterministic)
+        torch.set_num_threads(before)
 
 
 def _fastest(device: torch.device, deterministic: bool) -> AbstractContextManager[None]:
@@ -325,9 +383,11 @@ class _Loop:
         cases: Cases | None = None,
     ) -> Outcome:
         hashes = {
+            "data": self.position.data,
             "initial_weights": self.position.initial_weights,
             "batches": self.position.batches,
             "final_weights": checkpoint.hash_weights(self.model),
         }
         weights = dump(self.model, self.pipeline.dataset) if status == "done" else None
-        return Outcome(status, metrics, hashes, self._seconds(), step, cases, weights)
+        threads = self.position.threads or None
+        return Outcome(status, metrics, hashes, self._seconds(), step, cases, weights, threads)

@@ -56,8 +56,8 @@ def dump(model: nn.Module, dataset: Dataset) -> bytes:
     return buffer.getvalue()
 
 
-def load(content: bytes) -> Trained:
-    """Take apart what :func:`dump` made.
+def load(content: bytes, name: str = "weights.pt") -> Trained:
+    """Take apart what :func:`dump` made; ``name`` is the file's in messages.
 
     Raises
     ------
@@ -77,5 +77,5 @@ def load(content: bytes) -> Trained:
     except Exception as error:
         # A file that was cut off or replaced fails in many ways; all of them mean the same.
         raise DataError(
-            f"weights.pt: not the weights of a run ({type(error).__name__}); train it again"
+            f"{name}: not the weights of a run ({type(error).__name__}); train it again"
         ) from None
