@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from rich.table import Table as RichTable
 
-from znorm.lab import tasks
+from znorm.lab import tasks, trust
 from znorm.lab.comparison import check_images
 from znorm.lab.datasets import Dataset
 from znorm.lab.losses import LOSSES
@@ -67,8 +67,16 @@ def plan(
 
     Training and evaluation alone: what a run takes to begin and to save is not in it. The steps are
     those of the plain optimizer; a transform costs a few percent, which is less than times scatter.
-    ``measuring`` is told what is measured next.
+    ``measuring`` is told what is measured next. What the specifications name is the caller's own:
+    models that are code elsewhere are built.
     """
+    with trust.trusting(name for spec in specs for name in trust.external_names(spec)):
+        return _plan(specs, out, measuring)
+
+
+def _plan(
+    specs: Sequence[RunSpec], out: str | Path, measuring: Callable[[RunSpec], None]
+) -> list[Cost]:
     groups: dict[str, list[RunSpec]] = {}
     for spec in specs:
         groups.setdefault(spec.configuration, []).append(spec)
