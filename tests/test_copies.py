@@ -231,10 +231,10 @@ def test_what_in_backward_does_not_train_is_said_once() -> None:
         warnings.simplefilter("always")
         backward(model)
     assert [str(warning.message).partition(" requires")[0] for warning in told] == [
+        "znorm: in_backward: Linear.weight (1, 8)",
+        "znorm: in_backward: Linear.bias (1,)",
         "znorm: in_backward: Linear.weight (1, 1)",
         "znorm: in_backward: Linear.bias (1,)",
-        "znorm: in_backward: weight (1, 8)",
-        "znorm: in_backward: bias (1,)",
     ]
     assert {warning.filename for warning in told} == {__file__}
     model[0].zero_grad()

@@ -219,6 +219,14 @@ def test_a_shared_parameter_answers_to_each_of_its_names() -> None:
     assert rows["stem.weight"]["why"] == "rule 0 'tied.*'"
 
 
+def test_a_shared_module_answers_to_each_of_its_names() -> None:
+    model = net()
+    model["again"] = model["head"]  # type: ignore[operator, index]
+    rows = rows_of(model, znorm.ZNorm(select=[("again.*", False)]))
+    assert rows["head.weight"]["why"] == "rule 0 'again.*'"
+    assert rows["stem.weight"]["transformed"]
+
+
 @pytest.mark.parametrize(
     ("rule", "message"),
     [

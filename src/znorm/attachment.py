@@ -23,7 +23,7 @@ from znorm.rows import Description
 from znorm.step import check, scale_, transform_
 from znorm.transforms.composition import Transform
 from znorm.transforms.observe import Observe
-from znorm.wrappers import inside, sharder_of, unwrapped, within
+from znorm.wrappers import sharder_of, unwrapped, within
 
 __all__ = ["Attachment", "attach", "attachment_of", "own_attachment", "warn_if_idle"]
 
@@ -173,8 +173,15 @@ class Attachment:
         # Outside of what torch.compile traces: torch breaks the graph at this very place, and
         # what is attached must add no frame, no guard and no recompilation of its own.
         self._handles: tuple[Any, ...] = ()
-        # The steps of znorm.optim transform by themselves.
-        if not getattr(optimizer, "transforms_in_step", False):
+        # The steps of znorm.optim transform by themselves; that of a class made of one does not, as
+        # far as can be told.
+        self.by_hooks = not _steps_by_itself(type(optimizer))
+        # Whether a step may be that of a subclass, which calls its parent's.
+        self._nests = sum("step" in vars(kind) for kind in type(optimizer).__mro__) > 2
+        self._transformed: list[tuple[Tensor, int]] = []
+        if self.by_hooks and self._nests:
+            _hook_parents(type(optimizer))
+        if self.by_hooks:
             self._handles = (
                 optimizer.register_step_pre_hook(
                     cast(Callable[..., Any], torch.compiler.disable(_before_step))
@@ -224,7 +231,8 @@ class Attachment:
                 list(zip(labels[start:end], held, strict=True)),
                 Observe() if transform is None else transform,
                 origins=found[start:end],
-                every_rule_matches=share is None,
+                # What a rule was for may have been taken out of the optimizer since.
+                every_rule_matches=share is None and not before,
             )
             earlier = [sums.get(successors.get(parameter, parameter)) for parameter in held]
             parts.append(_Part(held, found[start:end], layout, Receipt(layout, earlier)))
@@ -263,9 +271,12 @@ class Attachment:
         found: list[Origin] = []
         for parameter in (parameter for group in groups for parameter in group):
             origin = known.get(parameter) or earlier.get(parameter)
+            named = by_name.get(parameter)
+            if origin is None and named is not None and named.name is not None:
+                origin = named
             if origin is None and parameter in successors:
                 origin = earlier.get(successors[parameter])
-            found.append(origin or by_name.get(parameter) or Origin())
+            found.append(origin or Origin(outside=model is not None))
         often = Counter(origin.name for origin in found)
         places = [
             (number, position, parameter)
@@ -394,6 +405,8 @@ class Attachment:
                 if differentiable and layout.writes:
                     for parameter, gradient in zip(part.parameters, gradients, strict=True):
                         parameter.grad = gradient
+        if self._nests:
+            self._transformed = [(gradient, gradient._version) for gradient in self._present()]
 
     def see(self, given: Sequence[tuple[Layout, Sequence[Tensor | None]]]) -> None:
         """Warn once if the first gradients that come are none that the transform acts on."""
@@ -413,6 +426,18 @@ class Attachment:
                 "others have one: this step is taken without it; describe() tells which they are",
                 stacklevel=users_level(),
             )
+
+    def has_new_gradients(self) -> bool:
+        """Whether gradients have come, or been written, since they were transformed last."""
+        now = self._present()
+        return len(now) != len(self._transformed) or any(
+            one is not other or one._version != version
+            for one, (other, version) in zip(now, self._transformed, strict=True)
+        )
+
+    def _present(self) -> list[Tensor]:
+        parameters = _parameters(self._live())
+        return [parameter.grad for parameter in parameters if parameter.grad is not None]
 
     def single(self) -> tuple[Layout, Receipt] | None:
         """Layout and receipt, if one transform that reads once serves all groups."""
@@ -441,6 +466,27 @@ class Attachment:
         return f"Attachment({self.transform!r})"
 
 
+def _hook_parents(kind: type[Optimizer]) -> None:
+    """Put torch's hooks around the steps of a class's parents, as torch does once it makes one.
+
+    A subclass may compute gradients anew before it calls its parent's step.
+    """
+    for parent in kind.__mro__[1:]:
+        step = vars(parent).get("step")
+        if not (issubclass(parent, Optimizer) and parent is not Optimizer and callable(step)):
+            continue
+        if not getattr(step, "hooked", False):
+            hooked: Any = Optimizer.profile_hook_step(step)
+            hooked.hooked = True
+            cast(Any, parent).step = hooked
+
+
+def _steps_by_itself(kind: type[Optimizer]) -> bool:
+    """Whether the step of a class is one of `znorm.optim`, not one that stands in its place."""
+    owner = next((one for one in kind.__mro__ if "step" in vars(one)), kind)
+    return "transforms_in_step" in vars(owner)
+
+
 def attachment_of(optimizer: Optimizer) -> Attachment | None:
     """What is attached to an optimizer; None where nothing is, after a resume for example.
 
@@ -455,40 +501,56 @@ def attachment_of(optimizer: Optimizer) -> Attachment | None:
     True
     """
     present = own_attachment(optimizer)
-    inner = inside(optimizer) if present is None else None
-    return present if inner is None else attachment_of(inner)
+    if present is not None:
+        return present
+    found = (attachment_of(inner) for inner in within(optimizer).values())
+    return next((one for one in found if one is not None), None)
 
 
 def own_attachment(optimizer: Optimizer) -> Attachment | None:
     """What is attached to this very optimizer, not to one inside of it."""
-    return cast("Attachment | None", optimizer.__dict__.get(_MARK))
+    return cast("Attachment | None", getattr(optimizer, "__dict__", {}).get(_MARK))
 
 
 def _before_step(
     optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
     attachment = own_attachment(optimizer)
-    if attachment is None or (attachment.stepping and inside_another_step(optimizer)):
+    if attachment is None:
+        return None
+    if attachment.stepping and inside_another_step(optimizer):
+        # The subclass's hook has run. What it has computed since is new, and not transformed yet.
+        if attachment.has_new_gradients():
+            attachment.transform_gradients()
         return None
     attachment.stepping = True
-    # This hook runs before the closure, when there is no gradient yet, or the last step's.
-    closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
-    if closure is None:
+    if kwargs.get("grad_scaler") is not None:
+        raise RuntimeError(
+            "attachment: this step takes the GradScaler itself and unscales within, after the "
+            "transform; call scaler.unscale_(optimizer) and optimizer.step() instead"
+        )
+    # This hook runs before the closure, when there is no gradient yet, or the last step's. By
+    # torch's custom it is called so; an optimizer that has one function as its argument means it.
+    places: list[int | str] = [n for n in range(1, len(args)) if callable(args[n])]
+    places += [name for name, value in kwargs.items() if callable(value)]
+    if "closure" in places:
+        places = ["closure"]
+    if len(places) != 1:
         attachment.transform_gradients()
         return None
-    if not callable(closure):
-        return None  # torch's own step says what it takes
     refuse_grad_scaler()
+    (place,) = places
+    closure = kwargs[place] if isinstance(place, str) else args[place]
 
     @functools.wraps(closure)
-    def transformed() -> Any:
-        loss = closure()
+    def transformed(*given: Any, **named: Any) -> Any:
+        loss = closure(*given, **named)
         torch.compiler.disable(attachment.transform_gradients)()
         return loss
 
-    if "closure" in kwargs:
-        return args, {**kwargs, "closure": transformed}
-    return (args[0], transformed, *args[2:]), kwargs
+    if isinstance(place, str):
+        return args, {**kwargs, place: transformed}
+    return (*args[:place], transformed, *args[place + 1 :]), kwargs
 
 
 def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
@@ -506,7 +568,20 @@ def _gradients(part: _Part) -> list[Tensor | None]:
         if gradient is not None and part.layout.observes and gradient.layout != torch.strided:
             gradient = None  # nothing is written, so that nothing can be wrong
         found.append(gradient)
+    if len(set(map(id, found))) < len(found) - max(0, found.count(None) - 1):
+        _separate(part.parameters, found)
     return found
+
+
+def _separate(parameters: Sequence[Tensor], gradients: list[Tensor | None]) -> None:
+    """Give each parameter a gradient of its own, where several share one that is to be written."""
+    seen: set[int] = set()
+    for place, (parameter, gradient) in enumerate(zip(parameters, gradients, strict=True)):
+        if gradient is None:
+            continue
+        if id(gradient) in seen:
+            gradients[place] = parameter.grad = gradient.clone()
+        seen.add(id(gradient))
 
 
 def _loss_scale(optimizer: Optimizer, *, take_over: bool) -> tuple[Tensor | None, Tensor | None]:
@@ -544,8 +619,12 @@ def _successors(before: Sequence[Tensor], now: Sequence[Tensor]) -> dict[Tensor,
     """For each new parameter the old one whose place and shape it has taken, as a load does."""
     if len(before) != len(now):
         return {}
-    pairs = zip(now, before, strict=True)
-    return {new: old for new, old in pairs if new is not old and new.shape == old.shape}
+    known, kept = set(before), set(now)
+    return {
+        new: old
+        for new, old in zip(now, before, strict=True)
+        if new not in known and old not in kept and new.shape == old.shape
+    }
 
 
 def _warn_if_swapped(before: Sequence[Tensor], now: Sequence[Tensor]) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
+import threading
 import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +16,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import stateless
 from torch.optim import Optimizer
 
 from znorm.attachment import Attachment, own_attachment, warn_if_idle
@@ -23,6 +25,7 @@ from znorm.layout import Layout
 from znorm.origins import origins
 from znorm.rows import Row
 from znorm.transforms.composition import Chain, Transform, links
+from znorm.wrappers import unwrapped
 
 __all__ = ["BackwardStepping", "in_backward"]
 
@@ -148,12 +151,10 @@ class BackwardStepping:
         self._model = weakref.ref(model)
         # The modules that hold each parameter, and under which key.
         self._places: dict[str, list[tuple[nn.Module, str]]] = {}
-        self._modules: set[nn.Module] = set()
         self._told: set[Tensor] = set()
         _mark_scaled_losses()
         names: dict[Tensor, str] = {p: name for name, p in self._parameters.items()}
         for module in model.modules():
-            self._modules.add(module)
             parameter: Tensor
             for key, parameter in module.named_parameters(recurse=False):
                 if parameter in names:
@@ -170,12 +171,25 @@ class BackwardStepping:
     def _before_forward(self, module: nn.Module) -> None:
         if DistributedDataParallel._get_active_ddp_module() is not None:
             raise RuntimeError(_reason_against_ddp("in_backward: the model"))
-        for key, parameter in module.named_parameters(recurse=False):
+        self._look_at(module)
+        if module is self._model():
+            # A module whose own forward is not called, as an attention layer's output projection,
+            # is looked at too.
+            for other in module.modules():
+                if other is not module:
+                    self._look_at(other)
+
+    def _look_at(self, module: nn.Module) -> None:
+        for key, parameter in module._parameters.items():
+            if parameter is None:
+                continue
             name = self._names.get((module, key))
             if name is None:
-                self._tell_untrained(key, parameter)
+                self._tell_untrained(f"{type(module).__name__}.{key}", parameter)
                 continue
             if parameter is not self._parameters[name]:
+                if _is_lent():
+                    continue
                 self._replace(name)
             elif _behind(parameter) != self._seen[name]:
                 self._step_on(name, parameter)  # torch may have swapped what is behind it
@@ -184,11 +198,6 @@ class BackwardStepping:
                     f"{name}: has a gradient, to which the next backward would add; leave "
                     "gradients to in_backward, or set it to None"
                 )
-        if module is self._model():
-            for added in module.modules():
-                if added not in self._modules:
-                    for key, parameter in added.named_parameters(recurse=False):
-                        self._tell_untrained(f"{type(added).__name__}.{key}", parameter)
 
     def _tell_untrained(self, what: str, parameter: Tensor) -> None:
         known = parameter in self._told or _steps_in_backward(parameter)
@@ -312,8 +321,23 @@ class _Step:
 
     def __call__(self, parameter: Tensor) -> None:
         self._stepping._check_backward(parameter)
-        self._optimizer.step()
-        parameter.grad = None
+        try:
+            self._optimizer.step()
+        finally:
+            parameter.grad = None
+
+
+def _is_lent() -> bool:
+    """Whether torch has put other tensors in the modules' place for one call of the model."""
+    frame: Any = sys._getframe()
+    while frame is not None:
+        if frame.f_code in _LENDING:
+            return True
+        frame = frame.f_back
+    return False
+
+
+_LENDING = (stateless._functional_call.__code__,)
 
 
 def _steps_in_backward(parameter: Tensor) -> bool:
@@ -334,6 +358,11 @@ def _optimizer_of(
         raise TypeError(
             "make_optimizer: expected it to return a torch.optim.Optimizer, found "
             f"{type(optimizer).__name__}"
+        )
+    if unwrapped(optimizer) is not optimizer:
+        raise TypeError(
+            f"make_optimizer: {type(optimizer).__name__} wraps another optimizer; return the one "
+            "inside"
         )
     held = [p for group in optimizer.param_groups for p in group["params"]]
     if len(held) != 1 or held[0] is not parameter:
@@ -395,7 +424,11 @@ def _running_backwards() -> list[tuple[Tensor, ...]]:
     # All threads, but each by itself: hooks of gradients on a GPU run in a thread of torch's own,
     # while the one that called backward waits.
     longest: list[tuple[Tensor, ...]] = []
-    for frame in sys._current_frames().values():
+    frames = sys._current_frames()
+    own = frames.pop(threading.get_ident())
+    for frame in (own, *frames.values()):
+        if frame is not own and longest:
+            break  # this thread's own, whatever others do
         losses: list[tuple[Tensor, ...]] = []
         found: Any = frame
         while found is not None:
@@ -409,7 +442,15 @@ def _running_backwards() -> list[tuple[Tensor, ...]]:
 
 def _mark_scaled_losses() -> None:
     """Make GradScaler leave a mark on the graph of what it scales; torch itself leaves none."""
-    scale = torch.amp.GradScaler.scale
+    kinds = [torch.amp.GradScaler]
+    for kind in kinds:
+        kinds += kind.__subclasses__()
+        if "scale" in vars(kind):
+            _mark_losses_of(kind)
+
+
+def _mark_losses_of(kind: Any) -> None:
+    scale = kind.scale
     if hasattr(scale, _MARK):
         return
 
@@ -422,7 +463,7 @@ def _mark_scaled_losses() -> None:
         return scaled
 
     setattr(marking, _MARK, True)
-    torch.amp.GradScaler.scale = marking  # type: ignore[method-assign]
+    kind.scale = marking
 
 
 def _is_scaled(loss: Tensor) -> bool:

@@ -318,4 +318,4 @@ def _origins(
             "model: none of the parameters belongs to it; pass the very model whose parameters "
             "are trained, not a copy"
         )
-    return tuple(known.get(tensor, Origin(name)) for name, tensor in named)
+    return tuple(known.get(tensor, Origin(name, outside=True)) for name, tensor in named)

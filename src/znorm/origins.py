@@ -67,6 +67,8 @@ class Origin:
         The layers that it holds, if the module packs several in one parameter.
     magnitude : bool, default False
         Whether it is the magnitude of a weight norm: a vector in the shape of a weight.
+    outside : bool, default False
+        Whether the model is known, and the parameter is none of it.
     """
 
     name: str | None = None
@@ -76,6 +78,7 @@ class Origin:
     transposed: int = 0
     layers: Layers | None = None
     magnitude: bool = False
+    outside: bool = False
 
     def __deepcopy__(self, memo: Any) -> Origin:
         return self
@@ -148,7 +151,24 @@ def origins(model: nn.Module) -> dict[Tensor, Origin]:
                 _packed(owner, role, last),
                 role == _MAGNITUDE,
             )
+    for start, alias in _shared_modules(model):
+        for parameter, origin in found.items():
+            full = (origin.aliases or (origin.name or "",))[0]
+            if full.startswith(f"{start}."):
+                aliases = (*origin.aliases, alias + full.removeprefix(start))
+                found[parameter] = replace(origin, aliases=aliases)
     return found
+
+
+def _shared_modules(model: nn.Module) -> list[tuple[str, str]]:
+    """For each module that stands at several places the first one, and each of the others."""
+    first = {module: path for path, module in model.named_modules()}
+    return [
+        (first[child], _joined(path, name))
+        for module, path in first.items()
+        for name, child in module._modules.items()
+        if child is not None and first[child] not in ("", _joined(path, name))
+    ]
 
 
 def origins_of_names(names: Sequence[str | None]) -> list[Origin]:

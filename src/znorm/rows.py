@@ -295,7 +295,8 @@ def is_plain(tensor: Tensor) -> bool:
 
     Fake tensors, DTensors and quantized ones are such.
     """
-    return type(tensor).__torch_dispatch__ is Tensor.__torch_dispatch__
+    plain = type(tensor).__torch_dispatch__ is Tensor.__torch_dispatch__
+    return plain and not tensor._is_zerotensor()
 
 
 def is_dtensor(tensor: Tensor) -> bool:

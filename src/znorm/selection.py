@@ -131,6 +131,8 @@ class Selector:
         self, position: int, pattern: Pattern, tensor: Tensor, origin: Origin, display: str
     ) -> bool:
         if isinstance(pattern, str):
+            if origin.name is None and origin.outside:
+                return False
             if origin.name is None:
                 raise ValueError(
                     f"{self.owner}: select: rule {position} {pattern!r} goes by name, but "
@@ -139,13 +141,15 @@ class Selector:
                 )
             return any(fnmatchcase(name, pattern) for name in (origin.name, *origin.aliases))
         if isinstance(pattern, type):
+            if origin.module is None and origin.outside:
+                return False
             if origin.module is None:
                 raise ValueError(
                     f"{self.owner}: select: rule {position} {pattern.__name__} goes by module "
                     f"type, but the module of {display} is not known; pass model="
                 )
             return issubclass(origin.module, pattern)
-        return bool(pattern(display, tensor))
+        return bool(pattern(origin.name or display, tensor))
 
     def check_all_matched(self) -> None:
         """Raise for the first rule that matched no parameter at all."""

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from znorm import kernels
 from znorm.kernels import reference
@@ -501,6 +501,11 @@ def z_score_(gradients: Iterable[Tensor | None], eps: float = 1e-10) -> None:
         if not isinstance(gradient, Tensor):
             raise TypeError(
                 f"gradients: entry {position} must be a tensor, found {type(gradient).__name__}"
+            )
+        if isinstance(gradient, nn.Parameter):
+            raise TypeError(
+                f"gradients: entry {position} is a parameter, whose weights would be changed; give "
+                "gradients: [p.grad for p in model.parameters()]"
             )
         if not gradient.is_floating_point():
             raise TypeError(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import sys
+import warnings
 from collections.abc import Iterator
 from types import FrameType
 from typing import Any
@@ -16,6 +17,8 @@ from typing import Any
 import torch
 from torch import nn
 from torch.optim import Optimizer
+
+from znorm.callers import users_level
 
 __all__ = ["inside", "sharder_of", "unwrapped", "within"]
 
@@ -69,6 +72,13 @@ def unwrapped(optimizer: Any) -> Optimizer:
             f"optimizer: the step of {kind} runs no hooks of torch's, so that a transform would "
             "never run; let its __init__ call super().__init__(params, defaults), or attach to the "
             "optimizer inside, if it holds one"
+        )
+    own = vars(optimizer).get("step")
+    if own is not None and not getattr(own, "hooked", False):
+        warnings.warn(
+            f"znorm: the step of this {kind} has been replaced by another, which may not run the "
+            "hooks; see after the first step whether the attachment's receipt() is empty",
+            stacklevel=users_level(),
         )
     return optimizer
 
@@ -151,7 +161,7 @@ def within(optimizer: Any) -> dict[str, Optimizer]:
 
 def _runs_hooks(optimizer: Optimizer) -> bool:
     """Whether torch has put its hooks around the step, as it does for what it initializes."""
-    hooked = getattr(type(optimizer).step, "hooked", False)
+    hooked = getattr(getattr(type(optimizer), "step", None), "hooked", False)
     return bool(hooked) and hasattr(optimizer, "_optimizer_step_pre_hooks")
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -69,8 +70,9 @@ def _moments_of_tensor(gradient: Tensor) -> tuple[Tensor, Tensor]:
     chunks = flat.split(_CHUNK) if gradient.device.type == "cpu" and n > _CHUNK else (flat,)
     if gradient.device.type == "cpu" and not (flat.requires_grad or is_traced()):
         mean, m2 = _plain_moments(chunks, n)
+        shared = partial(torch.tensor, dtype=dtype, device="cpu")
         if mean * mean * n <= m2 < math.inf:
-            return torch.tensor(mean, dtype=dtype), torch.tensor(m2, dtype=dtype)
+            return shared(mean), shared(m2)
     shift = flat[0].to(dtype)
     total = shift.new_zeros(())
     squares = shift.new_zeros(())

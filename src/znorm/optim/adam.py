@@ -248,7 +248,7 @@ def _prepare(group: dict[str, Any], state: dict[str, Any], parameter: Tensor) ->
 
 def _fill(state: dict[str, Any], parameter: Tensor, amsgrad: bool) -> None:
     """An empty state as torch's own, so that checkpoints load into either."""
-    state["step"] = torch.tensor(0.0, dtype=torch.float32)
+    state["step"] = torch.tensor(0.0, dtype=torch.float32, device="cpu")
     state["exp_avg"] = torch.zeros_like(parameter)
     state["exp_avg_sq"] = torch.zeros_like(parameter)
     if amsgrad:
@@ -259,7 +259,7 @@ def _options(groups: list[dict[str, Any]], *, decoupled: bool) -> list[list[Any]
     return [
         [
             group["lr"],
-            *group["betas"],
+            *_pair(group["betas"]),
             group["eps"],
             group["weight_decay"],
             _is_decoupled(group, decoupled),
@@ -267,6 +267,11 @@ def _options(groups: list[dict[str, Any]], *, decoupled: bool) -> list[list[Any]
         ]
         for group in groups
     ]
+
+
+def _pair(betas: Any) -> tuple[Any, Any]:
+    first, second = betas  # as torch's own step does, which raises for any other number of them
+    return first, second
 
 
 _STATES = ("exp_avg", "exp_avg_sq")

@@ -34,6 +34,7 @@ __all__ = ["Update", "lies_as", "step_folded", "why_not_folded"]
 _OTHERS = ("foreach", "capturable", "differentiable", "amsgrad")
 
 _dtype, _is_cpu, _gradient = attrgetter("dtype"), attrgetter("is_cpu"), attrgetter("grad")
+_bytes = attrgetter("nbytes")
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,7 @@ class _Fold:
     held: list[Any]
     tensors: list[Tensor]
     state_addresses: list[int]
+    state_bytes: list[int]
     z_score: tuple[float, float, float, float] | None
     parts: list[Any]
     written: list[Tensor]
@@ -107,6 +109,7 @@ class _Fold:
             and list(map(len, self.states)) == self.lengths
             and all(map(is_, _held(self.states), self.held))
             and list(map(Tensor.data_ptr, self.tensors)) == self.state_addresses
+            and list(map(_bytes, self.tensors)) == self.state_bytes
         )
 
 
@@ -126,7 +129,7 @@ def step_folded(optimizer: Optimizer, update: Update) -> bool:
 def _step_folded(optimizer: Optimizer, update: Update) -> bool:
     attachment = own_attachment(optimizer)
     groups = optimizer.param_groups
-    if _asks_for_torchs(groups) is not None:
+    if _asks_for_torchs(groups) is not None or (attachment is not None and attachment.by_hooks):
         return False
     scale, skip = getattr(optimizer, "grad_scale", None), getattr(optimizer, "found_inf", None)
     if attachment is not None and skip is not None and skip.device.type == "cpu" and float(skip):
@@ -283,6 +286,7 @@ def _make_fold(optimizer: Optimizer, update: Update, attachment: Attachment | No
         held,
         tensors,
         list(map(Tensor.data_ptr, tensors)),
+        list(map(_bytes, tensors)),
         z_score,
         parts,
         [p for p, gradient in zip(parameters, gradients, strict=True) if gradient is not None],

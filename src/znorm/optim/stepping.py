@@ -189,6 +189,9 @@ def _all_lies_alike(optimizer: Optimizer, parameter: Tensor) -> bool:
     if parameter.is_neg() or not is_dense(tuple(parameter.shape), parameter.stride()):
         return False
     state = optimizer.state.get(parameter, {})
+    step = state.get("step")
+    if isinstance(step, Tensor) and step.dtype != torch.float32:
+        return False
     held = [value for name, value in state.items() if name != "step" and isinstance(value, Tensor)]
     return all(lies_as(parameter, tensor) for tensor in (parameter.grad, *held))
 
@@ -217,7 +220,7 @@ def shown(optimizer: Optimizer, text: str) -> str:
 def _transform_now(optimizer: Optimizer) -> None:
     """Transform gradients in place, where a transform is attached."""
     attachment = own_attachment(optimizer)
-    if attachment is not None:
+    if attachment is not None and not attachment.by_hooks:
         # Outside of what torch.compile traces, as with any other optimizer.
         torch.compiler.disable(attachment.transform_gradients)()
 

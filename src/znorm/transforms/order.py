@@ -101,9 +101,19 @@ def _undoes(later: Any, link: Any) -> bool:
 
 def _has_done(earlier: Any, link: Any) -> bool:
     sets = _sets(link)
-    # UnitNorm sets another norm than a z-score.
-    alike = "scale" not in sets or isinstance(earlier, ZNorm) == isinstance(link, ZNorm)
-    return bool(sets) and sets <= _sets(earlier) and alike and _fine(earlier) >= _fine(link)
+    if not sets or not sets <= _sets(earlier) or _fine(earlier) < _fine(link):
+        return False
+    if "scale" not in sets:
+        return True
+    # UnitNorm sets another norm than a z-score, and so does another correction.
+    if isinstance(earlier, ZNorm) != isinstance(link, ZNorm):
+        return False
+    if getattr(earlier, "correction", None) != getattr(link, "correction", None):
+        return False
+    # Channels that are scaled and not centered do not make the deviation of a tensor 1; nor, with a
+    # correction, do those that are.
+    whole = "center" in _sets(earlier) and not getattr(earlier, "correction", 0)
+    return _fine(earlier) == _fine(link) or whole
 
 
 def _lets_through(later: Any, link: Any) -> bool:

@@ -63,7 +63,7 @@ def _try_out(dtype: torch.dtype) -> bool:
     teller = _Teller(line)
     register("numba:compile", teller)  # type: ignore[no-untyped-call]
     try:
-        held = torch.tensor([1.0, 2.0, 3.0, 6.0], dtype=dtype)
+        held = torch.tensor([1.0, 2.0, 3.0, 6.0], dtype=dtype, device="cpu")
         layer = Layer(None, (4,), (), 0)
         plan = Plan([(4,)], [(1,)], [(layer,)], dtype, units=1, measures=True, threads=1)
         plan.addresses[1, 0] = held.data_ptr()
