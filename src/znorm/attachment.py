@@ -561,14 +561,16 @@ def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
 
 def _gradients(part: _Part) -> list[Tensor | None]:
     found: list[Tensor | None] = []
+    observes = part.layout.observes
     for parameter in part.parameters:
         gradient = parameter.grad
         if gradient is not None and gradient.is_conj():
             gradient = parameter.grad = gradient.resolve_conj()
-        if gradient is not None and part.layout.observes and gradient.layout != torch.strided:
+        if gradient is not None and observes and gradient.layout != torch.strided:
             gradient = None  # nothing is written, so that nothing can be wrong
         found.append(gradient)
-    if len(set(map(id, found))) < len(found) - max(0, found.count(None) - 1):
+    present = [id(gradient) for gradient in found if gradient is not None]
+    if len(set(present)) < len(present):
         _separate(part.parameters, found)
     return found
 

@@ -155,8 +155,8 @@ def origins(model: nn.Module) -> dict[Tensor, Origin]:
         for parameter, origin in found.items():
             full = (origin.aliases or (origin.name or "",))[0]
             if full.startswith(f"{start}."):
-                aliases = (*origin.aliases, alias + full.removeprefix(start))
-                found[parameter] = replace(origin, aliases=aliases)
+                another = alias + full.removeprefix(start)
+                found[parameter] = replace(origin, aliases=(*origin.aliases, another))
     return found
 
 

@@ -33,8 +33,7 @@ __all__ = ["Update", "lies_as", "step_folded", "why_not_folded"]
 # Variants of torch's own step, which its options ask for.
 _OTHERS = ("foreach", "capturable", "differentiable", "amsgrad")
 
-_dtype, _is_cpu, _gradient = attrgetter("dtype"), attrgetter("is_cpu"), attrgetter("grad")
-_bytes = attrgetter("nbytes")
+_dtype, _bytes, _gradient = attrgetter("dtype"), attrgetter("nbytes"), attrgetter("grad")
 
 
 @dataclass(frozen=True)
@@ -84,6 +83,7 @@ class _Fold:
     held: list[Any]
     tensors: list[Tensor]
     state_addresses: list[int]
+    large: list[Tensor]
     state_bytes: list[int]
     z_score: tuple[float, float, float, float] | None
     parts: list[Any]
@@ -109,7 +109,7 @@ class _Fold:
             and list(map(len, self.states)) == self.lengths
             and all(map(is_, _held(self.states), self.held))
             and list(map(Tensor.data_ptr, self.tensors)) == self.state_addresses
-            and list(map(_bytes, self.tensors)) == self.state_bytes
+            and list(map(_bytes, self.large)) == self.state_bytes
         )
 
 
@@ -267,6 +267,8 @@ def _make_fold(optimizer: Optimizer, update: Update, attachment: Attachment | No
     missing = [g is None for g in gradients]
     held = list(_held(states))
     tensors = [value for value in held if isinstance(value, Tensor)]
+    # A place that has not moved can still hold another number of bytes, that kernels write past.
+    large = [t for t in tensors if t.dim()]
     return _Fold(
         attachment,
         layout,
@@ -286,7 +288,8 @@ def _make_fold(optimizer: Optimizer, update: Update, attachment: Attachment | No
         held,
         tensors,
         list(map(Tensor.data_ptr, tensors)),
-        list(map(_bytes, tensors)),
+        large,
+        list(map(_bytes, large)),
         z_score,
         parts,
         [p for p, gradient in zip(parameters, gradients, strict=True) if gradient is not None],
@@ -332,7 +335,10 @@ def lies_as(parameter: Tensor, other: Tensor) -> bool:
 
 
 def _described(gradients: Sequence[Tensor | None], some_missing: bool) -> list[Any] | None:
-    """Strides, dtypes, whether they lie on a CPU and as they read; None for what has no strides."""
+    """Strides, sizes, types and whether they lie as they read; None for what has no strides.
+
+    On another device than its parameter torch lets no gradient be.
+    """
     present: Any = gradients
     if some_missing:
         present = [g for g in gradients if g is not None]
@@ -343,7 +349,7 @@ def _described(gradients: Sequence[Tensor | None], some_missing: bool) -> list[A
     sizes = map(Tensor.numel, present)
     signs = any(map(Tensor.is_neg, present))
     kinds = map(type, present)
-    return [*strides, *sizes, *map(_dtype, present), *map(_is_cpu, present), *kinds, signs]
+    return [*strides, *sizes, *map(_dtype, present), *kinds, signs]
 
 
 def _held(states: Sequence[dict[str, Any]]) -> Iterator[Any]:
