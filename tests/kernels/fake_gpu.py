@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 import znorm
 
@@ -78,6 +77,9 @@ def step_three_times(transform: Any, scaled: bool) -> list[str]:
 
 
 if __name__ == "__main__":
+    # Not in every torch that is supported.
+    from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
+
     _setup_privateuseone_for_python_backend("gpu")
     torch.tensor = partial(copied, torch.tensor)  # type: ignore[assignment]
     found = {
