@@ -227,7 +227,7 @@ def test_half_a_grid_failures_and_what_has_no_counterpart(
         made(tmp_path, "baseline", seed, {"status": "done", "metrics": metrics})
         made(tmp_path, "unit_norm", seed, {"status": "done", "metrics": metrics})
     made(tmp_path, "znorm", 0, {"status": "diverged", "metrics": {}, "diverged_step": 7})
-    made(tmp_path, "znorm", 1, {"status": "failed", "metrics": {}, "error": "a fault"})
+    made(tmp_path, "znorm", 1, {"status": "failed", "metrics": {}, "error": "out of memory"})
     made(tmp_path, "gradient_clipping", 0, None)
     record = Record.read(tmp_path)
     assert record is not None
