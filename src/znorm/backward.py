@@ -20,7 +20,7 @@ from torch.nn.utils import stateless
 from torch.optim import Optimizer
 
 from znorm.attachment import Attachment, own_attachment, warn_if_idle
-from znorm.callers import users_level
+from znorm.callers import frames, users_level
 from znorm.layout import Layout
 from znorm.origins import origins
 from znorm.rows import Row
@@ -329,15 +329,8 @@ class _Step:
 
 def _is_lent() -> bool:
     """Whether torch has put other tensors in the modules' place for one call of the model."""
-    frame: Any = sys._getframe()
-    while frame is not None:
-        if frame.f_code in _LENDING:
-            return True
-        frame = frame.f_back
-    return False
-
-
-_LENDING = (stateless._functional_call.__code__,)
+    code = stateless._functional_call.__code__
+    return any(frame.f_code is code for frame in frames())
 
 
 def _steps_in_backward(parameter: Tensor) -> bool:

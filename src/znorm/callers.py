@@ -10,7 +10,13 @@ from types import FrameType
 import torch
 from torch.optim import Optimizer
 
-__all__ = ["inside_another_step", "makes_empty_state", "refuse_grad_scaler", "users_level"]
+__all__ = [
+    "frames",
+    "inside_another_step",
+    "makes_empty_state",
+    "refuse_grad_scaler",
+    "users_level",
+]
 
 _OPTIMIZER_FILE = Optimizer.profile_hook_step.__code__.co_filename
 _PACKAGES = tuple(str(Path(file).parent) + "/" for file in (__file__, torch.__file__))
@@ -19,7 +25,7 @@ _PACKAGES = tuple(str(Path(file).parent) + "/" for file in (__file__, torch.__fi
 def inside_another_step(optimizer: Optimizer) -> bool:
     """Whether this is the ``super().step()`` of a subclass, whose own hooks have run already."""
     steps = 0
-    for frame in _frames():
+    for frame in frames():
         code = frame.f_code
         # torch runs the hooks of a step in a function of this name around it.
         if code.co_name == "wrapper" and code.co_filename == _OPTIMIZER_FILE:
@@ -36,7 +42,7 @@ def refuse_grad_scaler() -> None:
     ------
     RuntimeError
     """
-    for frame in _frames():
+    for frame in frames():
         # Of whatever optimizer: a wrapper hands the closure on to this one.
         is_scaler = frame.f_code is torch.amp.GradScaler.step.__code__
         if is_scaler and frame.f_locals["self"].is_enabled():
@@ -56,19 +62,19 @@ def makes_empty_state(optimizer: Optimizer) -> bool:
         return False
     made_by = getattr(module, "_init_optim_state", None)
     code = getattr(made_by, "__code__", None)
-    return any(frame.f_code is code for frame in _frames())
+    return any(frame.f_code is code for frame in frames())
 
 
 def users_level() -> int:
     """The ``stacklevel`` of a warning that names the line outside of this package and torch."""
-    for level, frame in enumerate(_frames()):
+    for level, frame in enumerate(frames()):
         # The first two are those of this function and of its iterator.
         if level > 1 and not frame.f_code.co_filename.startswith(_PACKAGES):
             return level - 1
     return 1
 
 
-def _frames() -> Iterator[FrameType]:
+def frames() -> Iterator[FrameType]:
     """The frames of the stack, from this generator's own outwards."""
     frame: FrameType | None = sys._getframe()
     while frame is not None:

@@ -8,19 +8,17 @@ transform would never run, without a word.
 from __future__ import annotations
 
 import gc
-import sys
 import warnings
 from collections.abc import Iterator
-from types import FrameType
 from typing import Any
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from znorm.callers import users_level
+from znorm.callers import frames, users_level
 
-__all__ = ["inside", "sharder_of", "unwrapped", "within"]
+__all__ = ["sharder_of", "unwrapped", "within"]
 
 # Where Lightning, Fabric, accelerate and others keep the optimizer whose step they call.
 _KNOWN = ("optimizer", "_optimizer")
@@ -58,7 +56,7 @@ def unwrapped(optimizer: Any) -> Optimizer:
         held = within(optimizer)
         if not held:
             break
-        inner = inside(optimizer)
+        inner = next((held[name] for name in _KNOWN if name in held), None)
         if inner is None:
             raise TypeError(
                 f"optimizer: {kind} wraps another one, whose step is what updates; attach to the "
@@ -81,12 +79,6 @@ def unwrapped(optimizer: Any) -> Optimizer:
             stacklevel=users_level(),
         )
     return optimizer
-
-
-def inside(optimizer: Any) -> Optimizer | None:
-    """The optimizer that a wrapper keeps where Lightning, Fabric and accelerate do."""
-    held = within(optimizer)
-    return next((held[name] for name in _KNOWN if name in held), None)
 
 
 def sharder_of(optimizer: Optimizer, *, thorough: bool = False) -> Any | None:
@@ -117,11 +109,9 @@ def sharder_of(optimizer: Optimizer, *, thorough: bool = False) -> Any | None:
 def _owners(optimizer: Optimizer) -> Iterator[Any]:
     # Nothing leads from an optimizer to what holds it but the stack, while it is being made, and
     # the garbage collector.
-    frame: FrameType | None = sys._getframe()
-    while frame is not None:
+    for frame in frames():
         if frame.f_code.co_varnames[:1] == ("self",):
             yield frame.f_locals.get("self")
-        frame = frame.f_back
     for referrer in gc.get_referrers(optimizer):
         yield referrer
         if isinstance(referrer, dict):

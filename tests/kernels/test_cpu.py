@@ -724,8 +724,8 @@ print(time.perf_counter() - start, "_fold" in o.__dict__ and o._fold is not None
         times.append(float(seconds))
         assert ("compiling the CPU kernels for float32" in err) == compiles
     cold, warm = times
-    assert cold < 20  # 5 to 9 s, by the machine
-    assert warm < 3  # 1 s where nothing else runs
+    assert cold < 12  # 5 to 9 s, by the machine
+    assert warm < 1.5  # 1 s where nothing else runs
     # numba then keeps what it compiled with the user.
     package = tmp_path / "src"
     import shutil

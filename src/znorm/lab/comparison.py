@@ -272,14 +272,10 @@ def compare(
     _check_folder(out)
     runs = [Run.at(out, spec) for spec in specs]
     # What this call names is the caller's own; what else lies in the folder is not.
-    with trust.trusting(_named(specs)):
+    with trust.trusting(trust.names_of(specs)):
         execute(runs, display or Silent(), workers, jobs, retry=retry)
         report(out)
     return runs
-
-
-def _named(specs: Sequence[RunSpec]) -> list[str]:
-    return [name for spec in specs for name in trust.external_names(spec)]
 
 
 def _check_folder(out: PathLike) -> None:
@@ -537,9 +533,7 @@ def _take_part(
 
 def _is_tried_again(result: Mapping[str, Any], retry: bool) -> bool:
     """Whether a run that failed is to be trained again: what it lacked may be there now."""
-    lacked = result.get("reason") in ("memory", "disk") or "out of memory" in result.get(
-        "error", ""
-    )
+    lacked = result.get("reason") == "memory" or "out of memory" in result.get("error", "")
     return result["status"] == "failed" and (retry or lacked)
 
 

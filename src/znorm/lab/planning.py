@@ -70,7 +70,7 @@ def plan(
     ``measuring`` is told what is measured next. What the specifications name is the caller's own:
     models that are code elsewhere are built.
     """
-    with trust.trusting(name for spec in specs for name in trust.external_names(spec)):
+    with trust.trusting(trust.names_of(specs)):
         return _plan(specs, out, measuring)
 
 

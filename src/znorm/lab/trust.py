@@ -16,7 +16,7 @@ from znorm.lab.errors import ConfigurationError
 from znorm.lab.models import is_external
 from znorm.lab.spec import RunSpec
 
-__all__ = ["check", "external_names", "trusted_names", "trusting"]
+__all__ = ["check", "external_names", "names_of", "trusted_names", "trusting"]
 
 _EVERYTHING = "*"
 _trusted: ContextVar[frozenset[str]] = ContextVar("trusted", default=frozenset())
@@ -39,6 +39,11 @@ def external_names(spec: RunSpec | Mapping[str, Any]) -> list[str]:
         if is_external(name) if key == "model" else elsewhere:
             names.append(name)
     return names
+
+
+def names_of(specs: Iterable[RunSpec]) -> list[str]:
+    """What several specifications name that is code outside of this package."""
+    return [name for spec in specs for name in external_names(spec)]
 
 
 @contextmanager
