@@ -42,6 +42,20 @@ def check(model: nn.Module, steps: int) -> None:
         torch.testing.assert_close(one.detach(), other, rtol=0, atol=1e-6)
 
 
+def quiet_trainer(folder: Any, **options: Any) -> Any:
+    """A Lightning trainer on the CPU that writes and shows nothing."""
+    lightning = pytest.importorskip("lightning")
+    return lightning.Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=folder,
+        **options,
+    )
+
+
 @pytest.mark.parametrize("manual", [False, True])
 def test_lightnings_optimizers(manual: bool, tmp_path: Any) -> None:
     lightning = pytest.importorskip("lightning")
@@ -70,15 +84,7 @@ def test_lightnings_optimizers(manual: bool, tmp_path: Any) -> None:
             return torch.optim.SGD(self.parameters(), lr=0.1)
 
     module = Module()
-    trainer = lightning.Trainer(
-        max_epochs=1,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=tmp_path,
-    )
+    trainer = quiet_trainer(tmp_path, max_epochs=1)
     trainer.fit(module, torch.utils.data.DataLoader(IMAGES, batch_size=8))
     check(module.net, 4)
     assert module.attachment.receipt()["net.0.weight"]["steps"] == 4
@@ -99,15 +105,7 @@ def test_a_transform_in_lightnings_hyperparameters(tmp_path: Any) -> None:
         def configure_optimizers(self) -> Any:
             return znorm.optim.SGD(self.parameters(), lr=0.1, transform=self.hparams.transform)
 
-    trainer = lightning.Trainer(
-        max_steps=2,
-        accelerator="cpu",
-        logger=False,
-        default_root_dir=tmp_path,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        enable_checkpointing=False,
-    )
+    trainer = quiet_trainer(tmp_path, max_steps=2)
     chain = znorm.chain(znorm.ZNorm(), znorm.ClipNorm(1.0))
     trainer.fit(Module(chain), torch.utils.data.DataLoader(IMAGES, batch_size=8))
     trainer.save_checkpoint(tmp_path / "last.ckpt")

@@ -208,6 +208,15 @@ class Run:
         """
         if os.path.lexists(self.folder / "spec.json"):
             Run.open(self.folder)
+        self.check_records()
+
+    def check_records(self) -> None:
+        """As :meth:`check_readable`, for a run whose spec.json has just been read.
+
+        Raises
+        ------
+        DataError
+        """
         _ = self.result, self.history
 
     @property
@@ -443,7 +452,7 @@ def survey(root: str | os.PathLike[str]) -> tuple[list[Run], list[Damaged]]:
             if folder.is_symlink():
                 raise DataError(f"{folder}: a link, which is not followed")
             one = Run.open(folder)
-            one.check_readable()
+            one.check_records()
             runs.append(one)
         except DataError as error:
             damaged.append(Damaged(folder, str(error)))

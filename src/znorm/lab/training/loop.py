@@ -172,7 +172,7 @@ def _threads_of(position: Position, device: torch.device, watch: Watch) -> Itera
     if device.type != "cpu":
         yield
         return
-    if not position.threads and position.initial_weights and (position.epoch or position.step):
+    if not position.threads and (position.epoch or position.step):
         watch.note(
             "the checkpoint is of an earlier version, which did not write down its threads: the "
             "last bits can differ from those of a run that was not stopped"
