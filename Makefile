@@ -27,8 +27,11 @@ setup: .venv/.ready
 demo: setup
 	$(BIN)/znorm compare --seeds 2 --out runs/demo
 
+# One process a core, four at most; what measures time runs by itself.
+BESIDE := --numprocesses auto --maxprocesses 4 --dist worksteal --quiet
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(BESIDE) -m 'not slow and not gpu and not alone'
+	$(BIN)/python -m pytest --quiet -m 'alone and not slow'
 
 # Heavy ones, that the tests of wrappers and trainers are for: in an environment of their own, on
 # top of .venv, since libraries there import them where they find them.
@@ -43,15 +46,16 @@ FRAMEWORKS := .venv-frameworks/bin/python
 	@touch $@
 
 test-frameworks: setup .venv-frameworks/.ready
-	PYTHONPATH=src $(FRAMEWORKS) -m pytest -m slow tests/frameworks
+	PYTHONPATH=src $(FRAMEWORKS) -m pytest --quiet -m slow tests/frameworks
 
 test-all: coverage test-frameworks
-	ZNORM_KERNELS=reference $(BIN)/python -m pytest --quiet tests/test_every_optimizer.py \
+	ZNORM_KERNELS=reference $(BIN)/python -m pytest $(BESIDE) tests/test_every_optimizer.py \
 	  tests/test_set_ups.py tests/transforms tests/optim
-	$(BIN)/python -m pytest -m slow --ignore tests/frameworks
+	$(BIN)/python -m pytest $(BESIDE) -m 'slow and not alone' --ignore tests/frameworks
+	$(BIN)/python -m pytest --quiet -m 'slow and alone' --ignore tests/frameworks
 
 coverage: setup
-	$(BIN)/python -m pytest --quiet --cov --cov-report=term-missing:skip-covered --cov-fail-under=95 \
+	$(BIN)/python -m pytest $(BESIDE) --cov --cov-report=term-missing:skip-covered --cov-fail-under=95 \
 	  tests src/znorm --ignore tests/lab --ignore src/znorm/lab --ignore tests/test_examples.py
 
 # With PYTHON given, that interpreter as it is: machines with a GPU are often offline.

@@ -8,6 +8,11 @@ from __future__ import annotations
 
 import os
 
+# Tests run in one process a core: each takes its share of the threads, and so does what it starts.
+# Set before torch reads it.
+if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
+    os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // workers))
+
 import pytest
 import torch
 

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import znorm
 
 PACKAGE = Path(znorm.__file__).parent
@@ -41,6 +43,7 @@ def test_no_core_file_or_core_test_imports_the_lab() -> None:
             assert not [name for name in names if name.startswith("znorm.lab")], file
 
 
+@pytest.mark.alone
 def test_import_takes_no_longer_than_torch_plus_a_tenth_of_a_second() -> None:
     code = (
         "import time; a = time.perf_counter(); import torch; b = time.perf_counter();"

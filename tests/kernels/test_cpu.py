@@ -705,6 +705,7 @@ print(ready.ready(torch.float32))
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_cold_and_warm_start_and_a_package_folder_that_is_read_only(tmp_path: Path) -> None:
     code = """
 import time, torch, znorm

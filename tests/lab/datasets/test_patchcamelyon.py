@@ -223,7 +223,7 @@ def test_patches_are_found_by_other_spellings_of_their_ending(data_root: Path, e
     ("name", "message"),
     [
         ("../../../secret", "expected an id, found '../../../secret'"),
-        ("{root}/secret", "expected an id, found '/.*/secret'; it is the name of a patch"),
+        ("{root}/secret", "expected an id, found '/.*'; it is the name of a patch"),
         ("deeper/secret", "expected an id, found 'deeper/secret'"),
         ("..\\secret", "expected an id, found"),
         ("", "expected an id, found ''"),

@@ -14,7 +14,6 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
-from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
 from znorm.lab.metrics.masks import Mask, as_masks
@@ -119,6 +118,9 @@ def hausdorff_percentiles(
     tensor([[5.0000],
             [4.7500]], dtype=torch.float64)
     """
+    # Imported here, where there are masks: every command would wait a third of a second for it.
+    from scipy.ndimage import distance_transform_edt
+
     predicted, true = as_masks("hausdorff", prediction, target)
     sampling = _check_spacing(spacing)
     for percentile in percentiles:

@@ -11,7 +11,6 @@ from itertools import cycle
 from typing import Any
 
 from PIL import Image
-from scipy.ndimage import binary_erosion
 
 from znorm.lab.datasets import Dataset
 from znorm.lab.floor import FLOORS
@@ -104,6 +103,8 @@ def patches(dataset: Dataset, each: int = 8) -> list[tuple[str, list[str]]]:
 
     The first of each class; of masks, some spread over the part, since neighbours are alike.
     """
+    from scipy.ndimage import binary_erosion
+
     shown = []
     for number, name in enumerate(dataset.classes):
         members = (dataset.test.labels == number).nonzero().flatten()
