@@ -18,7 +18,15 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint import state_dict as checkpoints
 from torch.testing._internal.two_tensor import TwoTensor
 
+import oracle
 import znorm
+
+
+def z_score(tensor: Tensor) -> Tensor:
+    """By Python's floats."""
+    return torch.tensor(oracle.z_score(tensor.flatten().tolist()), dtype=torch.float64).reshape(
+        tensor.shape
+    )
 
 
 def net() -> nn.Sequential:
@@ -323,3 +331,34 @@ def test_model_has_a_second_spelling(make: Any) -> None:
     assert [row["name"] for row in rows if row["transformed"]] == ["0.weight"]
     with pytest.raises(TypeError, match="model and module are one thing; give one"):
         make(model.parameters(), lr=0.1, transform=rules, module=model, model=model)
+
+
+class GivesAll(torch.optim.SGD):
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__.copy()
+
+
+@pytest.mark.parametrize("how", [copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))])
+def test_an_optimizer_that_gives_away_all_its_attributes_is_copied(how: Any) -> None:
+    parameter = nn.Parameter(torch.zeros(2, 3))
+    optimizer = GivesAll([parameter], lr=1.0)
+    znorm.attach(optimizer, znorm.ZNorm())
+    other = how(optimizer)
+    (twin,) = other.param_groups[0]["params"]
+    for _ in range(2):
+        twin.grad = torch.arange(6.0).reshape(2, 3)
+        other.step()
+    wanted = -2 * z_score(torch.arange(6.0, dtype=torch.float64).reshape(2, 3))
+    torch.testing.assert_close(twin.detach().double(), wanted)
+    assert not parameter.any()
+
+
+def test_numbers_of_numpy_are_loaded_with_weights_only(tmp_path: Path) -> None:
+    numpy = pytest.importorskip("numpy")
+    transform = znorm.chain(
+        znorm.ZNorm(eps=numpy.float32(1e-8)),
+        znorm.ClipNorm(numpy.float64(1.0)),
+        znorm.AdaptiveClip(numpy.float32(0.5), eps=numpy.float64(1e-3)),
+    )
+    torch.save(transform, tmp_path / "transform.pt")
+    assert torch.load(tmp_path / "transform.pt", weights_only=True) == transform

@@ -185,3 +185,16 @@ def test_a_parameter_moved_to_another_group_takes_that_groups_transform() -> Non
         assert weights[1].grad is not None
         expected = clipped if moves else z
         torch.testing.assert_close(weights[1].grad.double(), expected, rtol=0, atol=1e-6)
+
+
+def test_each_of_a_list_and_of_a_chain_says_so() -> None:
+    model = net()
+    groups = [{"params": [p for p in model.parameters() if p.dim() == n]} for n in (1, 2)]
+    clip = znorm.ClipNorm(1.0)
+    with pytest.warns(UserWarning, match=r"group 0: ZNorm\(.*none of the 4 parameters: 3 of one"):
+        znorm.attach(torch.optim.SGD(groups, lr=0.1), [znorm.ZNorm(), clip])
+    groups = [{"params": []}, {"params": list(model.parameters())}]
+    with pytest.warns(UserWarning, match=r"group 0: ZNorm\(.*since the group is empty"):
+        znorm.attach(torch.optim.SGD(groups, lr=0.1), [znorm.ZNorm(), None])
+    with pytest.warns(UserWarning, match=r"ZNorm\(.* of chain\(.*none of the 1 parameters"):
+        znorm.attach(torch.optim.SGD([model[0].bias]), znorm.chain(znorm.ZNorm(), clip))

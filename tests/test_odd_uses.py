@@ -19,6 +19,13 @@ import oracle
 import znorm
 
 
+def z_score(tensor: Tensor) -> Tensor:
+    """By Python's floats."""
+    return torch.tensor(oracle.z_score(tensor.flatten().tolist()), dtype=torch.float64).reshape(
+        tensor.shape
+    )
+
+
 def net() -> nn.Sequential:
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 2))
@@ -402,3 +409,99 @@ def test_a_parametrization_registered_later_is_no_other_parameter() -> None:
     loss_of(model).backward()
     optimizer.step()
     assert len(attachment.receipt()) == 2
+
+
+def test_a_model_that_is_gone_is_remembered_for_parameters_that_come_later() -> None:
+    linear, norm = nn.Linear(4, 4), nn.LayerNorm((4, 4))
+    optimizer = SGD(linear.parameters(), lr=0.1)
+    attachment = znorm.attach(optimizer, znorm.ZNorm(), model=nn.ModuleList([linear, norm]))
+    optimizer.add_param_group({"params": norm.parameters()})
+    said = {row["name"]: row["why"] for row in attachment.describe().rows}
+    assert said["1.weight"] == said["1.bias"] == "normalization (LayerNorm)"
+
+
+def test_a_copy_says_that_it_does_not_know_new_parameters() -> None:
+    linear, norm = nn.Linear(4, 4), nn.LayerNorm((4, 4))
+    optimizer = SGD(linear.parameters(), lr=0.1)
+    znorm.attach(optimizer, znorm.ZNorm(), model=nn.ModuleList([linear, norm]))
+    other = copy.deepcopy(optimizer)
+    other.add_param_group({"params": norm.parameters()})
+    attachment = znorm.attachment_of(other)
+    assert attachment is not None
+    with pytest.warns(UserWarning, match="2 parameters are new to this copy of an optimizer"):
+        attachment.describe()
+
+
+def test_parameters_of_one_name_in_one_group_are_told_apart() -> None:
+    one, other = nn.Linear(4, 4), nn.Linear(4, 4)
+    optimizer = SGD([*one.named_parameters(), *other.named_parameters()], lr=0.1)  # type: ignore[list-item]
+    attachment = znorm.attach(optimizer, znorm.ClipNorm(1.0))
+    for scale, linear in ((1.0, one), (2.0, other)):
+        linear.weight.grad = torch.full((4, 4), scale)
+    optimizer.step()
+    found = attachment.receipt()
+    assert sorted(value["norm_before"] for value in found.values()) == [4.0, 8.0]
+    names = [row["name"] for row in attachment.describe().rows]
+    assert len(set(names)) == 4
+    assert set(found) <= set(names)
+
+
+@pytest.mark.parametrize("make", [SGD, znorm.optim.SGD], ids=["attached", "znorm.optim"])
+def test_a_look_in_inference_mode_does_not_break_the_next_step(make: Any) -> None:
+    model, more = net(), nn.Linear(3, 3)
+    optimizer = make(model.parameters(), lr=0.1)
+    attachment = znorm.attach(optimizer, znorm.Centralize())
+    optimizer.add_param_group({"params": more.parameters()})
+    with torch.inference_mode():
+        attachment.describe()
+    loss_of(model).backward()
+    optimizer.step()
+    assert attachment.receipt()
+
+
+def test_gradients_that_share_memory_are_each_transformed_once() -> None:
+    one, other = (nn.Parameter(torch.zeros(4, 4)) for _ in range(2))
+    optimizer = SGD([one, other], lr=1.0)
+    znorm.attach(optimizer, znorm.Centralize())
+    gradient = torch.arange(16.0).reshape(4, 4).square()
+    one.grad = gradient.clone()
+    other.grad = one.grad.t()
+    optimizer.step()
+    for parameter, given in ((one, gradient), (other, gradient.t())):
+        wanted = -(given - given.mean(1, keepdim=True))
+        torch.testing.assert_close(parameter.detach(), wanted)
+
+
+@pytest.mark.parametrize("make", [SGD, znorm.optim.SGD], ids=["attached", "znorm.optim"])
+def test_an_expanded_gradient_is_transformed(make: Any) -> None:
+    parameter = nn.Parameter(torch.zeros(3, 4))
+    optimizer = make([parameter], lr=1.0)
+    znorm.attach(optimizer, znorm.ZNorm())
+    parameter.grad = torch.arange(4.0).expand(3, 4)
+    optimizer.step()
+    wanted = -z_score(torch.arange(4.0, dtype=torch.float64).expand(3, 4))
+    torch.testing.assert_close(parameter.detach().double(), wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_a_name_with_brackets_is_matched_as_it_stands() -> None:
+    held = nn.ParameterDict({"a[0]": torch.zeros(2, 2), "b": torch.zeros(2, 2)})
+    rule = znorm.ZNorm(select=[("a[0]", False)])
+    optimizer = SGD(held.parameters(), lr=0.1)
+    attachment = znorm.attach(optimizer, rule, model=held)
+    done = {row["name"]: row["transformed"] for row in attachment.describe().rows}
+    assert done == {"a[0]": False, "b": True}
+
+
+def test_what_is_attached_is_not_exchanged_by_an_assignment() -> None:
+    attachment = znorm.attach(SGD(net().parameters(), lr=0.1), znorm.ZNorm())
+    with pytest.raises(AttributeError):
+        attachment.transform = znorm.Centralize()  # type: ignore[misc]
+
+
+def test_weights_that_cannot_be_measured_are_named() -> None:
+    parameter = nn.Parameter(TwoTensor(torch.ones(4, 4), torch.ones(4, 4)))
+    optimizer = SGD([parameter], lr=0.1)
+    znorm.attach(optimizer, znorm.AdaptiveClip(0.1))
+    parameter.grad = torch.ones(4, 4)
+    with pytest.raises(TypeError, match=r"group 0, parameter 0 .*those of Parameter|TwoTensor"):
+        optimizer.step()

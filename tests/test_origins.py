@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 import oracle
 import znorm
+from znorm.origins import origins
 from znorm.step import transform_
 
 
@@ -241,3 +243,26 @@ def test_a_rule_that_matches_nothing_names_what_is_near(rule: Any, message: str)
     model = net()
     with pytest.raises(ValueError, match=message):
         znorm.Layout(model.named_parameters(), znorm.ZNorm(select=[(rule, False)]), model=model)
+
+
+@pytest.mark.parametrize("how", ["prune", "spectral_norm"])
+def test_what_is_made_before_each_forward_keeps_its_layers_and_axis(how: str) -> None:
+    def made(module: nn.Module, name: str) -> nn.Module:
+        if how == "prune":
+            return prune.identity(module, name)  # type: ignore[no-untyped-call]
+        return nn.utils.spectral_norm(module, name)
+
+    attention = made(nn.MultiheadAttention(8, 2), "in_proj_weight")
+    known = {origin.name: origin for origin in origins(attention).values()}
+    assert known["in_proj_weight_orig"].layers == znorm.Layers(3)
+    up = made(nn.ConvTranspose2d(4, 6, 3), "weight")
+    known = {origin.name: origin for origin in origins(up).values()}
+    assert (known["weight_orig"].output_dim, known["weight_orig"].transposed) == (1, 1)
+    (row,) = [
+        row
+        for row in znorm.Layout(attention.named_parameters(), znorm.ZNorm(), model=attention)
+        .describe()
+        .rows
+        if row["name"] == "in_proj_weight_orig"
+    ]
+    assert row["units"] == 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import warnings
 import weakref
 from collections import Counter
@@ -156,7 +157,7 @@ class Attachment:
         known: Mapping[Tensor, Origin] | None = None,
         share_of: Any | None = None,
     ) -> None:
-        self.transform = transform
+        self._transform = transform
         # What has made the optimizer for one process's share of the parameters, if so.
         self._share_of = share_of
         # Weak: the optimizer holds the attachment, and a cycle would keep gradients alive.
@@ -164,12 +165,15 @@ class Attachment:
         # Weak, since it may be gone before the optimizer. Parameters are held as the optimizer
         # holds them: torch swaps no tensor that has a weak reference.
         self._model = None if model is None else weakref.ref(model)
+        # Of a copy the model is not known: what was known of the parameters is.
+        self._is_copy = known is not None
         self._known = dict(known or {})
         self._parts: list[_Part] = []
         self._parts_of: list[Any] = []
         self._acted = False
         self._current()
         self.stepping = False
+        self.closure_at = _place_of_closure(type(optimizer))
         # Outside of what torch.compile traces: torch breaks the graph at this very place, and
         # what is attached must add no frame, no guard and no recompilation of its own.
         self._handles: tuple[Any, ...] = ()
@@ -180,7 +184,7 @@ class Attachment:
         self._nests = sum("step" in vars(kind) for kind in type(optimizer).__mro__) > 2
         self._transformed: list[tuple[Tensor, int]] = []
         if self.by_hooks and self._nests:
-            _hook_parents(type(optimizer))
+            _watch_parents(type(optimizer))
         if self.by_hooks:
             self._handles = (
                 optimizer.register_step_pre_hook(
@@ -193,6 +197,11 @@ class Attachment:
         # word, so a copy is attached anew.
         optimizer.__dict__["__reduce_ex__"] = functools.partial(_reduce, self._optimizer)
 
+    @property
+    def transform(self) -> Transform | tuple[Transform | None, ...] | None:
+        """What is attached; another one is attached after :meth:`detach`."""
+        return self._transform
+
     def _current(self) -> list[_Part]:
         """The layouts of the optimizer's parameters as they are now."""
         groups = self._live().param_groups
@@ -201,7 +210,9 @@ class Attachment:
         ]
         if self._parts and identity == self._parts_of:
             return self._parts
-        self._parts, self._parts_of = self._make_parts(), identity
+        # Tensors that are made while a model is validated in inference mode serve training, too.
+        with torch.inference_mode(False):
+            self._parts, self._parts_of = self._make_parts(), identity
         return self._parts
 
     def _make_parts(self) -> list[_Part]:
@@ -264,6 +275,8 @@ class Attachment:
         """What to call each parameter in messages, and what is known of it."""
         model = None if self._model is None else self._model()
         known = {} if model is None else origins(model)
+        # The model may be gone when more of its parameters are given.
+        self._known.update(known)
         earlier = dict(self._known)
         for part in self._parts:
             earlier.update(zip(part.parameters, part.origins, strict=True))
@@ -277,21 +290,44 @@ class Attachment:
             if origin is None and parameter in successors:
                 origin = earlier.get(successors[parameter])
             found.append(origin or Origin(outside=model is not None))
-        often = Counter(origin.name for origin in found)
+        if self._is_copy and any(origin.name is None for origin in found):
+            self._warn_of_unknown(found)
         places = [
             (number, position, parameter)
             for number, group in enumerate(groups)
             for position, parameter in enumerate(group)
         ]
+        often = Counter(origin.name for origin in found)
+        in_group = Counter(
+            (number, origin.name) for origin, (number, *_) in zip(found, places, strict=True)
+        )
         labels = []
         for origin, (number, position, parameter) in zip(found, places, strict=True):
             if origin.name is None:
                 labels.append(f"group {number}, parameter {position} {tuple(parameter.shape)}")
             else:
                 # Groups made of several models' named parameters may share names.
-                several = often[origin.name] > 1
-                labels.append(f"group {number}: {origin.name}" if several else origin.name)
+                label = origin.name
+                if often[label] > 1:
+                    label = f"group {number}: {label}"
+                if in_group[number, origin.name] > 1:
+                    label += f", parameter {position}"
+                labels.append(label)
         return labels, found
+
+    def _warn_of_unknown(self, found: Sequence[Origin]) -> None:
+        """Say of a copy that it takes new parameters by their shape alone, where others were known.
+
+        The copy of an optimizer has no model to ask.
+        """
+        unknown = [origin for origin in found if origin.name is None]
+        if any(origin.module is not None for origin in found):
+            warnings.warn(
+                f"znorm: {len(unknown)} parameters are new to this copy of an optimizer, which "
+                "does not know its model: what they are is told by their shape alone; detach, and "
+                "attach with model=",
+                stacklevel=users_level(),
+            )
 
     def _divided(
         self, groups: Sequence[list[Tensor]]
@@ -466,25 +502,69 @@ class Attachment:
         return f"Attachment({self.transform!r})"
 
 
-def _hook_parents(kind: type[Optimizer]) -> None:
-    """Put torch's hooks around the steps of a class's parents, as torch does once it makes one.
+def _watch_parents(kind: type[Optimizer]) -> None:
+    """Look at gradients as the steps of a class's parents begin.
 
-    A subclass may compute gradients anew before it calls its parent's step.
+    A subclass may compute gradients anew before it calls its parent's step. torch's own hooks are
+    around that step only once it has made a plain parent; to put them there would run the user's
+    hooks twice.
     """
     for parent in kind.__mro__[1:]:
         step = vars(parent).get("step")
         if not (issubclass(parent, Optimizer) and parent is not Optimizer and callable(step)):
             continue
-        if not getattr(step, "hooked", False):
-            hooked: Any = Optimizer.profile_hook_step(step)
-            hooked.hooked = True
-            cast(Any, parent).step = hooked
+        if not (getattr(step, "hooked", False) or getattr(step, "watched_by_znorm", False)):
+            cast(Any, parent).step = _watched(parent, step)
+
+
+def _watched(parent: type[Optimizer], step: Callable[..., Any]) -> Callable[..., Any]:
+    """The step of a parent, before which new gradients are transformed."""
+
+    @functools.wraps(step)
+    def watched(optimizer: Optimizer, *args: Any, **kwargs: Any) -> Any:
+        attachment = own_attachment(optimizer)
+        if (
+            attachment is None
+            or not attachment.by_hooks
+            or _owner_of_step(type(optimizer)) is parent  # torch runs hooks around that
+        ):
+            return step(optimizer, *args, **kwargs)
+        if attachment.stepping:
+            torch.compiler.disable(_transform_what_is_new)(attachment)
+            return step(optimizer, *args, **kwargs)
+        # Called past the step of the optimizer's own class.
+        changed = torch.compiler.disable(_before_step)(optimizer, (optimizer, *args), kwargs)
+        given, named = changed or ((optimizer, *args), kwargs)
+        try:
+            return step(*given, **named)
+        finally:
+            attachment.stepping = False
+
+    cast(Any, watched).watched_by_znorm = True
+    return watched
+
+
+def _transform_what_is_new(attachment: Attachment) -> None:
+    if attachment.has_new_gradients():
+        attachment.transform_gradients()
+
+
+def _owner_of_step(kind: type[Optimizer]) -> type:
+    return next((one for one in kind.__mro__ if "step" in vars(one)), kind)
+
+
+def _place_of_closure(kind: type[Optimizer]) -> int | None:
+    """Which argument of a class's step is called closure, the optimizer itself being number 0."""
+    try:
+        names = list(inspect.signature(cast(Any, kind).step).parameters)
+    except (TypeError, ValueError):
+        return None
+    return names.index("closure") if "closure" in names else None
 
 
 def _steps_by_itself(kind: type[Optimizer]) -> bool:
     """Whether the step of a class is one of `znorm.optim`, not one that stands in its place."""
-    owner = next((one for one in kind.__mro__ if "step" in vars(one)), kind)
-    return "transforms_in_step" in vars(owner)
+    return "transforms_in_step" in vars(_owner_of_step(kind))
 
 
 def attachment_of(optimizer: Optimizer) -> Attachment | None:
@@ -520,8 +600,7 @@ def _before_step(
         return None
     if attachment.stepping and inside_another_step(optimizer):
         # The subclass's hook has run. What it has computed since is new, and not transformed yet.
-        if attachment.has_new_gradients():
-            attachment.transform_gradients()
+        _transform_what_is_new(attachment)
         return None
     attachment.stepping = True
     if kwargs.get("grad_scaler") is not None:
@@ -530,11 +609,11 @@ def _before_step(
             "transform; call scaler.unscale_(optimizer) and optimizer.step() instead"
         )
     # This hook runs before the closure, when there is no gradient yet, or the last step's. By
-    # torch's custom it is called so; an optimizer that has one function as its argument means it.
+    # torch's custom it is called so; a step that calls none so may have one function as argument.
     places: list[int | str] = [n for n in range(1, len(args)) if callable(args[n])]
     places += [name for name, value in kwargs.items() if callable(value)]
-    if "closure" in places:
-        places = ["closure"]
+    if attachment.closure_at is not None:
+        places = [place for place in places if place in ("closure", attachment.closure_at)]
     if len(places) != 1:
         attachment.transform_gradients()
         return None
@@ -566,24 +645,41 @@ def _gradients(part: _Part) -> list[Tensor | None]:
         gradient = parameter.grad
         if gradient is not None and gradient.is_conj():
             gradient = parameter.grad = gradient.resolve_conj()
-        if gradient is not None and observes and gradient.layout != torch.strided:
-            gradient = None  # nothing is written, so that nothing can be wrong
+        if gradient is not None and gradient.layout != torch.strided:
+            if observes:
+                gradient = None  # nothing is written, so that nothing can be wrong
+        elif gradient is not None and not gradient.is_contiguous() and 0 in gradient.stride():
+            # Expanded: several entries lie in one place, which cannot be written one by one.
+            gradient = parameter.grad = gradient.clone(memory_format=torch.contiguous_format)
         found.append(gradient)
-    present = [id(gradient) for gradient in found if gradient is not None]
-    if len(set(present)) < len(present):
+    present = [gradient for gradient in found if gradient is not None]
+    places = _places(present)
+    if len(set(places)) < len(places):
         _separate(part.parameters, found)
     return found
+
+
+def _places(gradients: Sequence[Tensor]) -> list[int]:
+    """Where each begins; what has no place of its own counts as itself."""
+    try:
+        places = list(map(Tensor.data_ptr, gradients))
+    except RuntimeError:  # functorch's tensors have none
+        places = [0] * len(gradients)
+    if 0 in places:
+        places = [place or id(g) for place, g in zip(places, gradients, strict=True)]
+    return places
 
 
 def _separate(parameters: Sequence[Tensor], gradients: list[Tensor | None]) -> None:
     """Give each parameter a gradient of its own, where several share one that is to be written."""
     seen: set[int] = set()
-    for place, (parameter, gradient) in enumerate(zip(parameters, gradients, strict=True)):
+    for number, (parameter, gradient) in enumerate(zip(parameters, gradients, strict=True)):
         if gradient is None:
             continue
-        if id(gradient) in seen:
-            gradients[place] = parameter.grad = gradient.clone()
-        seen.add(id(gradient))
+        (place,) = _places([gradient])
+        if place in seen:
+            gradients[number] = parameter.grad = gradient.clone()
+        seen.add(place)
 
 
 def _loss_scale(optimizer: Optimizer, *, take_over: bool) -> tuple[Tensor | None, Tensor | None]:
@@ -647,18 +743,36 @@ def _warn_if_swapped(before: Sequence[Tensor], now: Sequence[Tensor]) -> bool:
 
 
 def warn_if_idle(layouts: Sequence[Layout]) -> None:
-    """Warn if the transforms of these layouts act on none of their parameters, saying why."""
-    writing = [layout for layout in layouts if layout.writes]
-    rows = [row for layout in writing for row in layout.rows]
-    if not rows or any(row.selected for row in rows):
-        return
-    reasons = Counter(row.why for row in rows)
-    acting = ", ".join(dict.fromkeys(repr(layout.transform) for layout in writing))
-    warnings.warn(
-        f"znorm: {acting} acts on none of the {len(rows)} parameters: "
-        + "; ".join(f"{several} of {why}" for why, several in reasons.items()),
-        stacklevel=users_level(),
-    )
+    """Warn of each transform that acts on none of its parameters, saying why.
+
+    A layout each for the groups of an optimizer, if they have transforms of their own.
+    """
+    for number, layout in enumerate(layouts):
+        of = f"group {number}: " if len(layouts) > 1 else ""
+        if not layout.writes or not (layout.rows or of):
+            continue
+        idle = [
+            link
+            for position, link in enumerate(layout.links)
+            if not any(row.acts[position] for row in layout.rows)
+        ]
+        if not idle:
+            continue
+        if not layout.rows:
+            sentence = f"{layout.transform!r} acts on nothing, since the group is empty"
+        elif len(idle) < len(layout.links):
+            shown = ", ".join(map(repr, idle))
+            sentence = (
+                f"{shown} of {layout.transform!r} acts on none of the {len(layout.rows)} "
+                "parameters; describe() says why of each"
+            )
+        else:
+            reasons = Counter(row.why for row in layout.rows)
+            sentence = (
+                f"{layout.transform!r} acts on none of the {len(layout.rows)} parameters: "
+                + "; ".join(f"{several} of {why}" for why, several in reasons.items())
+            )
+        warnings.warn(f"znorm: {of}{sentence}", stacklevel=users_level())
 
 
 def _attached_again(optimizer: Optimizer) -> Attachment:
@@ -680,7 +794,20 @@ def _reduce(reference: weakref.ref[Optimizer], protocol: Any) -> tuple[Any, ...]
     }
     found = [known[parameter] for parameter in _parameters(optimizer)]
     state = cast(Any, optimizer).__getstate__()
+    if isinstance(state, dict):
+        state = _without_own(state, attachment)
     return _restore, (type(optimizer), state, attachment.transform, found)
+
+
+def _without_own(state: dict[str, Any], attachment: Attachment) -> dict[str, Any]:
+    """The state of a class that gives all attributes away, without what is put there here."""
+    ids = {handle.id for handle in attachment._handles}
+    kept = {k: v for k, v in state.items() if k not in (_MARK, "__reduce_ex__", "_fold")}
+    for name in ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks"):
+        if name in kept:
+            hooks = ((number, hook) for number, hook in kept[name].items() if number not in ids)
+            kept[name] = type(kept[name])(hooks)
+    return kept
 
 
 def _restore(

@@ -227,13 +227,26 @@ def _weight_normed(owner: nn.Module) -> set[str]:
     return {getattr(hook, "name", "") for hook in hooks if type(hook).__name__ == "WeightNorm"}
 
 
+def _made_before_forward(owner: nn.Module) -> set[str]:
+    """The tensors that pruning and the old spectral norm make of NAME_orig before each forward."""
+    names: set[str] = set()
+    for hook in owner._forward_pre_hooks.values():
+        if any(kind.__name__ == "BasePruningMethod" for kind in type(hook).__mro__):
+            names.add(getattr(hook, "_tensor_name", ""))
+        elif type(hook).__name__ == "SpectralNorm":
+            names.add(getattr(hook, "name", ""))
+    return names
+
+
 def _role(owner: nn.Module, key: str) -> str:
-    """Which of a module's tensors a parameter stands for, weight norm's halves seen through."""
+    """Which of a module's tensors a parameter stands for, what it is made into seen through."""
     for tensor in _weight_normed(owner):
         if key == f"{tensor}_g":
             return _MAGNITUDE
         if key == f"{tensor}_v":
             return tensor
+    if key.endswith("_orig") and key.removesuffix("_orig") in _made_before_forward(owner):
+        return key.removesuffix("_orig")
     return key
 
 

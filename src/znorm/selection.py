@@ -139,7 +139,9 @@ class Selector:
                     f"{display} has none; pass model=, or give the optimizer "
                     "model.named_parameters()"
                 )
-            return any(fnmatchcase(name, pattern) for name in (origin.name, *origin.aliases))
+            names = (origin.name, *origin.aliases)
+            # A name may hold brackets, which a pattern reads as a choice of characters.
+            return any(name == pattern or fnmatchcase(name, pattern) for name in names)
         if isinstance(pattern, type):
             if origin.module is None and origin.outside:
                 return False

@@ -12,7 +12,7 @@ from znorm import kernels
 from znorm.kernels import reference
 from znorm.layout import Decision, Layout
 from znorm.moments import Affine, Moments
-from znorm.rows import Row, is_dtensor
+from znorm.rows import Row, is_dtensor, is_plain
 from znorm.transforms.clip import ClipValue
 from znorm.transforms.composition import Transform, chain, links
 from znorm.transforms.zscore import ZNorm
@@ -380,6 +380,13 @@ def decide_stage(
             None if gradient is None or parameter is None else parameter.detach()
             for parameter, gradient in zip(parameters, gradients, strict=True)
         ]
+        for row, parameter in zip(stage.rows, present, strict=True):
+            if parameter is not None and row.units and not is_plain(parameter):
+                raise TypeError(
+                    f"{row.name}: {stage.transform!r} compares with weights, and those of "
+                    f"{type(parameter).__name__} cannot be measured; leave it out by a rule of "
+                    'select, such as ("NAME", False)'
+                )
         weights = _measure(_aligned(present, stage.rows), stage)
     return stage.decide(_measure(gradients, stage), factor, weights)
 

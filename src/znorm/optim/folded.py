@@ -26,6 +26,7 @@ from znorm.callers import makes_empty_state
 from znorm.layers import is_dense
 from znorm.layout import Layout
 from znorm.receipts import Receipt
+from znorm.rows import is_plain
 from znorm.step import compiled_parts, decide_stage
 
 __all__ = ["Update", "lies_as", "step_folded", "why_not_folded"]
@@ -85,6 +86,7 @@ class _Fold:
     state_addresses: list[int]
     large: list[Tensor]
     state_bytes: list[int]
+    state_strides: list[Any]
     z_score: tuple[float, float, float, float] | None
     parts: list[Any]
     written: list[Tensor]
@@ -110,6 +112,7 @@ class _Fold:
             and all(map(is_, _held(self.states), self.held))
             and list(map(Tensor.data_ptr, self.tensors)) == self.state_addresses
             and list(map(_bytes, self.large)) == self.state_bytes
+            and list(map(Tensor.stride, self.large)) == self.state_strides
         )
 
 
@@ -290,6 +293,7 @@ def _make_fold(optimizer: Optimizer, update: Update, attachment: Attachment | No
         list(map(Tensor.data_ptr, tensors)),
         large,
         list(map(_bytes, large)),
+        list(map(Tensor.stride, large)),
         z_score,
         parts,
         [p for p, gradient in zip(parameters, gradients, strict=True) if gradient is not None],
@@ -325,7 +329,9 @@ def lies_as(parameter: Tensor, other: Tensor) -> bool:
     Kernels take that for granted, torch's own fused ones too.
     """
     return (
-        other.layout == torch.strided
+        is_plain(parameter)
+        and is_plain(other)  # of a subclass that dispatches the elements lie elsewhere
+        and other.layout == torch.strided
         and not other.is_neg()  # a view of what is to be read with its sign changed
         and other.shape == parameter.shape
         and other.stride() == parameter.stride()

@@ -115,6 +115,7 @@ def take_step(
             loss = closure()
     if not cast(Any, optimizer).stochastic_rounding:
         if not step_folded(optimizer, update):
+            _refuse_fused(optimizer)
             _transform_now(optimizer)
             # Without the layer that runs hooks: they run around the caller's own step.
             hooked = getattr(plain, "hooked", False)
@@ -142,6 +143,44 @@ def _may_fuse(optimizer: Optimizer) -> bool:
         and all(_all_lies_alike(optimizer, p) for group in groups for p in group["params"])
         and all(len(set(group["params"])) == len(group["params"]) for group in groups)
         and all(_is_begun_or_not(optimizer, group) for group in groups)
+    )
+
+
+def _refuse_fused(optimizer: Optimizer) -> None:
+    """Raise where ``fused=True`` asks for torch's fused kernel, and that would be wrong.
+
+    It reads gradients and states as if they lay in memory as the weights do.
+
+    Raises
+    ------
+    RuntimeError
+    """
+    if own_attachment(optimizer) is None:
+        return
+    for number, group in enumerate(optimizer.param_groups):
+        if not group.get("fused"):
+            continue
+        for position, parameter in enumerate(group["params"]):
+            if not _lies_in_one_order(optimizer, parameter):
+                raise RuntimeError(
+                    f"fused=True: the gradient or a state of parameter {position} of group "
+                    f"{number} {tuple(parameter.shape)} lies in another memory order than the "
+                    "weights, which torch's fused kernel would mix up; leave fused out, or set "
+                    "group['fused'] = None"
+                )
+
+
+def _lies_in_one_order(optimizer: Optimizer, parameter: Tensor) -> bool:
+    """Whether gradient and states have the strides of a parameter, as far as they are dense."""
+    others = [parameter.grad, *optimizer.state.get(parameter, {}).values()]
+    shape = parameter.shape
+    return parameter.grad is None or all(
+        one == other
+        for tensor in others
+        if isinstance(tensor, Tensor) and tensor.layout == torch.strided and tensor.shape == shape
+        # The stride of a dim of one element says nothing.
+        for size, one, other in zip(shape, tensor.stride(), parameter.stride(), strict=True)
+        if size > 1
     )
 
 

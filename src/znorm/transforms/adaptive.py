@@ -65,8 +65,10 @@ class AdaptiveClip:
     skips_single_elements: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        check_number("AdaptiveClip", "threshold", self.threshold, above=0)
-        check_number("AdaptiveClip", "eps", self.eps)
+        object.__setattr__(
+            self, "threshold", check_number("AdaptiveClip", "threshold", self.threshold, above=0)
+        )
+        object.__setattr__(self, "eps", check_number("AdaptiveClip", "eps", self.eps))
         object.__setattr__(self, "select", freeze("AdaptiveClip", self.select))
 
     def decide(self, moments: Moments, parameters: Moments) -> Affine:

@@ -8,8 +8,15 @@ from numbers import Real
 __all__ = ["check_choice", "check_flag", "check_number"]
 
 
-def check_number(owner: str, name: str, value: object, *, above: float | None = None) -> None:
-    """Raise unless ``value`` is a finite number that is at least 0, or greater than ``above``."""
+def check_number(owner: str, name: str, value: object, *, above: float | None = None) -> float:
+    """A finite number that is at least 0, or greater than ``above``: Python's, of whatever type.
+
+    ``torch.load`` reads no number of NumPy with weights_only.
+
+    Raises
+    ------
+    TypeError, ValueError
+    """
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{owner}: {name} must be a number, found {type(value).__name__} {value!r}")
     try:
@@ -22,6 +29,7 @@ def check_number(owner: str, name: str, value: object, *, above: float | None = 
         raise ValueError(f"{owner}: {name} must be 0 or more, found {value!r}")
     if above is not None and value <= above:
         raise ValueError(f"{owner}: {name} must be greater than {above:g}, found {value!r}")
+    return value if isinstance(value, int) else float(value)
 
 
 def check_flag(owner: str, name: str, value: object) -> None:

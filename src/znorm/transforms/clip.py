@@ -56,7 +56,9 @@ class ClipValue:
     skips_single_elements: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        check_number("ClipValue", "threshold", self.threshold, above=0)
+        object.__setattr__(
+            self, "threshold", check_number("ClipValue", "threshold", self.threshold, above=0)
+        )
         object.__setattr__(self, "select", freeze("ClipValue", self.select))
 
     def clamp_(self, gradient: Tensor) -> None:
@@ -100,7 +102,11 @@ class ClipNorm:
     skips_single_elements: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        check_number(type(self).__name__, "threshold", self.threshold, above=0)
+        object.__setattr__(
+            self,
+            "threshold",
+            check_number(type(self).__name__, "threshold", self.threshold, above=0),
+        )
         object.__setattr__(self, "select", freeze(type(self).__name__, self.select))
 
     def decide(self, moments: Moments) -> Affine:

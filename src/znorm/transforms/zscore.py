@@ -69,7 +69,7 @@ class ZNorm:
     skips_single_elements: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        check_number("ZNorm", "eps", self.eps)
+        object.__setattr__(self, "eps", check_number("ZNorm", "eps", self.eps))
         check_flag("ZNorm", "center", self.center)
         check_flag("ZNorm", "scale", self.scale)
         check_choice("ZNorm", "correction", self.correction, (0, 1))
@@ -124,7 +124,7 @@ class UnitNorm:
     skips_single_elements: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        check_number("UnitNorm", "eps", self.eps)
+        object.__setattr__(self, "eps", check_number("UnitNorm", "eps", self.eps))
         object.__setattr__(self, "select", freeze("UnitNorm", self.select))
 
     def decide(self, moments: Moments) -> Affine:

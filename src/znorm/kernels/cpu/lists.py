@@ -249,7 +249,10 @@ def parts_of(
     threads = torch.get_num_threads()
     key = ("cpu", measures, everything, threads)
     # What a plan depends on. Addresses are written anew each time.
-    seen = [None if t is None else (t.dtype, t.stride(), t.device.type, type(t)) for t in tensors]
+    seen = [
+        None if t is None else (t.dtype, t.stride(), t.device.type, type(t), t.is_neg())
+        for t in tensors
+    ]
     known = cache.get(key)
     if known is not None and known[0] == seen:
         return known[1]

@@ -40,7 +40,9 @@ def parts_of(
     devices = {t.device for t in tensors if t is not None and t.device.type == kind}
     key = ("cuda", everything)
     # What a plan depends on. Addresses are written anew each time.
-    seen = [None if t is None else (t.dtype, t.stride(), t.device, type(t)) for t in tensors]
+    seen = [
+        None if t is None else (t.dtype, t.stride(), t.device, type(t), t.is_neg()) for t in tensors
+    ]
     known = cache.get(key)
     if known is not None and known[0] == seen:
         return known[1]
