@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.optim import SGD, RMSprop
+from torch.optim import SGD, Optimizer
 
 import znorm
 
@@ -23,7 +23,7 @@ def backward(model: nn.Module) -> None:
     (model(x) - 1).square().mean().backward()
 
 
-def calls(optimizer: torch.optim.Optimizer) -> int:
+def calls(optimizer: Optimizer) -> int:
     """How often a hook of the user's runs in one step."""
     ran: list[int] = []
     handle = optimizer.register_step_post_hook(lambda *_: ran.append(1))
@@ -44,9 +44,20 @@ def subclass(parent: Any) -> Any:
     return Twice
 
 
-# Fresh classes: torch hooks a class for good once it has made one.
 def fresh() -> Any:
-    return type("Fresh", (RMSprop,), {"step": lambda self, closure=None: RMSprop.step(self)})
+    """A class of its own: torch hooks the step of a class for good once it has made one of it."""
+
+    class Fresh(Optimizer):
+        def __init__(self, parameters: Any, lr: float = 0.1) -> None:
+            super().__init__(parameters, {"lr": lr})
+
+        @torch.no_grad()
+        def step(self, closure: Any = None) -> None:  # type: ignore[override]
+            for group in self.param_groups:
+                for p in group["params"]:
+                    p.sub_(p.grad, alpha=group["lr"])
+
+    return Fresh
 
 
 @pytest.mark.parametrize("transform", [znorm.ZNorm(), None], ids=repr)

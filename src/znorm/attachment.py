@@ -660,14 +660,11 @@ def _gradients(part: _Part) -> list[Tensor | None]:
 
 
 def _places(gradients: Sequence[Tensor]) -> list[int]:
-    """Where each begins; what has no place of its own counts as itself."""
+    """Where each begins in memory; what has no place there counts as itself."""
     try:
-        places = list(map(Tensor.data_ptr, gradients))
-    except RuntimeError:  # functorch's tensors have none
-        places = [0] * len(gradients)
-    if 0 in places:
-        places = [place or id(g) for place, g in zip(places, gradients, strict=True)]
-    return places
+        return [(type(g) is Tensor and g.data_ptr()) or id(g) for g in gradients]
+    except RuntimeError:  # functorch's tensors
+        return list(map(id, gradients))
 
 
 def _separate(parameters: Sequence[Tensor], gradients: list[Tensor | None]) -> None:

@@ -380,8 +380,10 @@ def decide_stage(
             None if gradient is None or parameter is None else parameter.detach()
             for parameter, gradient in zip(parameters, gradients, strict=True)
         ]
-        for row, parameter in zip(stage.rows, present, strict=True):
-            if parameter is not None and row.units and not is_plain(parameter):
+        for row, parameter, gradient in zip(stage.rows, present, gradients, strict=True):
+            if parameter is None or gradient is None or not row.units:
+                continue
+            if is_plain(gradient) and not is_plain(parameter):
                 raise TypeError(
                     f"{row.name}: {stage.transform!r} compares with weights, and those of "
                     f"{type(parameter).__name__} cannot be measured; leave it out by a rule of "
