@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -10,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from znorm import lab
+from znorm.lab import comparison
 from znorm.lab.cli import run as call
 from znorm.lab.store import Run, find, sealed, survey, unsealed
 
@@ -142,8 +145,8 @@ def test_a_damaged_file_is_a_row_and_the_other_runs_are_served(
         assert name in unreadable[0]["error"]
         assert "\n" not in unreadable[0]["error"]
 
-    assert call(["report", str(out)]) == 0
-    capsys.readouterr()
+    assert call(["report", str(out)]) == bool(unreadable)
+    assert ("1 folders cannot be read" in capsys.readouterr().err) == bool(unreadable)
     page = (out / "report.html").read_text()
     assert "Baseline" in page
     if unreadable:
@@ -281,7 +284,7 @@ def test_json_of_another_content_is_no_result(whole: Path, tmp_path: Path, conte
     (one.folder / "result.json").write_text(json.dumps(content))
     _, (damaged,) = survey(out)
     assert "result.json: not the result of a run" in damaged.reason
-    assert call(["report", str(out)]) == 0
+    assert call(["report", str(out)]) == 1
 
 
 @pytest.mark.parametrize(
@@ -345,3 +348,54 @@ def test_a_folder_that_is_removed_while_it_trains_is_said(
     assert "was removed while the run was at work" in said.err
     assert [(run.spec.method, run.status) for run in find(out)] == [("baseline", "done")]
     assert not list(out.glob("*/*/znorm__*/seed-0/*"))
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        {"epoch": 99},
+        {"epoch": 1, "receipt": {"weight": {"x": 1}}},
+        {"epoch": 1, "receipt": {"weight": {"norm_before": 1.0}}},
+        {"epoch": True},
+    ],
+    ids=str,
+)
+def test_a_line_of_events_that_no_run_writes_is_no_epoch(
+    whole: Path, tmp_path: Path, event: dict[str, Any]
+) -> None:
+    out = tmp_path / "runs"
+    shutil.copytree(whole, out)
+    one = find(out)[0]
+    before = one.history
+    line = {"event": "epoch", "train_loss": 7.0, "test_accuracy": 0.5, **event}
+    with (one.folder / "events.jsonl").open("a") as file:
+        file.write(json.dumps(line) + "\n")
+    assert one.history == before
+    assert call(["report", str(out)]) == 0
+
+
+@pytest.mark.parametrize(
+    "change", [{"threads": 100_000}, {"threads": -1}, {"step": -1}, {"history": [{}]}], ids=str
+)
+def test_a_checkpoint_that_no_run_writes_is_damaged(
+    tmp_path: Path, change: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(watch: Any) -> bool:
+        return bool(watch.run.history)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(comparison._Watch, "stop_requested", stopped)
+        with pytest.raises(lab.Interrupted):
+            lab.compare(**{**SMALL, "methods": ["znorm"]}, out=tmp_path)
+    (one,) = find(tmp_path)
+    (content, *_) = one.checkpoints()
+    assert isinstance(content, bytes)
+    state = torch.load(io.BytesIO(content), weights_only=True)
+    state["position"].update(change)
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    for name in ("checkpoint.pt", "checkpoint.before.pt"):
+        (one.folder / name).write_bytes(sealed(buffer.getvalue()))
+    with pytest.raises(lab.DataError, match="not the state of this run"):
+        lab.compare(**{**SMALL, "methods": ["znorm"]}, out=tmp_path)
+    assert one.result is None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -216,4 +217,45 @@ def test_a_bomb_in_a_file_is_one_line(
     folder.mkdir(parents=True)
     (folder / "spec.json").write_text(text)
     assert call(["status", str(tmp_path / "runs")]) == 0
-    assert call(["report", str(tmp_path / "runs")]) == 0
+    assert call(["report", str(tmp_path / "runs")]) == 1
+
+
+def test_helpers_import_nothing_because_it_lies_in_the_current_folder(tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text(f"open({str(tmp_path / 'mark')!r}, 'w')")
+    command = [str(Path(sys.executable).with_name("znorm")), "compare", "--jobs", "2", *ARGUMENTS]
+    command[command.index("baseline")] = "baseline,znorm"
+    done = subprocess.run(
+        [*command, "--out", "runs"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, ran(tmp_path)) == (0, False), done.stderr
+
+
+def test_numbas_cache_is_nothing_that_a_file_of_the_current_folder_names(tmp_path: Path) -> None:
+    (tmp_path / ".numba_config.yaml").write_text("cache_dir: evil\n")
+    code = "import torch; from znorm.kernels import cpu; print(cpu.ready(torch.float32))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.split()[-1] == "True", done.stderr
+    assert not (tmp_path / "evil").exists()
+
+
+@pytest.mark.parametrize("level", range(4))
+def test_a_run_is_not_trained_through_a_link_on_the_way_to_it(
+    tmp_path: Path, level: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, outside = tmp_path / "runs", tmp_path / "outside"
+    outside.mkdir()
+    (one,) = lab.compare(**SMALL, out=tmp_path / "whole")
+    parts = one.folder.relative_to(tmp_path / "whole").parts[: level + 1]
+    link = out.joinpath(*parts)
+    link.parent.mkdir(parents=True)
+    link.symlink_to(outside)
+    assert call(["compare", *ARGUMENTS, "--out", str(out)]) == 3
+    assert f"{link}: a link, which is not followed" in capsys.readouterr().err
+    assert not list(outside.iterdir())
+    (row,) = lab.status(out)
+    assert (row["status"], row["error"]) == (
+        "unreadable",
+        f"{link}: a link, which is not followed",
+    )

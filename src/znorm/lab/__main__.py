@@ -30,7 +30,14 @@ def main() -> None:
         sys.exit(2)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, _interrupt)
-    sys.exit(run(sys.argv[1:]))
+    try:
+        code = run(sys.argv[1:])
+    except KeyboardInterrupt:
+        code = 130  # another one, while the first was being told
+    # Python ends its threads and files now: a signal would end it with a traceback instead.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    sys.exit(code)
 
 
 def _leave(number: int, frame: FrameType | None) -> None:

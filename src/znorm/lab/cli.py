@@ -33,15 +33,16 @@ from znorm.lab.registry import unknown
 from znorm.lab.reporting.beside import beside_on_terminal, paper_tables, remarks
 from znorm.lab.reporting.tables import gather, on_terminal
 from znorm.lab.spec import RunSpec
-from znorm.lab.store import Run, find
+from znorm.lab.store import Run, find, reproductions, survey
 
 __all__ = ["cli", "run"]
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML whose numbers are those of version 1.2: 1e-3 is one, with PyYAML a text.
+    """YAML whose numbers are those of version 1.2: 1e-3 and 010 are 0.001 and 10, 1:30 a text.
 
-    Without aliases: a few lines of them stand for more than any memory holds.
+    Without aliases: a few lines of them stand for more than any memory holds. A key that comes
+    twice is refused.
     """
 
     def compose_node(self, parent: Any, index: Any) -> Any:
@@ -49,12 +50,47 @@ class _Loader(yaml.SafeLoader):
             raise yaml.YAMLError("aliases (*name) are not taken; write it out")
         return super().compose_node(parent, index)
 
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        twice = next((key for key in keys if keys.count(key) > 1), None)
+        if twice is not None:
+            raise yaml.YAMLError(f"{twice} is given twice; give it once")
+        return super().construct_mapping(node, deep)
 
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        text = self.construct_scalar(node)
+        return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
+
+
+_INT, _FLOAT = "tag:yaml.org,2002:int", "tag:yaml.org,2002:float"
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in (_INT, _FLOAT)]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 _Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$"),
+    _INT, re.compile(r"(?:[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+)$"), list("-+0123456789")
+)
+_Loader.add_implicit_resolver(
+    _FLOAT,
+    re.compile(
+        r"(?:[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?"
+        r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
+    ),
     list("-+.0123456789"),
 )
+_Loader.add_constructor(_INT, _Loader.construct_yaml_int)
+
+
+class _Folder(click.Path):
+    """A path, of which an empty one is refused: it would be the current folder."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        if value == "":
+            self.fail("expected a folder, found nothing", param, ctx)
+        return super().convert(value, param, ctx)
 
 
 class _Verbs(click.Group):
@@ -111,7 +147,7 @@ _TRUST = click.option(
 @click.option("--limit", type=int, help="At most N images of each part; every page then says so.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any other key.")
 @click.option("--config", type=click.Path(path_type=Path), help="These options, from a YAML file.")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder of the runs.  [default: runs]")
+@click.option("--out", type=_Folder(), help="Folder of the runs.  [default: runs]")
 @click.option("--plan", is_flag=True, help="Say what it costs here, and train nothing.")
 def compare(settings: tuple[str, ...], config: Path | None, plan: bool, **options: Any) -> int:
     """Train methods on one task and model over seeds, and report.
@@ -122,7 +158,7 @@ def compare(settings: tuple[str, ...], config: Path | None, plan: bool, **option
     choices = {key: value for key, value in choices.items() if value is not None}
     choices.update({key: value for key, value in options.items() if value is not None})
     choices["set"] = {**(choices.get("set") or {}), **_assignments(settings)}
-    _refuse_twice(options, choices["set"])
+    _refuse_twice({**choices, "set": None}, choices["set"])
     choices["methods"] = _listed(choices.get("methods"))
     choices["seeds"] = _numbers(choices.get("seeds", 3))
     out = choices.pop("out", "runs")
@@ -162,7 +198,7 @@ def compare(settings: tuple[str, ...], config: Path | None, plan: bool, **option
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any other key.")
 @click.option("--cases", help="Test slices to show in Figure 2, too, separated by commas.")
 @click.option("--no-images", is_flag=True, help="No pictures of the data on the page.")
-@click.option("--out", type=click.Path(path_type=Path), help="[default: runs/paper-SCALE]")
+@click.option("--out", type=_Folder(), help="[default: runs/paper-SCALE]")
 @click.option("--plan", is_flag=True, help="Say what it costs here, and train nothing.")
 def reproduce(
     target: str, settings: tuple[str, ...], no_images: bool, plan: bool, **options: Any
@@ -198,7 +234,7 @@ def reproduce(
 
 @cli.command("run")
 @click.argument("spec", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), default=Path("runs"), show_default=True)
+@click.option("--out", type=_Folder(), default=Path("runs"), show_default=True)
 @click.option("--workers", type=int, help="Threads that read ahead.  [default: as the set needs]")
 @click.option("--retry", is_flag=True, help="Train a run that failed once more.")
 @_TRUST
@@ -217,13 +253,16 @@ def run_one(spec: Path, out: Path, **options: Any) -> int:
 def report(runs: Path, no_images: bool, trust_models: bool) -> int:
     """Write the report of all runs in a folder."""
     click.echo(comparison.report(runs, images=not no_images, trust_models=trust_models))
+    _, damaged = survey(runs)
+    if damaged:
+        return _fail(f"{len(damaged)} folders cannot be read; the page names them", 1)
     return 0
 
 
 @cli.command()
 @click.argument("run", type=click.Path(path_type=Path))
 @click.argument("folder", type=click.Path(path_type=Path), required=False)
-@click.option("--out", type=click.Path(path_type=Path), help="[default: predictions, in RUN]")
+@click.option("--out", type=_Folder(), help="[default: predictions, in RUN]")
 @_TRUST
 def predict(run: Path, folder: Path | None, out: Path | None, trust_models: bool) -> int:
     """Predict the test part of the run in folder RUN, or the pictures in FOLDER.
@@ -245,7 +284,7 @@ def status(runs: Path, as_json: bool) -> int:
         return 0
     table = RichTable()
     for title in ("task", "model", "method", "seed", "status", "epochs"):
-        table.add_column(title)
+        table.add_column(title, overflow="fold")
     for row in rows:
         state = row["status"]
         if row["task"] is None:
@@ -263,6 +302,8 @@ def status(runs: Path, as_json: bool) -> int:
     for row in rows:
         counts[row["status"]] = counts.get(row["status"], 0) + 1
     console.print(", ".join(f"{number} {name}" for name, number in sorted(counts.items())))
+    for folder in reproductions(runs):
+        click.echo(f"{folder}: a reproduction of the paper, with a page and a status of its own")
     return 0
 
 
@@ -383,6 +424,9 @@ def run(arguments: Sequence[str]) -> int:
         The exit code: 0 all done, 1 some runs failed or diverged, 2 bad configuration or usage,
         3 data missing or unreadable, 130 interrupted.
     """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by who started this
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         # A terminal that cannot show a sign such as ± must not cost the result.
         if isinstance(stream, io.TextIOWrapper):
@@ -402,6 +446,12 @@ def run(arguments: Sequence[str]) -> int:
         return 130
     except BrokenPipeError:
         return _reader_gone()
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        # Of what the output goes to: files name themselves.
+        _reader_gone()
+        return _fail(f"the output cannot be written ({error.strerror})", 1)
     except SystemExit as error:
         # rich turns a broken pipe into one.
         if isinstance(error.__context__, BrokenPipeError):
@@ -449,7 +499,8 @@ def _ended(one: Run) -> str | None:
 
 
 def _console(file: Any = None) -> Console:
-    console = Console(file=file or sys.stdout)
+    # Names and errors are shown as they are: what stands in brackets is no markup.
+    console = Console(file=file or sys.stdout, markup=False, emoji=False)
     if not console.is_terminal:
         console.width = 120
     return console
@@ -461,9 +512,11 @@ _LARGEST = 1 << 24  # bytes
 def _read_mapping(path: Path) -> dict[str, Any]:
     """A YAML or JSON file that holds keys and values."""
     try:
-        if path.stat().st_size > _LARGEST:
+        with path.open("rb") as file:
+            text = file.read(_LARGEST + 1)
+        if len(text) > _LARGEST:
             raise ConfigurationError(f"{path}: too large for keys and values")
-        content = yaml.load(path.read_text(), _Loader)
+        content = yaml.load(text.decode(), _Loader)
     except OSError as error:
         raise ConfigurationError(f"{path}: cannot be read ({error.strerror})") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
@@ -482,6 +535,8 @@ def _from_file(path: Path, known: dict[str, Any]) -> dict[str, Any]:
     for key, value in content.items():
         if key.replace("_", "-") not in valid:
             raise ConfigurationError(f"{path}: {unknown('key', key, valid)}")
+        if key.replace("-", "_") in choices:
+            raise ConfigurationError(f"{path}: {key} is given twice; give it once")
         choices[key.replace("-", "_")] = value
     if not isinstance(choices.get("set") or {}, dict):
         raise ConfigurationError(f"{path}: set: expected keys and values")
@@ -508,7 +563,15 @@ _KEYS = {"lr": "learning_rate", "limit": "data.limit"}
 
 
 def _refuse_twice(options: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
-    """Refuse a key that is given by its option and by --set, which differ."""
+    """Refuse a key that is given twice: by its option and by --set, or whole and in part."""
+    for key, value in settings.items():
+        whole, dot, part = key.partition(".")
+        if dot and isinstance(settings.get(whole), Mapping):
+            again = settings[whole].get(part)
+            if again is not None and again != value:
+                raise ConfigurationError(
+                    f"set: {key}={value} and {part}: {again} of {whole}: give one of them"
+                )
     for option, value in options.items():
         key = _KEYS.get(option, option)
         data = settings.get("data")

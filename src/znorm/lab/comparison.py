@@ -438,6 +438,10 @@ class _Watch:
     def stop_requested(self) -> bool:
         return self.stop.requested
 
+    def save(self, content: bytes) -> None:
+        with self.stop.held_back():
+            self.run.save_checkpoint(content)
+
 
 def execute(
     runs: Sequence[Run],
@@ -471,6 +475,7 @@ def execute(
     problems: dict[Path, DataError] = {}
     for one in runs:
         try:
+            one.check_no_link()
             one.check_readable()
         except DataError as error:
             problems[one.folder] = error
@@ -620,7 +625,7 @@ def _work(
     try:
         watch = _Watch(one, display, stop)
         saved = one.checkpoints()
-        outcome = train(one.spec, dataset, watch, saved, one.save_checkpoint, workers)
+        outcome = train(one.spec, dataset, watch, saved, watch.save, workers)
     except DataError as error:
         text = str(error)
         raise DataError(text if str(one.folder) in text else f"{one.folder}: {text}") from None

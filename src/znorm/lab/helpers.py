@@ -41,7 +41,8 @@ def helpers(runs: Sequence[Run], jobs: int, workers: int | None) -> Iterator[Non
     others: list[subprocess.Popen[bytes]] = []
     try:
         for _ in range(count):
-            command = [sys.executable, "-m", "znorm.lab.helpers"]
+            # -P: nothing is imported from the current folder because it lies there.
+            command = [sys.executable, "-P", "-m", "znorm.lab.helpers"]
             # In a session of its own: Ctrl-C is for this process, which hands it on once.
             other = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
             others.append(other)
@@ -58,7 +59,19 @@ def helpers(runs: Sequence[Run], jobs: int, workers: int | None) -> Iterator[Non
             with suppress(BrokenPipeError):
                 other.stdin.close()  # which tells it to stop
         for other in others:
+            _wait(other)
+
+
+def _wait(other: subprocess.Popen[bytes]) -> None:
+    """Wait until it has saved and ended, whatever signals come; after three it is killed."""
+    for patience in (True, True, True, False):
+        try:
+            if not patience:
+                other.kill()
             other.wait()
+            return
+        except (Interrupted, KeyboardInterrupt):
+            continue
 
 
 def main() -> int:

@@ -35,6 +35,7 @@ __all__ = [
     "find",
     "read_file",
     "read_json",
+    "reproductions",
     "survey",
     "write_atomically",
     "write_table",
@@ -62,10 +63,12 @@ def write_atomically(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except OSError as error:
+    except BaseException as error:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
-        raise _cannot_write(path, error) from error
+        if isinstance(error, OSError):
+            raise _cannot_write(path, error) from error
+        raise
 
 
 def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -256,11 +259,32 @@ class Run:
                 event = json.loads(line)
             except (ValueError, RecursionError):
                 continue  # cut off by a kill; the run writes it again when it goes on
-            if _is_epoch(event, TASKS[self.spec.task].score):
+            if _is_epoch(event, TASKS[self.spec.task].score, self.spec.epochs):
                 entries[event["epoch"]] = event
         return [entries[epoch] for epoch in sorted(entries)]
 
+    def check_no_link(self) -> None:
+        """Raise if the run's folder, or one that is named after its specification, is a link.
+
+        Raises
+        ------
+        DataError
+        """
+        home = self.folder.absolute()
+        names = (
+            f"seed-{self.spec.seed}",
+            f"{self.spec.method}__{self.spec.hash}",
+            self.spec.model,
+            self.spec.task,
+        )
+        for folder, name in zip((home, *home.parents), names, strict=False):
+            if folder.name != name:
+                return
+            if folder.is_symlink():
+                raise DataError(f"{folder}: a link, which is not followed; take it away")
+
     def _lock(self) -> FileLock:
+        self.check_no_link()
         path = self.folder / ".lock"
         if path.is_symlink():  # what it leads to would be emptied
             raise DataError(f"{path}: expected a file, found a link; take it away")
@@ -272,6 +296,7 @@ class Run:
 
         The claim ends with the process, however that ends.
         """
+        self.check_no_link()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             lock = self._lock()
@@ -349,7 +374,7 @@ class Run:
                 os.replace(last, before)
         try:
             write_atomically(last, sealed(content))
-        except LabError:
+        except BaseException:
             if kept and not last.exists():
                 with suppress(OSError):
                     os.replace(before, last)
@@ -439,24 +464,55 @@ def survey(root: str | os.PathLike[str]) -> tuple[list[Run], list[Damaged]]:
     path = Path(root)
     if not path.is_dir():
         raise DataError(f"{path}: no such folder of runs")
-    # A folder within that reproduces the paper has pages of its own, with its own marks.
-    others = {inner.parent for inner in path.glob("**/reproduction.json")} - {path}
     runs: list[Run] = []
     damaged: list[Damaged] = []
-    for folder in sorted(path.glob("**/seed-*")):
-        if others & {*folder.parents} or not any(
-            os.path.lexists(folder / name) for name in ("spec.json", "result.json", *_CHECKPOINTS)
-        ):
+
+    def unreadable(error: OSError) -> None:
+        folder = Path(error.filename)
+        damaged.append(Damaged(folder, f"{folder}: cannot be read ({error.strerror})"))
+
+    for name, folders, files in os.walk(path, onerror=unreadable):
+        here = Path(name)
+        if here != path and _is_reproduction(here, files):
+            folders.clear()
             continue
-        try:
-            if folder.is_symlink():
-                raise DataError(f"{folder}: a link, which is not followed")
-            one = Run.open(folder)
-            one.check_records()
-            runs.append(one)
-        except DataError as error:
-            damaged.append(Damaged(folder, str(error)))
+        if here.name.startswith("seed-") and _OF_A_RUN & {*folders, *files}:
+            folders.clear()
+            try:
+                one = Run.open(here)
+                one.check_records()
+                runs.append(one)
+            except DataError as error:
+                damaged.append(Damaged(here, str(error)))
+            continue
+        for link in (here / folder for folder in folders if (here / folder).is_symlink()):
+            damaged.append(Damaged(link, f"{link}: a link, which is not followed"))
+    runs.sort(key=lambda one: one.folder)
+    damaged.sort(key=lambda one: one.folder)
     return runs, damaged
+
+
+def reproductions(root: str | os.PathLike[str]) -> list[Path]:
+    """The folders below ``root`` that reproduce the paper, with pages and marks of their own."""
+    found: list[Path] = []
+    for name, folders, files in os.walk(root):
+        here = Path(name)
+        if here != Path(root) and _is_reproduction(here, files):
+            found.append(here)
+            folders.clear()
+        elif here.name.startswith("seed-"):
+            folders.clear()
+    return sorted(found)
+
+
+def _is_reproduction(folder: Path, files: Sequence[str]) -> bool:
+    """Whether a folder has a record of its own that can be read: one that cannot hides no runs."""
+    if "reproduction.json" not in files:
+        return False
+    try:
+        return isinstance(read_json(folder / "reproduction.json"), dict)
+    except (DataError, FileNotFoundError):
+        return False
 
 
 def find(root: str | os.PathLike[str]) -> list[Run]:
@@ -472,26 +528,27 @@ def find(root: str | os.PathLike[str]) -> list[Run]:
 
 _LARGEST_SPEC = 1 << 24  # a split of a set by patient can be long
 _CHECKPOINTS = ("checkpoint.pt", "checkpoint.before.pt")
+_OF_A_RUN = {"spec.json", "result.json", *_CHECKPOINTS}
 _SEAL = b"\nznorm sha256 "
 
 
 def sealed(content: bytes) -> bytes:
-    """With its own checksum at the end."""
+    """With its own checksum at the end: what lacks it is not whole."""
     return content + _SEAL + hashlib.sha256(content).hexdigest().encode()
 
 
 def unsealed(content: bytes, path: Path) -> bytes:
-    """What :func:`sealed` was given; as it is where there is no checksum, as of earlier versions.
+    """What :func:`sealed` was given.
 
     Raises
     ------
     DataError
-        If the two do not fit.
+        If the checksum is not there, or not that of the content.
     """
     end = len(_SEAL) + 64
     body, seal = content[:-end], content[-end:]
     if not seal.startswith(_SEAL):
-        return content
+        raise DataError(f"{path}: damaged: it lacks the checksum at its end")
     if hashlib.sha256(body).hexdigest().encode() != seal[len(_SEAL) :]:
         raise DataError(f"{path}: damaged: it is not what was written")
     return body
@@ -524,12 +581,13 @@ def _why_no_result(content: Any, score: str) -> str | None:
     return None
 
 
-def _is_epoch(event: Any, score: str) -> bool:
+def _is_epoch(event: Any, score: str, epochs: int) -> bool:
     """Whether a line of events.jsonl is that of a finished epoch."""
     return (
         isinstance(event, dict)
         and event.get("event") == "epoch"
         and _is_count(event.get("epoch"))
+        and event["epoch"] <= epochs
         and all(_is_number(event.get(key)) for key in ("train_loss", f"test_{score}"))
         and all(_is_number(event[key]) for key in event if key not in ("event", "receipt"))
         and _is_receipt(event.get("receipt", {}))
@@ -538,7 +596,9 @@ def _is_epoch(event: Any, score: str) -> bool:
 
 def _is_receipt(receipt: Any) -> bool:
     return isinstance(receipt, dict) and all(
-        isinstance(values, dict) and all(map(_is_number, values.values()))
+        isinstance(values, dict)
+        and all(map(_is_number, values.values()))
+        and {"norm_before", "norm_after"} <= values.keys()
         for values in receipt.values()
     )
 

@@ -27,8 +27,11 @@ def own_cache() -> Iterator[None]:
     for source in sorted(here.glob("*.py")):
         digest.update(source.read_bytes())
     kept = config.CACHE_DIR
-    if kept:
-        base = Path(kept)
+    # Of the environment alone: numba reads a file in the current folder, too, and what is kept
+    # there is loaded as pickles.
+    asked = os.environ.get("NUMBA_CACHE_DIR")
+    if asked:
+        base = Path(asked)
     elif os.access(here, os.W_OK):
         base = here / "__pycache__"
     else:

@@ -16,6 +16,8 @@ from znorm.lab.errors import DataError
 
 __all__ = ["Position", "dump", "hash_state", "hash_weights", "load"]
 
+MOST_THREADS = 4096  # OpenMP ends the process where it cannot make as many as it is told to
+
 
 @dataclass
 class Position:
@@ -90,6 +92,11 @@ def load(content: bytes, model: nn.Module, optimizer: torch.optim.Optimizer) -> 
         optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["random"]["cpu"])
         position = TypeAdapter(Position).validate_python(state["position"])
+        if not (0 <= position.threads <= MOST_THREADS and min(position.epoch, position.step) >= 0):
+            raise ValueError("out of bounds")
+        for number, entry in enumerate(position.history, start=1):
+            if entry.get("epoch") != number:
+                raise ValueError("epochs that do not follow each other")
     except Exception as error:
         # A file that was cut off or replaced fails in many ways; all of them mean the same.
         raise DataError(

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -11,17 +14,23 @@ from znorm.lab.errors import Interrupted
 
 __all__ = ["Interruption"]
 
+TOGETHER = 1.0  # seconds in which signals count as one
+
 
 class Interruption:
     """While entered, the first signal asks to stop and a second one stops at once.
 
     ``deferring`` says that a loop is at work which looks at ``requested``; otherwise the first
     signal stops at once too. In a thread other than the main one it does nothing.
+
+    What ``timeout`` or a terminal sends twice, to a process and to its group, is one signal.
     """
 
     def __init__(self) -> None:
         self.requested = False
         self.deferring = False
+        self._at = 0.0
+        self._holding = self._held = False
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Interruption:
@@ -39,7 +48,24 @@ class Interruption:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.requested or not self.deferring:
+    @contextmanager
+    def held_back(self) -> Iterator[None]:
+        """While entered, a signal waits: what is being written would be left half done."""
+        self._holding = True
+        try:
+            yield
+        finally:
+            self._holding = False
+        if self._held:
+            self._held = False
             raise Interrupted
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        first, last, self._at = not self.requested, self._at, time.monotonic()
         self.requested = True
+        if not first and self._at - last < TOGETHER:
+            return
+        if self._holding and not (first and self.deferring):
+            self._held = True
+        elif not (first and self.deferring):
+            raise Interrupted
