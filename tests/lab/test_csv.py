@@ -71,6 +71,29 @@ def test_what_is_written_is_read_again(together: list[str]) -> None:
     assert csvfiles.load(csvfiles.dump(rows)) == rows
 
 
+@pytest.mark.parametrize(
+    ("text", "cell"),
+    [
+        ("a\x1b[2Jb", r"a\x1b[2Jb"),
+        ("\x00", r"\x00"),
+        ("a\x7f\x9b", r"a\x7f\x9b"),
+        ("=\x1b", r"'=\x1b"),
+        ("\ud800", r"\ud800"),
+        (r"a\x1b", r"a\x5cx1b"),
+        (r"a\\x1b", r"a\\x5cx1b"),
+        ("\\\x1b", "\\\\x1b"),
+        (r"C:\scans\new", r"C:\scans\new"),
+    ],
+)
+def test_a_name_that_a_terminal_would_obey_is_written_out(
+    tmp_path: Path, text: str, cell: str
+) -> None:
+    rows = [{"name": text, text: "0.5"}]
+    write_table(tmp_path / "a.csv", rows)
+    assert cells(tmp_path / "a.csv") == [["name", cell], [cell, "0.5"]]
+    assert csvfiles.load((tmp_path / "a.csv").read_bytes()) == rows
+
+
 def test_cases_have_the_same_names_when_read_again(run: Run) -> None:
     names = [text for text in FORMULAS + PLAIN if text] + ["of \udcff bytes"]
     mask = torch.ones(len(names), 2, 2)

@@ -130,15 +130,19 @@ def test_nothing_outside_is_deleted_written_or_read(tmp_path: Path) -> None:
     outside.mkdir()
     (outside / "kept.png").write_text("kept")
     deep = os.path.relpath(outside / "kept", home / "masks")
-    table = "name\n" + "\n".join([deep, str(outside / "kept"), "../../../x", "a\0b", ""])
+    named = [deep, str(outside / "kept"), "../../../x", "a\0b", ""]
+    table = "name,marked\n" + "".join(f"{name},1\n" for name in named)
+    for kind in ("masks", "overlays", "cases.png"):
+        shutil.move(home / kind, home / f"old-{kind}")
     (home / "predictions.csv").write_text(table)
     lab.predict(one)
     assert (outside / "kept.png").read_text() == "kept"
     # Folders that are links, to be deleted and written through.
+    assert (home / "predictions.csv").read_text().startswith("name,patient,tp")
     for kind in ("masks", "overlays"):
         shutil.rmtree(home / kind)
         (home / kind).symlink_to(outside)
-        (home / "predictions.csv").write_text("name\nkept\n")
+        (home / "predictions.csv").write_text("name,marked\nkept,1\n")
         with pytest.raises(lab.DataError, match="a link leads out of"):
             lab.predict(one)
         (home / kind).unlink()

@@ -269,7 +269,8 @@ def predict(run: Path, folder: Path | None, out: Path | None, trust_models: bool
 
     Writes predictions.csv; for masks also masks, outlines over the pictures, and cases.png.
     """
-    click.echo(prediction.predict(run, folder, out=out, trust_models=trust_models))
+    display = choose(_console(sys.stderr))
+    click.echo(prediction.predict(run, folder, out=out, trust_models=trust_models, display=display))
     return 0
 
 

@@ -12,13 +12,21 @@ __all__ = ["dump", "load"]
 
 # How a text begins that spreadsheets take for a formula, and one that looks escaped already.
 _FORMULA = re.compile(r"'*[=+\-@\t\r\n]")
+# What a terminal would obey, half a character that UTF-8 has no bytes for, and a backslash that
+# would be taken for the beginning of such a one. Bytes that are no text are another matter.
+_RAW = re.compile(
+    r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udc7f\udd00-\udfff]"
+    r"|\\(?=x[0-9a-f]{2}|u[0-9a-f]{4})"
+)
+_CODED = re.compile(r"\\(?:x([0-9a-f]{2})|u([0-9a-f]{4}))")
 
 
 def dump(rows: Sequence[Mapping[str, Any]]) -> bytes:
     r"""Rows with the same keys, one or more, below a line of the keys.
 
     A text that a spreadsheet would run as a formula, as a file's name may be one, gets a single
-    quote before it; :func:`load` takes it away. Numbers stay as they are.
+    quote before it; :func:`load` takes it away. Control characters but tabs and line ends are
+    written as ``\x1b`` is, and read again as they were. Numbers stay as they are.
 
     Examples
     --------
@@ -67,8 +75,17 @@ def load(content: bytes) -> list[dict[str, str]]:
 
 
 def _escaped(value: Any) -> Any:
-    return f"'{value}" if isinstance(value, str) and _FORMULA.match(value) else value
+    if not isinstance(value, str):
+        return value
+    text = _RAW.sub(_code, value)
+    return f"'{text}" if _FORMULA.match(text) else text
+
+
+def _code(found: re.Match[str]) -> str:
+    number = ord(found[0])
+    return f"\\x{number:02x}" if number < 256 else f"\\u{number:04x}"
 
 
 def _plain(text: str) -> str:
-    return text[1:] if text.startswith("'") and _FORMULA.match(text) else text
+    bare = text[1:] if text.startswith("'") and _FORMULA.match(text) else text
+    return _CODED.sub(lambda found: chr(int(found[1] or found[2], 16)), bare)

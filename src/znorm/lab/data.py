@@ -8,6 +8,7 @@ from typing import Any
 
 from znorm.lab import tasks
 from znorm.lab.datasets import Part, cifar10, lgg_mri, patchcamelyon
+from znorm.lab.datasets.decoded import anew
 from znorm.lab.datasets.download import Progress, digest_of, fetch, unpack
 from znorm.lab.datasets.files import data_root
 from znorm.lab.datasets.sources import SOURCES, missing
@@ -118,6 +119,8 @@ _STATES: dict[str, Callable[[], tuple[str, str]]] = {
 def verify(names: Iterable[str] | None = None) -> list[dict[str, Any]]:
     """Check sets in depth: hashes where they are known, then every image and label is read.
 
+    Images are decoded anew, whatever was decoded before.
+
     Parameters
     ----------
     names : iterable of str, optional
@@ -162,12 +165,18 @@ def _verified(name: str) -> dict[str, Any]:
                 row["problems"].append(str(missing(name)))
                 return row
             row["verified"] = _check_digests(name)
-        for part, held in _whole(name).items():
+        # What this process has read before is no word on what the files hold now.
+        lgg_mri._decoded.cache_clear()
+        with anew() as wrong:
+            whole = _whole(name)
+        for part, held in whole.items():
             row["images"][part] = len(held)
             row["classes"][part] = held.class_counts(2)
         official = tuple(patchcamelyon.H5_IMAGES.values())
         if row["found"] == _H5 and tuple(row["images"].values()) != official:
             row["state"] = "part"
+        if wrong:
+            row["found"] += f"; {', '.join(wrong)} held other pixels than the files: decoded anew"
     except ConfigurationError as error:
         # Too little for a training and a test part is a part of a set, not a wrong one.
         row["found"] = f"{row['found']}; {error}"

@@ -5,8 +5,11 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -20,18 +23,29 @@ from znorm.lab.datasets import Dataset, Part
 from znorm.lab.datasets.files import inside, read_mask, read_picture, stat_file
 from znorm.lab.errors import ConfigurationError, DataError
 from znorm.lab.metrics import Cases
+from znorm.lab.metrics.segmentation import Counts
+from znorm.lab.progress import Display
 from znorm.lab.reporting.overlays import case, draw_cases, notable, outlined
 from znorm.lab.store import Run, check_within, read_file, write_atomically, write_table
 from znorm.lab.training.checkpoint import hash_state
 from znorm.lab.training.device import is_there
 from znorm.lab.training.pipeline import Pipeline
-from znorm.lab.training.weights import Trained, load
+from znorm.lab.training.weights import RESERVED, Trained, load
 
 __all__ = ["outputs", "predict"]
 
 PathLike: TypeAlias = str | os.PathLike[str]
 
 SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp")
+# The names of what a call is about to write, while it does: what it leaves if it is stopped.
+_STARTED = "predictions.started.csv"
+# Names of files that are not read, of which a note has so many.
+_NAMED = 3
+# Columns of a table of masks, without truth and with it; by them a table is known for one of ours.
+_MARKED = ["name", "marked"]
+_COUNTS = [field.name for field in fields(Counts)]
+_DISTANCES = ["hausdorff", "hausdorff95", "hausdorff_rows"]
+_SCORED = ["name", "patient", *_COUNTS, *_DISTANCES, "dice"]
 # Rows of the figure where no truth tells which cases are the best and the worst.
 _SHOWN = 3
 
@@ -42,6 +56,7 @@ def predict(
     *,
     out: PathLike | None = None,
     trust_models: bool = False,
+    display: Display | None = None,
 ) -> Path:
     """Predict the test part of a finished run, or pictures in a folder.
 
@@ -51,13 +66,16 @@ def predict(
         Its folder, ``.../seed-0``.
     folder : path, optional
         Of pictures (png, tif, jpg or bmp, folders within it too) with the size and channels that
-        the model was trained on. ``NAME_mask`` beside ``NAME`` is the true mask of it.
+        the model was trained on. ``NAME_mask`` beside ``NAME`` is the true mask of it. Of other
+        files a note tells.
     out : path, optional
         By default a folder in ``predictions`` within the run's own. What an earlier call wrote
-        there is replaced.
+        there is replaced; what somebody else has put there is not.
     trust_models : bool
         Whether a model is built that is code elsewhere, by the name that the run's specification
         has for it.
+    display : Display, optional
+        Gets the notes, which else are warnings.
 
     Returns
     -------
@@ -70,10 +88,12 @@ def predict(
     Raises
     ------
     ConfigurationError
-        If the run is not finished; for a model that is not trusted.
+        If the run is not finished; for a model that is not trusted; if ``out`` is ``folder``.
     DataError
         If weights or pictures are missing, unreadable or of another size, if the weights are not
-        those that the run ended with, or give what is not finite; nothing is written.
+        those that the run ended with, or give what is not finite, if the test part has other images
+        than the run was tested on, or if what is in the way was not written by an earlier call;
+        nothing is written.
 
     Examples
     --------
@@ -84,33 +104,52 @@ def predict(
     'name,truth,predicted,no tumour,tumour'
     """
     with trust.trusting(everything=trust_models):
-        return _predict(run if isinstance(run, Run) else _run(Path(run)), folder, out)
+        one = run if isinstance(run, Run) else _run(Path(run))
+        warn = partial(warnings.warn, stacklevel=3)
+        return _predict(one, folder, out, warn if display is None else display.note)
 
 
-def _predict(one: Run, folder: PathLike | None, out: PathLike | None) -> Path:
+def _predict(
+    one: Run, folder: PathLike | None, out: PathLike | None, note: Callable[[str], None]
+) -> Path:
     trust.check(one.spec)
     trained, output = _trained(one), tasks.TASKS[one.spec.task].output
     place = "test" if folder is None else _place(Path(folder))
     home = Path(out) if out is not None else one.folder / "predictions" / place
-    for kind in ("masks", "overlays"):
-        # What a link leads to is not ours to write in.
-        check_within(home if out is not None else one.folder, home / kind / "a.png")
     if folder is None:
-        part = tasks.load(one.spec.task, one.spec.data).test
-        named = part.names or tuple(f"test-{row}" for row in range(len(part)))
+        named, part = _test_part(one, trained)
         truth = True
     else:
+        if home.resolve() == Path(folder).resolve():
+            raise ConfigurationError(
+                f"out: {home} is the folder of the pictures itself; give another"
+            )
         named, part, truth = _pictures(Path(folder), home, trained, output)
+        if unread := _unread(Path(folder), home):
+            note(f"{folder}: {_told(unread)}")
+    files = _files_of(home, named) if output == "mask" else []
+    # All of them before anything is written: what a link leads to is not ours to write in.
+    for parent in {path.parent for path in (home / "predictions.csv", *files)}:
+        check_within(one.folder if out is None else home, parent / "a")
+    earlier = _earlier(home)
+    _check_free(files, set(_files_of(home, earlier)))
     found = _outputs(one, trained, part)
     if not found.isfinite().all():
         raise DataError(
             f"{one.folder / 'weights.pt'}: the net gives what is not finite for these pictures"
         )
-    _remove_earlier(home)
+    # Names first and the table last: one that is there is whole, and whatever is left by a call
+    # that was stopped is known to the next.
+    started = dict.fromkeys((*earlier, *(named if output == "mask" else ())))
+    if started:
+        write_table(home / _STARTED, [{"started": name} for name in started])
+    _remove_earlier(home, earlier)
     if output == "mask":
-        _write_masks(home, part, named, found[:, 0] > 0, truth=truth)
+        rows = _write_masks(home, part, named, found[:, 0] > 0, truth=truth)
     else:
-        _write_classes(home, part, named, found.softmax(1), trained.classes, truth=truth)
+        rows = _classes(part, named, found.softmax(1), trained.classes, truth=truth)
+    write_table(home / "predictions.csv", rows)
+    _unlink(home / _STARTED)
     return home
 
 
@@ -120,23 +159,82 @@ def _run(folder: Path) -> Run:
     return Run.open(folder)
 
 
-def _remove_earlier(home: Path) -> None:
-    """What an earlier call wrote, by the names in its table, and nothing else.
+def _files_of(home: Path, names: Sequence[str]) -> list[Path]:
+    """The pictures that are written of masks with these names."""
+    kinds = [home / kind / f"{name}.png" for name in names for kind in ("masks", "overlays")]
+    return [*kinds, home / "cases.png"] if names else []
+
+
+def _check_free(files: Iterable[Path], earlier: Container[Path]) -> None:
+    for path in files:
+        if path not in earlier and os.path.lexists(path):
+            raise DataError(
+                f"{path}: is in the way and not of an earlier call; move it away, or give another "
+                "folder with --out"
+            )
+
+
+def _earlier(home: Path) -> list[str]:
+    """The names of masks that earlier calls wrote, one that was stopped too.
+
+    Raises
+    ------
+    DataError
+        If the table is not one that a call wrote: it is somebody's own.
+    """
+    names: list[str] = []
+    for path in (home / "predictions.csv", home / _STARTED):
+        try:
+            rows = csvfiles.load(read_file(path, 1 << 30))
+        except FileNotFoundError:
+            continue
+        except ValueError:
+            rows = []
+        columns = list(rows[0]) if rows else []
+        if columns == ["started"] and path.name == _STARTED:
+            names += [row["started"] for row in rows]
+        elif columns in (_MARKED, _SCORED) and path.name != _STARTED:
+            names += [row["name"] for row in rows]
+        elif path.name == _STARTED or not _is_of_classes(columns, rows):
+            raise DataError(
+                f"{path}: not what an earlier call wrote; move it away, or give another folder "
+                "with --out"
+            )
+    return list(dict.fromkeys(names))
+
+
+def _is_of_classes(columns: Sequence[str], rows: Sequence[Mapping[str, str]]) -> bool:
+    known = [name for name in RESERVED if name in columns]
+    classes = columns[len(known) :]
+    return (
+        list(columns[: len(known)]) == known
+        and {"name", "predicted"} <= set(known)
+        and len(classes) > 1
+        and all(row["predicted"] in classes for row in rows)
+    )
+
+
+def _remove_earlier(home: Path, names: Sequence[str]) -> None:
+    """What earlier calls wrote, the table first, and nothing else.
 
     The table may be anybody's: nothing outside of the folder is removed, whatever it names.
     """
-    try:
-        content = read_file(home / "predictions.csv", 1 << 30)
-        names = [row.get("name") or "" for row in csvfiles.load(content)]
-    except (FileNotFoundError, DataError, ValueError):
-        return
+    _unlink(home / "predictions.csv")
     for kind in ("masks", "overlays"):
         if (home / kind).is_symlink():
             continue
         for name in names:
             with suppress(DataError, OSError, ValueError):
                 inside(home / kind, f"{name}.png").unlink(missing_ok=True)
-    (home / "cases.png").unlink(missing_ok=True)
+    if names:
+        _unlink(home / "cases.png")
+
+
+def _unlink(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be removed ({error.strerror or error})") from None
 
 
 def _place(folder: Path) -> str:
@@ -156,6 +254,9 @@ def _trained(run: Run) -> Trained:
         raise DataError(f"{path}: missing; {again}") from None
     hashes = (run.result or {}).get("hashes", {})
     trained = load(content, str(path))
+    fitting = 1 if tasks.TASKS[run.spec.task].output == "mask" else len(trained.classes)
+    if trained.outputs != fitting:
+        raise DataError(f"{path}: expected {fitting} outputs, found {trained.outputs}; {again}")
     # Runs of earlier versions have no hash of the file, but one of the weights.
     if "weights_file" in hashes:
         right = hashlib.sha256(content).hexdigest() == hashes["weights_file"]
@@ -166,8 +267,43 @@ def _trained(run: Run) -> Trained:
     return trained
 
 
-def outputs(run: Run, part: Part) -> Tensor:
+def _test_part(run: Run, trained: Trained) -> tuple[tuple[str, ...], Part]:
+    """The test part that the run was tested on, and its names."""
+    dataset = tasks.load(run.spec.task, run.spec.data)
+    _check_same(run, dataset)
+    shape = (len(trained.mean), *trained.image_size)
+    if trained.classes != dataset.classes or shape != dataset.test.images.shape[1:]:
+        raise DataError(
+            f"{run.folder / 'weights.pt'}: of other classes, channels or image size than the data "
+            "set; train the run again"
+        )
+    part = dataset.test
+    return part.names or tuple(f"test-{row}" for row in range(len(part))), part
+
+
+def _check_same(run: Run, dataset: Dataset) -> None:
+    """Raise if the images that are here now are not those that the run was trained and tested on.
+
+    Runs of earlier versions have not written down which these were.
+    """
+    before = (run.result or {}).get("hashes", {}).get("data")
+    if before and before != dataset.fingerprint:
+        raise DataError(
+            f"{run.folder}: the images of {run.spec.task} that are here now are other ones than it "
+            "was trained and tested on; put those back, or train the run again"
+        )
+
+
+def outputs(run: Run, part: Part, dataset: Dataset | None = None) -> Tensor:
     """What the net of a finished run gives for each image, in order: as its loop evaluates.
+
+    Parameters
+    ----------
+    run : Run
+    part : Part
+        The images.
+    dataset : Dataset, optional
+        Which they are of, if they are to be those that the run was tested on.
 
     Returns
     -------
@@ -177,8 +313,11 @@ def outputs(run: Run, part: Part) -> Tensor:
     Raises
     ------
     ConfigurationError, DataError
-        If the run is not finished; if its weights are missing.
+        If the run is not finished; if its weights are missing; if the data set has other images
+        than the run had.
     """
+    if dataset is not None:
+        _check_same(run, dataset)
     return _outputs(run, _trained(run), part)
 
 
@@ -197,15 +336,24 @@ def _outputs(run: Run, trained: Trained, part: Part) -> Tensor:
     )
     try:
         model.load_state_dict(trained.state)
-    except RuntimeError:
-        raise DataError(f"{run.folder / 'weights.pt'}: not of model {spec.model}") from None
+    except Exception:
+        # Tensors of other shapes and kinds fail in many ways; all of them mean the same.
+        raise DataError(
+            f"{run.folder / 'weights.pt'}: not of model {spec.model}; train the run again"
+        ) from None
     model = model.to(device=device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     pipeline = Pipeline(dataset, "none", spec.seed, device, statistics=(trained.mean, trained.std))
     found = []
     for images, _ in pipeline.evaluation_batches(part):
         with torch.autocast(device.type, torch.bfloat16, enabled=spec.precision == "bfloat16"):
             found.append(model(images).float().cpu())
-    return torch.cat(found)
+    whole = torch.cat(found)
+    if whole.shape[1:2] != (trained.outputs,):
+        raise DataError(
+            f"{run.folder}: expected {trained.outputs} outputs of model {spec.model}, found "
+            f"shape {tuple(whole.shape[1:])}"
+        )
+    return whole
 
 
 def _pictures(
@@ -232,10 +380,10 @@ def _pictures(
         raise DataError(f"{files[lacking]}: has no mask, and others have; give all or none one")
     mode = "L" if len(trained.mean) == 1 else "RGB"
     size = trained.image_size
-    pixels = np.stack([read_picture(files[name], mode, size) for name in names])
+    pixels = np.stack([read_picture(files[name], mode, size, own=True) for name in names])
     images = torch.from_numpy(pixels.reshape(len(names), *size, -1)).permute(0, 3, 1, 2)
     if masks:
-        marked = np.stack([read_mask(masks[name], size) for name in names])
+        marked = np.stack([read_mask(masks[name], size, own=True) for name in names])
         return names, Part(images, torch.from_numpy(marked), names), True
     nothing = (len(names), *size) if output == "mask" else (len(names),)
     kind = torch.uint8 if output == "mask" else torch.int64
@@ -260,29 +408,55 @@ def _files(folder: Path, home: Path) -> Iterator[Path]:
 
 
 def _entries(folder: Path, written: Path) -> list[Path]:
-    """All that is in a folder and in those within it, but for the folder of what is written."""
+    """All that is in a folder and in those within it, but for the folder of what is written.
+
+    Raises
+    ------
+    DataError
+        If one cannot be read; for a link to a folder, whose pictures would be missed.
+    """
     entries = []
     for place, folders, files in os.walk(folder, onerror=_refuse):
         if Path(place).resolve() == written:
             folders.clear()  # nor is it gone on within it
             continue
+        for path in (Path(place, name) for name in folders):
+            if path.is_symlink() and path.resolve() != written:
+                raise DataError(
+                    f"{path}: a link to a folder, which is not followed; put the folder itself "
+                    "there, or take the link away"
+                )
         entries += [Path(place, name) for name in (*folders, *files)]
     return sorted(entries)
+
+
+def _unread(folder: Path, home: Path) -> list[str]:
+    """The files in a folder that are not of the kinds that are read."""
+    return [
+        path.relative_to(folder).as_posix()
+        for path in _entries(folder, home.resolve())
+        if path.suffix.lower() not in SUFFIXES and not path.is_dir()
+    ]
+
+
+def _told(unread: Sequence[str]) -> str:
+    files = "1 file" if len(unread) == 1 else f"{len(unread)} files"
+    more = ", ..." if len(unread) > _NAMED else ""
+    return f"{files} of other kinds not read: {', '.join(map(repr, unread[:_NAMED]))}{more}"
 
 
 def _refuse(error: OSError) -> None:
     raise DataError(f"{error.filename}: cannot be read ({error.strerror})")
 
 
-def _write_classes(
-    home: Path,
+def _classes(
     part: Part,
     names: Sequence[str],
     shares: Tensor,
     classes: Sequence[str],
     *,
     truth: bool,
-) -> None:
+) -> list[dict[str, Any]]:
     rows = []
     for row, name in enumerate(names):
         line: dict[str, Any] = {"name": name}
@@ -290,12 +464,13 @@ def _write_classes(
             line["truth"] = classes[int(part.targets[row])]
         line["predicted"] = classes[int(shares[row].argmax())]
         rows.append({**line, **dict(zip(classes, shares[row].tolist(), strict=True))})
-    write_table(home / "predictions.csv", rows)
+    return rows
 
 
 def _write_masks(
     home: Path, part: Part, names: Sequence[str], masks: Tensor, *, truth: bool
-) -> None:
+) -> list[dict[str, Any]]:
+    """The pictures of all masks; their rows in the table come back."""
     rows: list[dict[str, Any]]
     if truth:
         cases = Cases.of(masks, part.targets > 0, names, part.patients or None)
@@ -324,4 +499,4 @@ def _write_masks(
         buffer = io.BytesIO()
         draw_cases(figure, buffer)
         write_atomically(home / "cases.png", buffer.getvalue())
-    write_table(home / "predictions.csv", rows)
+    return rows

@@ -10,7 +10,7 @@ import pytest
 
 from znorm.lab.datasets import decoded, phantom
 from znorm.lab.datasets.decoded import decoded as decode
-from znorm.lab.errors import DiskFullError
+from znorm.lab.errors import DataError, DiskFullError
 
 
 def test_pixels_are_decoded_once_and_anew_when_a_source_changes(tmp_path: Path) -> None:
@@ -28,6 +28,41 @@ def test_pixels_are_decoded_once_and_anew_when_a_source_changes(tmp_path: Path) 
     assert decode("set", [source], (2, 3), fill).tolist() == [[2] * 3] * 2
     # What was decoded before is of no more use.
     assert len(list((tmp_path / "data" / ".decoded").iterdir())) == 1
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_pixels_that_changed_on_the_disk_are_decoded_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_memory: bool
+) -> None:
+    if not in_memory:
+        monkeypatch.setattr(decoded, "IN_MEMORY", 0)
+
+    def fill(pixels: Any) -> None:
+        pixels[:] = 7
+
+    right = decode("set", [], (2, 3), fill).tolist()
+    (path,) = (tmp_path / "data" / ".decoded").iterdir()
+    for place in (0, 5, -1):
+        content = bytearray(path.read_bytes())
+        content[place] ^= 1
+        path.write_bytes(content)
+        assert decode("set", [], (2, 3), fill).tolist() == right == [[7] * 3] * 2
+    path.write_bytes(bytes(6))  # as earlier versions left it, without a checksum
+    assert decode("set", [], (2, 3), fill).tolist() == right
+
+
+def test_a_user_without_a_home_folder_needs_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nowhere() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", nowhere)
+    assert decode("set", [], (0, 3), lambda pixels: None).shape == (0, 3)
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("ZNORM_DATA_DIR", str(tmp_path / "file"))
+    with pytest.raises(DataError, match=r"file/\.decoded: cannot be written"):
+        decode("set", [], (2, 3), lambda pixels: None)
 
 
 def test_a_large_set_is_mapped_and_the_same(

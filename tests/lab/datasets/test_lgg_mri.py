@@ -162,7 +162,7 @@ def test_a_slice_that_is_no_picture_is_named_in_one_line(
 def test_a_slice_that_may_not_be_read_is_named(
     written: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def forbidden(path: Path) -> None:
+    def forbidden(path: Path, **options: object) -> None:
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr(Image, "open", forbidden)

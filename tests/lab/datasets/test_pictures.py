@@ -62,7 +62,7 @@ def palette(*colours: tuple[int, int, int]) -> Image.Image:
 
 
 @pytest.mark.parametrize("read", [lambda path: read_picture(path, "RGB"), read_mask])
-@pytest.mark.parametrize("ending", ["tif", "gif", "png", "webp"])
+@pytest.mark.parametrize("ending", ["tif", "png"])
 def test_a_picture_of_several_pages_is_refused_with_their_number(
     tmp_path: Path, ending: str, read: Callable[[Path], object]
 ) -> None:
@@ -169,7 +169,6 @@ def test_a_mask_that_was_stored_with_loss_is_not_scored(tmp_path: Path) -> None:
         ("jpg", {"quality": 95}),
         ("tif", {}),
         ("tif", {"compression": "tiff_lzw"}),
-        ("webp", {"lossless": True}),
     ],
 )
 def test_a_picture_is_turned_as_its_exif_orientation_says(
@@ -284,7 +283,7 @@ def test_a_picture_that_may_not_be_read_is_named(
 ) -> None:
     Image.fromarray(PIXELS).save(tmp_path / "a.png")
 
-    def forbidden(path: Path) -> None:
+    def forbidden(path: Path, **options: Any) -> None:
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr(Image, "open", forbidden)
@@ -297,12 +296,68 @@ def test_a_decoder_that_fails_in_its_own_way_is_one_line_too(
 ) -> None:
     Image.fromarray(PIXELS).save(tmp_path / "a.png")
 
-    def broken(path: Path) -> None:
+    def broken(path: Path, **options: Any) -> None:
         raise struct.error("unpack requires\na buffer of 4 bytes")
 
     monkeypatch.setattr(Image, "open", broken)
     said = refused(lambda: read_picture(tmp_path / "a.png", "RGB"))
     assert said.endswith("cannot be decoded (unpack requires a buffer of 4 bytes)")
+
+
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 30 20\n%%EndComments\nshowpage\n%%EOF\n"
+
+
+@pytest.mark.parametrize("kind", ["eps", "webp", "gif", "ppm"])
+def test_what_is_named_as_a_picture_and_is_of_another_kind_is_not_opened(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.png"
+    if kind == "eps":
+        path.write_bytes(EPS)
+    else:
+        Image.fromarray(PIXELS).save(path, format=kind)
+    started: list[Any] = []
+    monkeypatch.setattr("PIL.EpsImagePlugin.gs_binary", "gs")
+    monkeypatch.setattr("subprocess.check_call", lambda *given, **options: started.append(given))
+    for read in (lambda: read_picture(path, "RGB"), lambda: read_mask(path)):
+        said = refused(read)
+        assert "its content is of no known format; png, tif, jpg and bmp are read" in said
+    assert not started
+
+
+@pytest.mark.parametrize(
+    "text", ['<?xml version="1.0"?><svg width="30" height="20"/>', "<!DOCTYPE html>", "<svg/>"]
+)
+def test_markup_among_pictures_of_ones_own_is_no_download_that_failed(
+    tmp_path: Path, text: str
+) -> None:
+    (tmp_path / "a.png").write_text(text)
+    said = refused(lambda: pictures(tmp_path))
+    assert "a.png: expected a picture, found " in said
+    assert "png, tif, jpg and bmp are read" in said
+    assert "download" not in said
+    # Of a data set it is one.
+    if text.startswith(("<?", "<!")):
+        assert "download it again" in refused(lambda: read_picture(tmp_path / "a.png", "RGB"))
+
+
+@pytest.mark.parametrize("inside_out", [False, True])
+def test_a_link_to_a_folder_of_pictures_is_refused_by_name(
+    tmp_path: Path, inside_out: bool
+) -> None:
+    folder = tmp_path / "scans"
+    (folder / "deeper").mkdir(parents=True)
+    (tmp_path / "more").mkdir()
+    for place in (folder, tmp_path / "more"):
+        Image.fromarray(PIXELS).save(place / "a.png")
+    link = folder / "deeper" / "more" if inside_out else folder / "more"
+    link.symlink_to(tmp_path / "more")
+    said = refused(lambda: pictures(folder))
+    assert said.startswith(f"{link}: a link to a folder, which is not followed;")
+    # One to the folder of what is written is none of the pictures.
+    link.unlink()
+    (folder / "out").symlink_to(tmp_path / "more")
+    assert pictures(folder)[0] == ("a",)
 
 
 def test_other_files_beside_pictures_are_passed_over(tmp_path: Path) -> None:

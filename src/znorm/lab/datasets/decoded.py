@@ -1,7 +1,8 @@
 """Pictures decoded once into a file of plain pixels, which is then read or mapped.
 
 Decoding thousands of small compressed files is what makes a set slow to open. The decoded file
-is named by a fingerprint of its sources, so that it is never stale.
+is named by a fingerprint of the names, sizes and times of its sources, so that it is decoded anew
+where one of them changes. After the pixels it holds their sha256.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ import hashlib
 import math
 import os
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
 import numpy as np
@@ -18,16 +21,21 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from znorm.lab.datasets.files import data_root, stat_file
-from znorm.lab.errors import DataError, DiskFullError, is_disk_full
+from znorm.lab.datasets.files import data_root, stat_file, user_cache
+from znorm.lab.errors import ConfigurationError, DataError, DiskFullError, is_disk_full
 
-__all__ = ["IN_MEMORY", "Pixels", "decoded", "fits_in_memory"]
+__all__ = ["IN_MEMORY", "Pixels", "anew", "decoded", "fits_in_memory"]
 
 # Bytes up to which a set is read into memory at once; a larger one is mapped.
 IN_MEMORY = 2 << 30
 
 # Of what is read as a picture or a mask: what was decoded by others is decoded anew.
 _RULES = 2
+# Bytes of the sha256 after the pixels.
+_DIGEST = 32
+
+# Where everything is decoded anew: the names of what was there and turned out to be wrong.
+_wrong: ContextVar[list[str] | None] = ContextVar("wrong", default=None)
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -35,6 +43,20 @@ Pixels = npt.NDArray[np.uint8]
 def fits_in_memory(shape: tuple[int, ...]) -> bool:
     """Whether uint8 pixels of this shape are read at once."""
     return math.prod(shape) <= IN_MEMORY
+
+
+@contextmanager
+def anew() -> Iterator[list[str]]:
+    """While entered, sources are decoded whatever is there of them from before.
+
+    Yields the names of decoded files that were not what their sources say, which are then right.
+    """
+    wrong: list[str] = []
+    token = _wrong.set(wrong)
+    try:
+        yield wrong
+    finally:
+        _wrong.reset(token)
 
 
 def decoded(
@@ -65,11 +87,45 @@ def decoded(
         If the decoded file does not fit on the disk.
     """
     path = _folder() / f"{name}-{_fingerprint(sources, shape)}.u8"
-    size = math.prod(shape)
-    if not path.exists() or path.stat().st_size != size:
+    wrong = _wrong.get()
+    before = None
+    if wrong is not None:
+        before = _held(path, shape)
+        # What cannot be decoded now must not be had from before either.
+        path.unlink(missing_ok=True)
+    pixels = _read(path, shape)
+    if pixels is None:
         _write(path, name, shape, fill)
+        pixels = _read(path, shape)
+    if pixels is None:
+        raise DataError(f"{path}: holds other pixels than were written to it; check the disk")
+    if wrong is not None and before is not None and not before.equal(pixels):
+        wrong.append(path.name)
+    return pixels
+
+
+def _read(path: Path, shape: tuple[int, ...]) -> Tensor | None:
+    """The pixels in a decoded file, or None if it is not there or not whole.
+
+    Each load looks at all of them, of a mapped file too: bytes that change on a disk change a
+    result without a word. That is one pass of 1 to 2 GB a second, as the fingerprint of the set.
+    """
+    pixels = _held(path, shape)
+    if pixels is None:
+        return None
+    with open(path, "rb") as file:
+        file.seek(pixels.numel())
+        digest = file.read()
+    return pixels if hashlib.sha256(pixels.view(-1).numpy().data).digest() == digest else None
+
+
+def _held(path: Path, shape: tuple[int, ...]) -> Tensor | None:
+    """The pixels in a decoded file as they are, or None if there is none of that size."""
+    size = math.prod(shape)
+    if not path.exists() or path.stat().st_size != size + _DIGEST:
+        return None
     if fits_in_memory(shape):
-        return torch.from_numpy(np.fromfile(path, dtype=np.uint8)).view(shape)
+        return torch.from_numpy(np.fromfile(path, dtype=np.uint8, count=size)).view(shape)
     return torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8).view(shape)
 
 
@@ -79,13 +135,17 @@ def _write(path: Path, name: str, shape: tuple[int, ...], fill: Callable[[Pixels
         size = math.prod(shape)
         # Reserved at once: a full disk is an error here, not a crash in the mapping.
         if size and hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(handle, 0, size)
+            os.posix_fallocate(handle, 0, size + _DIGEST)
         else:
-            os.truncate(handle, size)
+            os.truncate(handle, size + _DIGEST)
+        digest = hashlib.sha256()
         if size:
             pixels: Pixels = np.memmap(temporary, dtype=np.uint8, mode="r+", shape=shape)
             fill(pixels)
+            digest.update(pixels.reshape(-1).data)
             del pixels
+        os.lseek(handle, size, os.SEEK_SET)
+        os.write(handle, digest.digest())
         os.fsync(handle)
         os.replace(temporary, path)
     except OSError as error:
@@ -106,14 +166,23 @@ def _write(path: Path, name: str, shape: tuple[int, ...], fill: Callable[[Pixels
 def _folder() -> Path:
     """Beside the data, or in the user's cache where the data may only be read."""
     beside = data_root() / ".decoded"
-    for folder in (beside, Path.home() / ".cache" / "znorm" / "decoded"):
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError:
-            continue
-        if os.access(folder, os.W_OK):
-            return folder
-    raise DataError(f"{beside}: cannot be written; decoded images go there")
+    if _can_hold(beside):
+        return beside
+    try:
+        own = user_cache() / "decoded"
+    except ConfigurationError:
+        own = beside  # no home folder, so there is no other place
+    if own == beside or not _can_hold(own):
+        raise DataError(f"{beside}: cannot be written; decoded images go there")
+    return own
+
+
+def _can_hold(folder: Path) -> bool:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK)
 
 
 def _fingerprint(sources: Iterable[Path], shape: tuple[int, ...]) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from znorm.lab.errors import DataError
+from znorm.lab.errors import ConfigurationError, DataError
 
 __all__ = [
     "data_root",
@@ -25,31 +25,69 @@ __all__ = [
     "read_start",
     "refuse_page",
     "stat_file",
+    "user_cache",
 ]
 
 Pixels = npt.NDArray[np.uint8]
 
 # Bytes of a name on the file systems in use.
 LONGEST_NAME = 255
+# Of what Pillow knows, those that are read: for some others, such as EPS, it starts a program.
+_FORMATS = ("PNG", "TIFF", "JPEG", "BMP")
+_KINDS = "png, tif, jpg and bmp are read"
 # What Pillow warns of and goes on: a picture too large to be one, and one whose tags are cut off,
 # so that nobody knows which way up it is.
 _DAMAGE = ("Image size", "Corrupt EXIF", "Truncated File Read")
 
 
 def data_root() -> Path:
-    """``$ZNORM_DATA_DIR``, else ``~/.cache/znorm/data``."""
+    """``$ZNORM_DATA_DIR``, else ``~/.cache/znorm/data``.
+
+    Raises
+    ------
+    ConfigurationError
+        If neither is known.
+    """
     given = os.environ.get("ZNORM_DATA_DIR")
-    return Path(given).expanduser() if given else Path.home() / ".cache" / "znorm" / "data"
+    if not given:
+        return user_cache() / "data"
+    try:
+        return Path(given).expanduser()
+    except RuntimeError:
+        raise ConfigurationError(
+            f"ZNORM_DATA_DIR: {given!r} begins with the home folder of a user who is not known "
+            "here; set ZNORM_DATA_DIR to the whole path of a folder"
+        ) from None
+
+
+def user_cache() -> Path:
+    """``~/.cache/znorm``.
+
+    Raises
+    ------
+    ConfigurationError
+        If the user has no home folder.
+    """
+    try:
+        return Path.home() / ".cache" / "znorm"
+    except RuntimeError:
+        raise ConfigurationError(
+            "this user has no home folder; set ZNORM_DATA_DIR to a folder for data sets"
+        ) from None
 
 
 def refuse_page(path: Path, start: bytes) -> None:
     """Raise if a file starts as a web page does: a download link that answered with one."""
-    head = start[:512].removeprefix(codecs.BOM_UTF8).lstrip().lower()
-    if head.startswith((b"<!doctype", b"<html", b"<?xml")):
+    if _is_page(start):
         raise DataError(
             f"{path}: expected a data file, found a web page; download it again, "
             "or by hand from the address that znorm data list names"
         )
+
+
+def _is_page(start: bytes) -> bool:
+    head = start[:512].removeprefix(codecs.BOM_UTF8).lstrip().lower()
+    return head.startswith((b"<!doctype", b"<html", b"<?xml"))
 
 
 def listing(folder: Path) -> list[str]:
@@ -159,26 +197,30 @@ def read_start(path: Path) -> bytes:
         raise _unreadable(path, error) from None
 
 
-def read_picture(path: Path, mode: str, size: Iterable[int] | None = None) -> Pixels:
+def read_picture(
+    path: Path, mode: str, size: Iterable[int] | None = None, *, own: bool = False
+) -> Pixels:
     """The pixels of a picture: (H, W) for mode "L", (H, W, 3) for "RGB".
 
-    Turned as its EXIF orientation says.
+    Turned as its EXIF orientation says. ``own``: it is the user's own and not of a set that could
+    be downloaded again.
 
     Raises
     ------
     DataError
         If it cannot be decoded, has several pages, or has another mode or size.
     """
-    picture = _decoded(path)
+    picture = _decoded(path, own=own)
     if picture.mode != mode:
         raise DataError(f"{path}: expected a picture of mode {mode}, found {picture.mode}")
     return _of_size(path, np.asarray(picture, dtype=np.uint8), size)
 
 
-def read_mask(path: Path, size: Iterable[int] | None = None) -> Pixels:
+def read_mask(path: Path, size: Iterable[int] | None = None, *, own: bool = False) -> Pixels:
     """A mask, 1 where it marks something and 0 elsewhere: (H, W).
 
     Of one bit a pixel (mode "1"), grey ("L") or of a palette ("P"); black, and white or 1.
+    ``own`` as :func:`read_picture` takes it.
 
     Raises
     ------
@@ -186,7 +228,7 @@ def read_mask(path: Path, size: Iterable[int] | None = None) -> Pixels:
         If it cannot be decoded, has several pages or another mode or size, or holds other values,
         as one that was stored with loss does.
     """
-    picture = _decoded(path)
+    picture = _decoded(path, own=own)
     if picture.mode not in ("1", "L", "P"):
         raise DataError(
             f"{path}: expected a mask of mode 1, L or P, found {picture.mode}; save it in grey"
@@ -224,7 +266,7 @@ def _of_size(path: Path, pixels: Pixels, size: Iterable[int] | None) -> Pixels:
     return pixels
 
 
-def _decoded(path: Path) -> Image.Image:
+def _decoded(path: Path, *, own: bool) -> Image.Image:
     """The one page of a picture, turned as its EXIF orientation says."""
     if not stat_file(path).st_size:
         raise DataError(f"{path}: expected a picture, found an empty file; copy it here again")
@@ -232,7 +274,7 @@ def _decoded(path: Path) -> Image.Image:
         picture, pages = _first_page(path)
     except Exception as error:
         # A damaged file fails in many ways in the decoders of many formats; all mean the same.
-        raise _no_picture(path, error) from None
+        raise _no_picture(path, error, own=own) from None
     if picture.format == "BMP":
         _check_bits(path, picture.mode)
     if pages > 1:
@@ -246,7 +288,7 @@ def _first_page(path: Path) -> tuple[Image.Image, int]:
     with warnings.catch_warnings():
         for message in _DAMAGE:
             warnings.filterwarnings("error", message)
-        with Image.open(path) as picture:
+        with Image.open(path, formats=_FORMATS) as picture:
             pages = getattr(picture, "n_frames", 1)
             ImageOps.exif_transpose(picture, in_place=True)
     return picture, pages
@@ -264,11 +306,17 @@ def _check_bits(path: Path, mode: str) -> None:
         )
 
 
-def _no_picture(path: Path, error: Exception) -> DataError:
+def _no_picture(path: Path, error: Exception, *, own: bool) -> DataError:
     if isinstance(error, OSError) and error.errno is not None:
         return _unreadable(path, error)
-    refuse_page(path, read_start(path))
+    start = read_start(path)
+    if own and _is_page(start):
+        return DataError(
+            f"{path}: expected a picture, found a web page or other marked up text, such as SVG; "
+            f"{_KINDS}"
+        )
+    refuse_page(path, start)
     reason = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, UnidentifiedImageError):
-        reason = "its content is of no known format"
+        reason = f"its content is of no known format; {_KINDS}"
     return DataError(f"{path}: expected a picture, found what cannot be decoded ({reason})")

@@ -71,7 +71,7 @@ def figure2(table: Table, dataset: Dataset, cases: Sequence[str] = ()) -> Figure
     masks, missing = {}, []
     for label, run in runs.items():
         try:
-            masks[label] = (outputs(run, few)[:, 0] > 0).numpy()
+            masks[label] = (outputs(run, few, dataset)[:, 0] > 0).numpy()
         except (ConfigurationError, DataError) as error:
             missing.append(f"{label} is not drawn: {error}.")
     if not masks:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,12 @@ from torch import Tensor, nn
 from znorm.lab.datasets import Dataset
 from znorm.lab.errors import DataError
 
-__all__ = ["Trained", "dump", "load"]
+__all__ = ["RESERVED", "Trained", "dump", "load"]
+
+# Columns beside those of the classes in a table of predictions.
+RESERVED = ("name", "truth", "predicted")
+# Pixels on a side that no set comes near.
+_LARGEST_SIDE = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -66,16 +72,81 @@ def load(content: bytes, name: str = "weights.pt") -> Trained:
     """
     try:
         held = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-        return Trained(
-            held["state"],
-            held["mean"],
-            held["std"],
-            tuple(held["classes"]),
-            held["outputs"],
-            tuple(held["image_size"]),
-        )
     except Exception as error:
         # A file that was cut off or replaced fails in many ways; all of them mean the same.
-        raise DataError(
-            f"{name}: not the weights of a run ({type(error).__name__}); train it again"
-        ) from None
+        raise _not_weights(name, type(error).__name__) from None
+    reason = _why_not(held)
+    if reason is not None:
+        raise _not_weights(name, reason)
+    return Trained(
+        held["state"],
+        held["mean"].to(torch.float32),
+        held["std"].to(torch.float32),
+        tuple(held["classes"]),
+        held["outputs"],
+        tuple(held["image_size"]),
+    )
+
+
+def _not_weights(name: str, reason: str) -> DataError:
+    return DataError(f"{name}: not the weights of a run ({reason}); train it again")
+
+
+def _why_not(held: Any) -> str | None:
+    """What keeps it from being what :func:`dump` wrote, in a few words."""
+    keys = ("state", "mean", "std", "classes", "outputs", "image_size")
+    if not isinstance(held, dict) or any(key not in held for key in keys):
+        return f"no {', '.join(keys)} by name"
+    state, classes, size = held["state"], held["classes"], held["image_size"]
+    if not isinstance(state, dict) or not all(
+        isinstance(key, str) and _is_plain(value) for key, value in state.items()
+    ):
+        return "state is not tensors by name"
+    mean, std = held["mean"], held["std"]
+    # Pictures are read in grey or in colour.
+    if not (_is_statistic(mean) and _is_statistic(std) and mean.shape == std.shape):
+        return "mean and std are not finite numbers of 1 or 3 channels"
+    if not (std > 0).all():
+        return "std is not above 0"
+    if not isinstance(classes, list | tuple) or len(classes) < 2:
+        return "classes are not two or more"
+    if not all(isinstance(one, str) and one for one in classes):
+        return "classes are not names"
+    if len(set(classes)) < len(classes):
+        return "classes have a name twice"
+    taken = [one for one in classes if one in RESERVED]
+    if taken:
+        return f"a class is called {taken[0]}, which is a column of its own"
+    if not _is_count(held["outputs"]) or held["outputs"] not in (
+        (1, 2) if len(classes) == 2 else (len(classes),)
+    ):
+        return f"outputs do not fit {len(classes)} classes"
+    if (
+        not isinstance(size, list | tuple)
+        or len(size) != 2
+        or not all(_is_count(side) and side <= _LARGEST_SIDE for side in size)
+    ):
+        return "image_size is not a height and a width"
+    return None
+
+
+def _is_plain(value: Any) -> bool:
+    return (
+        isinstance(value, Tensor)
+        and value.layout is torch.strided
+        and value.device.type == "cpu"
+        and not value.is_quantized
+    )
+
+
+def _is_statistic(value: Any) -> bool:
+    return (
+        _is_plain(value)
+        and value.is_floating_point()
+        and value.shape in ((1,), (3,))
+        and bool(value.isfinite().all())
+    )
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
