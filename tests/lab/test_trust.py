@@ -263,3 +263,16 @@ def test_a_run_is_not_trained_through_a_link_on_the_way_to_it(
         "unreadable",
         f"{link}: a link, which is not followed",
     )
+
+
+def test_nothing_is_predicted_into_what_a_link_on_the_way_leads_to(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (one,) = lab.compare(**SMALL, out=tmp_path / "runs")
+    method, outside = one.folder.parent, tmp_path / "outside"
+    method.rename(outside)
+    method.symlink_to(outside)
+    before = sorted(outside.rglob("*"))
+    assert call(["predict", str(one.folder)]) == 3
+    assert f"{method}: a link, which is not followed" in capsys.readouterr().err
+    assert sorted(outside.rglob("*")) == before

@@ -112,6 +112,7 @@ def predict(
 def _predict(
     one: Run, folder: PathLike | None, out: PathLike | None, note: Callable[[str], None]
 ) -> Path:
+    one.check_no_link()
     trust.check(one.spec)
     trained, output = _trained(one), tasks.TASKS[one.spec.task].output
     place = "test" if folder is None else _place(Path(folder))
