@@ -8,8 +8,15 @@ import torch
 from torch import nn
 
 import znorm
+from znorm.lab.errors import ConfigurationError
 from znorm.lab.methods import METHODS, make_transform
-from znorm.lab.optimizers import OPTIMIZERS, learning_rate, make_optimizer, options_of
+from znorm.lab.optimizers import (
+    OPTIMIZERS,
+    check_schedule,
+    learning_rate,
+    make_optimizer,
+    options_of,
+)
 
 
 def test_schedules_are_the_published_ones() -> None:
@@ -20,6 +27,12 @@ def test_schedules_are_the_published_ones() -> None:
     assert learning_rate(0.5, "constant", 7, 9) == 0.5
     cosine = [learning_rate(1.0, "cosine", epoch, 4) for epoch in range(4)]
     assert cosine == pytest.approx([1.0, 0.5 + math.sqrt(0.125), 0.5, 0.5 - math.sqrt(0.125)])
+
+
+@pytest.mark.parametrize("epochs", ["²", "1,²", "①", "-1", "1.5", "", "1,", "9" * 5000])
+def test_a_schedule_of_what_is_no_epoch_is_refused_with_what_is_valid(epochs: str) -> None:
+    with pytest.raises(ConfigurationError, match="expected constant, cosine or multistep:EPOCH"):
+        check_schedule(f"multistep:{epochs}")
 
 
 EXPECTED: dict[str, Any] = {

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from znorm.lab.datasets import Dataset, Part
 from znorm.lab.errors import DataError
 from znorm.lab.metrics import Counts, count
 from znorm.lab.spec import RunSpec
-from znorm.lab.store import check_within, read_json, write_atomically
+from znorm.lab.store import _is_number, check_within, read_json, write_atomically
 from znorm.lab.tasks import TASKS
 
 __all__ = ["FLOORS", "Floor", "floor", "folder", "kept"]
@@ -73,19 +72,25 @@ def kept(root: str | os.PathLike[str], spec: RunSpec) -> dict[str, Any] | None:
     except (FileNotFoundError, DataError):
         return None
     metrics = content.get("metrics") if isinstance(content, dict) else None
-    if not isinstance(metrics, dict):
+    if not isinstance(metrics, dict) or not isinstance(content.get("fingerprint", ""), str):
         return None
-    numbers = all(isinstance(v, float | int) and math.isfinite(v) for v in metrics.values())
-    return content if numbers else None
+    usable = all(
+        _is_number(value) and (not key.startswith(("train_", "test_")) or 0 <= value <= 1)
+        for key, value in metrics.items()
+    )
+    return content if usable else None
 
 
 def floor(root: str | os.PathLike[str], spec: RunSpec, dataset: Dataset) -> dict[str, Any]:
-    """The floor's result.json, worked out if it is not there yet.
+    """The floor's result.json, worked out if it is not there yet, or is of other images.
 
     Like the nets it is fitted on the training part alone.
     """
     known = kept(root, spec)
-    if known is not None:
+    # Earlier versions did not write down of which images it is.
+    if known is not None and (
+        "fingerprint" not in known or known["fingerprint"] == dataset.fingerprint
+    ):
         return known
     path = folder(root, spec) / "result.json"
     check_within(Path(root), path)
@@ -93,6 +98,7 @@ def floor(root: str | os.PathLike[str], spec: RunSpec, dataset: Dataset) -> dict
         "status": "done",
         "about": FLOORS[TASKS[spec.task].output].about,
         "data": spec.data.model_dump(mode="json", exclude={"augment"}, exclude_none=True),
+        "fingerprint": dataset.fingerprint,
         "metrics": _threshold(dataset) if dataset.train.has_masks else _colours(dataset),
     }
     text = json.dumps(result, indent=2, sort_keys=True)

@@ -205,8 +205,9 @@ def _factor(schedule: str, epoch: int, epochs: int) -> float:
     if schedule == "cosine":
         return 0.5 * (1 + math.cos(math.pi * epoch / epochs))
     if kind == "multistep":
-        parts = values.split(",")
-        if all(part.strip().isdigit() for part in parts):
+        parts = [part.strip() for part in values.split(",")]
+        # int() takes no other digits, and not thousands of them.
+        if all(part.isdecimal() and len(part) < 10 for part in parts):
             return float(10.0 ** -sum(epoch >= int(part) for part in parts))
     raise ConfigurationError(
         f"schedule {schedule!r}: expected constant, cosine or multistep:EPOCH,EPOCH,..."

@@ -16,6 +16,7 @@ from znorm.lab import tasks, trust
 from znorm.lab.comparison import check_images
 from znorm.lab.datasets import Dataset
 from znorm.lab.losses import LOSSES
+from znorm.lab.reporting.shown import literal
 from znorm.lab.spec import RunSpec
 from znorm.lab.store import Run
 from znorm.lab.training import memory
@@ -199,7 +200,7 @@ def costs_on_terminal(costs: Sequence[Cost]) -> RichTable:
             needed += f": {advice}"
         rich.add_row(
             spec.task,
-            spec.model,
+            literal(spec.model),
             f"{spec.precision}, {spec.device}",
             f"{cost.training:,.1f}",
             _time(cost.seconds),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -72,3 +73,34 @@ def test_without_receipts_there_is_no_figure(tmp_path: Path) -> None:
     made(tmp_path, "baseline", 0, [None, None])
     (table,) = gather(tmp_path, [Run.open(p.parent) for p in tmp_path.rglob("spec.json")])
     assert gradients_by_depth(table) is None
+
+
+@pytest.mark.parametrize("damaged", [{"w": {"x": 1}}, {"w": {"norm_before": 1.0}}, {"w": {}}])
+def test_a_damaged_receipt_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damaged: Any
+) -> None:
+    drawn: list[Any] = []
+    monkeypatch.setattr(gradients, "_panel", lambda *panel: drawn.append(panel) or "svg")
+    made(tmp_path, "baseline", 0, [receipt({"w": 1.0}), damaged, receipt({"w": 3.0})])
+    made(tmp_path, "znorm", 0, [receipt({"w": 2.0})])
+    (table,) = gather(tmp_path, [Run.open(p.parent) for p in tmp_path.rglob("spec.json")])
+    assert gradients_by_depth(table) is not None
+    assert [lines for _, lines, _ in drawn] == [
+        [(1, [1.0]), (3, [3.0])],
+        [(1, [2.0])],
+        [(1, [2.0])],
+    ]
+
+
+def test_damaged_receipts_alone_make_no_figure(tmp_path: Path) -> None:
+    made(tmp_path, "baseline", 0, [{"w": {"x": 1}}])
+    (table,) = gather(tmp_path, [Run.open(p.parent) for p in tmp_path.rglob("spec.json")])
+    assert gradients_by_depth(table) is None
+
+
+def test_norms_that_no_axis_can_hold_are_left_out(tmp_path: Path) -> None:
+    made(tmp_path, "baseline", 0, [receipt({"a": 9e299, "b": 1e-299, "c": 1e-30, "d": 1e30})])
+    (table,) = gather(tmp_path, [Run.open(p.parent) for p in tmp_path.rglob("spec.json")])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert gradients_by_depth(table) is not None

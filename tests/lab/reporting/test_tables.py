@@ -90,6 +90,25 @@ def test_only_runs_that_started_alike_are_paired(tmp_path: Path) -> None:
     assert difference.mean == "−40.00"  # of seed 0 alone: 0.2 less 0.6
     (trouble,) = rows["znorm"].troubles
     assert (trouble.seed, trouble.text) == (1, "other images or weights than the baseline's")
+    # Of seed 0 alone, too: the other would have reached it in epoch 3.
+    reached = rows["znorm"].epochs_to_baseline
+    assert (reached.mean, [(value.seed, value.text) for value in reached.values]) == (
+        "1.0",
+        [(0, "1")],
+    )
+
+
+def test_a_run_that_diverged_on_other_images_says_nothing_of_the_baseline(tmp_path: Path) -> None:
+    runs = made(tmp_path)
+    for run in runs:
+        other = run.spec.method == "znorm" and run.spec.seed == 1
+        result = {**(run.result or {}), "hashes": {"data": "other" if other else "a"}}
+        if other:
+            result |= {"status": "diverged", "diverged_step": 3}
+        run.finish(result)
+    (table,) = gather(tmp_path, runs)
+    rows = {row.method: row for row in table.rows}
+    assert rows["znorm"].epochs_to_baseline.mean == "1.0"
 
 
 def test_a_copy_of_a_run_counts_once(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from znorm.lab.methods import PUBLISHED, label
 from znorm.lab.paper.grids import TARGETS, deviations
 from znorm.lab.paper.published import published
 from znorm.lab.paper.record import Record
+from znorm.lab.reporting.shown import literal
 from znorm.lab.reporting.tables import COLUMNS, Cell, Column, Row, Table, Value, plain
 from znorm.lab.tasks import TASKS
 
@@ -174,6 +175,9 @@ def _beside(
 def beside_on_terminal(table: PaperTable) -> RichTable:
     """The table for a terminal: published, here, and the difference."""
     rich = RichTable(title=f"{table.label} ({table.task})", title_justify="left")
+    warnings = [text for block in table.blocks if block.table for text in block.table.warnings]
+    if warnings:
+        rich.caption, rich.caption_justify = literal("\n".join(warnings)), "left"
     rich.add_column("Model", no_wrap=True)
     rich.add_column("Method", no_wrap=True)
     # What a terminal has room for: the headline.
@@ -191,9 +195,9 @@ def beside_on_terminal(table: PaperTable) -> RichTable:
             here += [f"seed {value.seed} {value.text}" for value in line.troubles]
             rich.add_row(
                 block.model if not place else "",
-                line.label,
+                literal(line.label),
                 cell.published or "–",
-                "; ".join(here),
+                literal("; ".join(here)),
                 cell.difference,
             )
     return rich

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -37,13 +38,25 @@ class DataCard:
     notes: tuple[str, ...]
 
 
-def data_card(root: Path, spec: RunSpec, dataset: Dataset | DataError) -> DataCard:
+def data_card(
+    root: Path, spec: RunSpec, dataset: Dataset | DataError, trained_on: Collection[str] = ()
+) -> DataCard:
     """Of the images if they are here, and then kept beside the runs; else as it was kept.
 
     A part of a set must not pass for the whole because its images have been moved away.
+
+    Parameters
+    ----------
+    root : Path
+    spec : RunSpec
+    dataset : Dataset or DataError
+        Images that the runs were trained on, or why they are not here.
+    trained_on : collection of str
+        The fingerprints of the runs' images, where they tell: each set has a card of its own, so
+        that no other that takes its place can take its card's.
     """
-    key = hashlib.sha256(spec.data_key.encode()).hexdigest()[:8]
-    path = root / spec.task / f"data__{key}.json"
+    # One without a fingerprint is of runs that do not tell, as those of earlier versions.
+    unnamed = _place(root, spec, "")
     if isinstance(dataset, Dataset):
         parts = {
             "training": dataset.train,
@@ -57,14 +70,21 @@ def data_card(root: Path, spec: RunSpec, dataset: Dataset | DataError) -> DataCa
             dataset.notes,
         )
         content = (json.dumps(asdict(card), indent=2) + "\n").encode()
-        if _kept(path) != content:
+        path = _place(root, spec, dataset.fingerprint) if trained_on else unnamed
+        if content not in (_kept(path), _kept(unnamed)):
             check_within(root, path)
             write_atomically(path, content)
         return card
-    try:
-        return TypeAdapter(DataCard).validate_json(_kept(path) or b"")
-    except ValidationError:
-        return DataCard((), {}, (f"The images are not here: {dataset}",))
+    for path in (*(_place(root, spec, one) for one in sorted(trained_on)), unnamed):
+        with suppress(ValidationError):
+            return TypeAdapter(DataCard).validate_json(_kept(path) or b"")
+    return DataCard((), {}, (f"The images are not here: {dataset}",))
+
+
+def _place(root: Path, spec: RunSpec, fingerprint: str) -> Path:
+    content = f"{spec.data_key} {fingerprint}" if fingerprint else spec.data_key
+    key = hashlib.sha256(content.encode()).hexdigest()[:8]
+    return root / spec.task / f"data__{key}.json"
 
 
 def _kept(path: Path) -> bytes | None:

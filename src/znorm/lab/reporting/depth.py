@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from znorm.lab.errors import ConfigurationError
-from znorm.lab.reporting.svg import BLUE, GREY, ORANGE
+from znorm.lab.reporting.shown import readable
+from znorm.lab.reporting.svg import BLUE, GREY, ORANGE, drawing
 
 __all__ = ["draw_receipt"]
 
@@ -47,23 +48,14 @@ def draw_receipt(receipt: Mapping[str, Mapping[str, float]], file: str | Path) -
     ...     lab.draw_receipt(attachment.receipt(), folder + "/depth.svg").name
     'depth.svg'
     """
-    # Imported here: matplotlib takes half a second.
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
     if not receipt:
         raise ConfigurationError("receipt: it is empty; take a step with the transform attached")
-    names = list(receipt)
+    names = [readable(name) for name in receipt]
     file = Path(file)
     clipped = any(values["clipped"] for values in receipt.values())
-    settings: Any = {
-        "svg.fonttype": "none",
-        "svg.hashsalt": "znorm",
-        "font.size": 10,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-    }
-    with mpl.rc_context(settings):
+    with drawing(**{"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}):
+        from matplotlib.figure import Figure
+
         width = min(16.0, max(6.0, 2.5 + 0.22 * len(names)))
         figure = Figure(figsize=(width, 7.2 if clipped else 5.8), layout="constrained")
         panels = figure.subplots(4 if clipped else 3, 1, sharex=True)
@@ -73,12 +65,12 @@ def draw_receipt(receipt: Mapping[str, Mapping[str, float]], file: str | Path) -
         steps = max(int(values["steps"]) for values in receipt.values())
         norms.set_title(f"Gradients by depth, means over {steps:,} steps", loc="left", fontsize=11)
         positions = range(len(names))
-        cosines = [receipt[name]["cosine"] for name in names]
+        cosines = [values["cosine"] for values in receipt.values()]
         angles.plot(positions, cosines, ".-", color=BLUE)
         angles.set_ylabel("cosine of\nthe two")
         angles.set_ylim(min(0.0, *cosines) - 0.05, 1.05)
         if clipped:
-            shares = [100 * receipt[name]["clipped"] for name in names]
+            shares = [100 * values["clipped"] for values in receipt.values()]
             panels[3].bar(positions, shares, color=ORANGE)
             panels[3].set_ylabel("steps in which\na clip acted, %")
             panels[3].set_ylim(0, 105)
@@ -86,9 +78,11 @@ def draw_receipt(receipt: Mapping[str, Mapping[str, float]], file: str | Path) -
             axes.grid(axis="y", color=GREY, alpha=0.25, linewidth=0.6)
         last = panels[-1]
         if len(names) <= _NAMES_SHOWN:
-            last.set_xticks(list(positions), names, rotation=90, fontsize=8)
+            last.set_xticks(list(positions), names, rotation=90, fontsize=8, parse_math=False)
         else:
-            last.set_xlabel(f"{len(names)} tensors, from {names[0]} to {names[-1]}")
+            last.set_xlabel(
+                f"{len(names)} tensors, from {names[0]} to {names[-1]}", parse_math=False
+            )
         try:
             figure.savefig(file, dpi=150, metadata={"Date": None} if file.suffix == ".svg" else {})
         except ValueError as error:

@@ -11,7 +11,7 @@ from znorm.lab.datasets import Dataset
 from znorm.lab.errors import ConfigurationError, DataError
 from znorm.lab.prediction import outputs
 from znorm.lab.reporting.overlays import case, draw_cases, notable
-from znorm.lab.reporting.tables import Table
+from znorm.lab.reporting.tables import Table, images_of
 from znorm.lab.store import Run
 
 __all__ = ["Figure2", "figure2"]
@@ -40,7 +40,10 @@ def figure2(table: Table, dataset: Dataset, cases: Sequence[str] = ()) -> Figure
         Names of further test slices; what is not there is told in the caption.
     """
     part = dataset.test
-    seeds = [run.spec.seed for run in table.runs if run.status == "done"]
+    done = [run for run in table.runs if run.status == "done"]
+    if len(images_of(done)) > 1:
+        done = [run for run in done if images_of([run]) == {dataset.fingerprint}]
+    seeds = [run.spec.seed for run in done]
     if not part.has_masks or not seeds:
         return None
     # The seed that most methods have finished, the first of them if there are several.
@@ -49,7 +52,7 @@ def figure2(table: Table, dataset: Dataset, cases: Sequence[str] = ()) -> Figure
         row.label: run
         for row in table.rows
         for run in row.runs
-        if run.spec.seed == seed and run.status == "done"
+        if run.spec.seed == seed and run in done
     }
     try:
         counted = {label: held for label, run in runs.items() if (held := run.cases()) is not None}

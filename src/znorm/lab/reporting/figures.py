@@ -15,7 +15,8 @@ from PIL import Image
 from znorm.lab.datasets import Dataset
 from znorm.lab.floor import FLOORS
 from znorm.lab.reporting.svg import BLUE, GREY, ORANGE, as_svg, style
-from znorm.lab.reporting.tables import REFERENCE, Row, Table
+from znorm.lab.reporting.tables import REFERENCE, Row, Table, images_of
+from znorm.lab.store import Run
 from znorm.lab.tasks import TASKS
 
 __all__ = ["Curves", "curves", "patches"]
@@ -81,8 +82,17 @@ def _panel(
 
 
 def _draw(axes: Any, row: Row, key: str, scale: float, colour: str) -> None:
+    """The mean of a method's runs; each by itself where they were trained on different images."""
+    together = [row.runs] if len(images_of(row.runs)) < 2 else [(run,) for run in row.runs]
+    for runs in together:
+        _draw_mean(axes, row, runs, key, scale, colour)
+
+
+def _draw_mean(
+    axes: Any, row: Row, runs: Sequence[Run], key: str, scale: float, colour: str
+) -> None:
     by_epoch: dict[int, list[float]] = {}
-    for run in row.runs:
+    for run in runs:
         for entry in run.history:
             if key in entry:
                 by_epoch.setdefault(entry["epoch"], []).append(scale * entry[key])

@@ -14,6 +14,9 @@ __all__ = ["Gradients", "gradients_by_depth"]
 
 Receipt = Mapping[str, Mapping[str, float]]
 
+# No norm of float32's numbers is as large, or as small and not zero; an axis has limits of its own.
+_LARGEST = 1e100
+
 
 @dataclass(frozen=True)
 class Gradients:
@@ -33,7 +36,7 @@ def gradients_by_depth(table: Table) -> Gradients | None:
     by_seed: dict[int, list[tuple[Row, list[tuple[int, Receipt]]]]] = {}
     for row in table.rows:
         for run in row.runs:
-            epochs = [(e["epoch"], e["receipt"]) for e in run.history if e.get("receipt")]
+            epochs = [(e["epoch"], found) for e in run.history if (found := _norms_of(e))]
             if epochs:
                 by_seed.setdefault(run.spec.seed, []).append((row, epochs))
     if not by_seed:
@@ -45,6 +48,8 @@ def gradients_by_depth(table: Table) -> Gradients | None:
         for name in kept[0][1][0][1]
         if all(name in receipt for _, epochs in kept for _, receipt in epochs)
     ]
+    if not layers:
+        return None
     panels: list[tuple[str, list[tuple[int, list[float]]]]] = []
     for row, epochs in kept:
         panels.append((f"{row.label}: gradient", _norms(epochs, layers, "norm_before")))
@@ -56,11 +61,25 @@ def gradients_by_depth(table: Table) -> Gradients | None:
     return Gradients(tuple(_panel(title, lines, limits) for title, lines in panels), seed)
 
 
+def _norms_of(entry: Mapping[str, Any]) -> Receipt:
+    """The layers of an epoch's receipt that have both norms: the file may be damaged."""
+    receipt: Receipt = entry.get("receipt", {})
+    fields = ("norm_before", "norm_after")
+    return {
+        name: one
+        for name, one in receipt.items()
+        if all(0 <= one.get(field, -1) < _LARGEST for field in fields)
+    }
+
+
 def _norms(
     epochs: Sequence[tuple[int, Receipt]], layers: Sequence[str], field: str
 ) -> list[tuple[int, list[float]]]:
     # A logarithmic axis has no place for zeros.
-    return [(epoch, [r[name][field] or math.nan for name in layers]) for epoch, r in epochs]
+    return [
+        (epoch, [size if (size := r[name][field]) > 1 / _LARGEST else math.nan for name in layers])
+        for epoch, r in epochs
+    ]
 
 
 def _panel(

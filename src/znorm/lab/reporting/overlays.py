@@ -14,6 +14,7 @@ from PIL import Image
 
 from znorm.lab.datasets import Part
 from znorm.lab.metrics import dice
+from znorm.lab.reporting.shown import readable
 from znorm.lab.reporting.svg import ORANGE, as_svg, style
 
 __all__ = ["Case", "case", "draw_cases", "notable", "outlined"]
@@ -104,7 +105,7 @@ def draw_cases(cases: Sequence[Case], file: Any = None) -> str:
                 for side in axes.spines.values():
                     side.set_visible(False)
                 if row == 0:
-                    axes.set_title(title, fontsize=9, parse_math=False)
+                    axes.set_title(readable(title), fontsize=9, parse_math=False)
                 if title != "Image" and truth is not None:
                     _outline(axes, truth, TRUTH)
                 if title in one.predictions:
@@ -113,7 +114,8 @@ def draw_cases(cases: Sequence[Case], file: Any = None) -> str:
                     if one.truth is not None:
                         score = float(dice(torch.from_numpy(mask)[None], one.truth[None]))
                         axes.set_xlabel(f"Dice {score:.3f}", fontsize=8)
-            panels[0].set_ylabel(one.title, fontsize=8, parse_math=False)  # a file's name
+            # A file's name.
+            panels[0].set_ylabel(readable(one.title), fontsize=8, parse_math=False)
         if file is None:
             return as_svg(figure)
         figure.savefig(file, format="png", dpi=150, facecolor="white")

@@ -20,7 +20,8 @@ from znorm.lab.reporting.data import data_card
 from znorm.lab.reporting.figure2 import figure2
 from znorm.lab.reporting.figures import curves, patches
 from znorm.lab.reporting.gradients import gradients_by_depth
-from znorm.lab.reporting.tables import Table, gather
+from znorm.lab.reporting.shown import link
+from znorm.lab.reporting.tables import Table, gather, images_of
 from znorm.lab.store import Damaged, Run, write_atomically
 from znorm.lab.tasks import TASKS
 
@@ -56,7 +57,15 @@ def write_page(
         tables.sort(key=lambda table: _place(record, table))
     sections = []
     for table in tables:
+        trained_on = images_of(table.runs)
         dataset = datasets[table.spec.data_key]
+        exchanged = (
+            isinstance(dataset, Dataset)
+            and bool(trained_on)
+            and dataset.fingerprint not in trained_on
+        )
+        if exchanged:
+            dataset = DataError("others have been put in their place")
         task = TASKS[table.spec.task]
         shown: dict[str, Any] = {"patches": (), "figure2": None}
         if images and isinstance(dataset, Dataset):
@@ -65,7 +74,8 @@ def write_page(
         sections.append(
             {
                 **shown,
-                "data": data_card(root, table.spec, dataset),
+                "data": data_card(root, table.spec, dataset, trained_on),
+                "exchanged": exchanged,
                 "table": table,
                 "task": task,
                 "floor": FLOORS[task.output],
@@ -87,13 +97,19 @@ def write_page(
         record=record,
         images=images,
         damaged=[
-            {"folder": _relative(root, other.folder), "reason": other.reason} for other in damaged
+            {
+                "folder": _relative(root, other.folder),
+                "link": link(root, other.folder),
+                "reason": other.reason,
+            }
+            for other in damaged
         ],
-        notes={section["table"].spec.data_key: section["data"].notes for section in sections},
+        notes={section["table"].spec.configuration: section["data"].notes for section in sections},
         version=znorm.__version__,
     )
     path = root / "report.html"
-    write_atomically(path, page.encode())
+    # Names of folders and texts of runs can hold what UTF-8 cannot.
+    write_atomically(path, page.encode(errors="replace"))
     return path
 
 

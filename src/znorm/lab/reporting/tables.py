@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,24 @@ from znorm.lab.floor import FLOORS
 from znorm.lab.floor import folder as floor_folder
 from znorm.lab.floor import kept as kept_floor
 from znorm.lab.methods import METHODS, label
+from znorm.lab.reporting.shown import link, literal
 from znorm.lab.spec import RunSpec
 from znorm.lab.stats import Interval, t_interval
 from znorm.lab.store import Run
 from znorm.lab.tasks import TASKS
 
-__all__ = ["COLUMNS", "Cell", "Column", "Row", "Table", "Value", "gather", "on_terminal", "plain"]
+__all__ = [
+    "COLUMNS",
+    "Cell",
+    "Column",
+    "Row",
+    "Table",
+    "Value",
+    "gather",
+    "images_of",
+    "on_terminal",
+    "plain",
+]
 
 REFERENCE = "baseline"
 
@@ -116,7 +128,7 @@ class Table:
     rows : tuple of Row
         In the order of the registry of methods.
     floor : dict or None
-        The result.json of the trivial floor.
+        The result.json of the trivial floor, if it is of the runs' images.
     floor_link : str
         Its place, relative to the page.
     """
@@ -131,6 +143,22 @@ class Table:
     @property
     def seeds(self) -> int:
         return len({run.spec.seed for run in self.runs})
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What a reader must know of the runs as a whole, a line each."""
+        done = [run for run in self.runs if run.status == "done"]
+        known = images_of(done)
+        if len(known) < 2:
+            return ()
+        parts = []
+        for one in sorted(known):
+            seeds = sorted({run.spec.seed for run in done if images_of([run]) == {one}})
+            parts.append(f"{one[:8]} at seed {', '.join(map(str, seeds))}")
+        return (
+            f"The runs were trained on {len(known)} different sets of images ({'; '.join(parts)}): "
+            "no mean or interval is given over them; keep runs on other images in another folder.",
+        )
 
     @property
     def beats_floor(self) -> bool | None:
@@ -151,13 +179,21 @@ def gather(root: Path, runs: Sequence[Run]) -> list[Table]:
     tables = []
     for members in groups.values():
         spec = members[0].spec
-        path = floor_folder(root, spec) / "result.json"
         floor = kept_floor(root, spec)
-        link = path.relative_to(root).as_posix()
+        of = None if floor is None else floor.get("fingerprint")
+        if of is not None and not images_of(members) <= {of}:
+            floor = None  # of other images
+        place = link(root, floor_folder(root, spec) / "result.json")
         columns = _columns(members)
         rows = _rows(root, members, columns)
-        tables.append(Table(spec, tuple(members), columns, rows, floor, link))
+        tables.append(Table(spec, tuple(members), columns, rows, floor, place))
     return tables
+
+
+def images_of(runs: Iterable[Run]) -> set[str]:
+    """The fingerprints of the images that runs were trained on, of those that tell."""
+    found = ((run.result or {}).get("hashes", {}).get("data") for run in runs)
+    return {one for one in found if one}
 
 
 def _columns(runs: Sequence[Run]) -> tuple[Column, ...]:
@@ -189,7 +225,8 @@ def _rows(root: Path, runs: Sequence[Run], columns: Sequence[Column]) -> tuple[R
         if names.count(method) > 1:
             title += f" ({group[0].spec.hash})"
         done = [run for run in mine if run.status == "done"]
-        cells = tuple(_cell(root, column, done) for column in columns)
+        mixed = len(images_of(done)) > 1
+        cells = tuple(_cell(root, column, done, mixed=mixed) for column in columns)
         paired = [
             run
             for run in done
@@ -198,7 +235,9 @@ def _rows(root: Path, runs: Sequence[Run], columns: Sequence[Column]) -> tuple[R
         ended = [
             run
             for run in mine
-            if run.spec.seed in reference and run.status in ("done", "diverged", "failed")
+            if run.spec.seed in reference
+            and run.status in ("done", "diverged", "failed")
+            and _alike(run, reference[run.spec.seed])
         ]
         difference = None
         if method != REFERENCE and paired:
@@ -207,7 +246,7 @@ def _rows(root: Path, runs: Sequence[Run], columns: Sequence[Column]) -> tuple[R
                 run.metrics[column.key] - reference[run.spec.seed].metrics[column.key]
                 for run in paired
             ]
-            difference = _summary(column, gains, (), sign=True)
+            difference = _summary(column, gains, (), sign=True, mixed=len(images_of(paired)) > 1)
         reached = _epochs_to_baseline(root, columns[0], ended, reference)
         troubles = tuple(
             Value(run.spec.seed, _trouble(run), _link(root, run)) for run in mine if run not in done
@@ -249,17 +288,17 @@ def _epochs_to_baseline(
     if not epochs or len(found) < len(epochs):
         text = f"reached by {len(found)} of {len(epochs)}" if epochs else "–"
         return Cell(None, text, "", values)
-    return _summary(Column("epoch", "", 1), found, values)
+    return _summary(Column("epoch", "", 1), found, values, mixed=len(images_of(runs)) > 1)
 
 
 def _alike(run: Run, other: Run) -> bool:
     """Whether two runs had the same images, initial weights and batches, if that is known."""
     mine, theirs = ((one.result or {}).get("hashes", {}) for one in (run, other))
     shared = ("data", "initial_weights", "batches")
-    return all(mine[key] == theirs[key] for key in shared if key in mine and key in theirs)
+    return all(mine[key] == theirs[key] for key in shared if mine.get(key) and theirs.get(key))
 
 
-def _cell(root: Path, column: Column, runs: Sequence[Run]) -> Cell:
+def _cell(root: Path, column: Column, runs: Sequence[Run], *, mixed: bool) -> Cell:
     numbers: list[float] = []
     values: list[Value] = []
     for run in runs:
@@ -269,14 +308,22 @@ def _cell(root: Path, column: Column, runs: Sequence[Run]) -> Cell:
             continue
         numbers.append(number)
         values.append(Value(run.spec.seed, column.show(number), _link(root, run)))
-    return _summary(column, numbers, tuple(values))
+    return _summary(column, numbers, tuple(values), mixed=mixed)
 
 
 def _summary(
-    column: Column, numbers: Sequence[float], values: tuple[Value, ...], *, sign: bool = False
+    column: Column,
+    numbers: Sequence[float],
+    values: tuple[Value, ...],
+    *,
+    sign: bool = False,
+    mixed: bool = False,
 ) -> Cell:
+    """Mean and interval; of runs that are ``mixed``, on different images, there are none."""
     if not numbers:
         return Cell(None, "–", "", ())
+    if mixed and len(numbers) > 1:
+        return Cell(None, "no mean", "", values)
     interval = t_interval(numbers)
     mean = column.show(interval.mean)
     if sign and interval.mean >= 0:
@@ -305,18 +352,21 @@ def _trouble(run: Run) -> str:
 
 def _link(root: Path, run: Run) -> str:
     name = "spec.json" if run.result is None else "result.json"
-    return (run.folder / name).relative_to(root).as_posix()
+    return link(root, run.folder / name)
 
 
 def _events(root: Path, run: Run) -> str:
-    return (run.folder / "events.jsonl").relative_to(root).as_posix()
+    return link(root, run.folder / "events.jsonl")
 
 
 def on_terminal(table: Table) -> RichTable:
     """The table for a terminal."""
     spec = table.spec
     title = f"{spec.task}, {spec.model}: mean ± 95 % t interval over {table.seeds} seed"
-    rich = RichTable(title=title + ("s" if table.seeds > 1 else ""), title_justify="left")
+    title += "s" if table.seeds > 1 else ""
+    rich = RichTable(title=literal(title, "table.title"), title_justify="left")
+    if table.warnings:
+        rich.caption, rich.caption_justify = literal(" ".join(table.warnings)), "left"
     rich.add_column("Method", no_wrap=True)
     keys = TERMINAL[TASKS[spec.task].output]
     shown = [i for i, column in enumerate(table.columns) if column.key in keys]
@@ -328,7 +378,8 @@ def on_terminal(table: Table) -> RichTable:
         cells = [plain(row.cells[position]) for position in shown]
         difference = "" if row.difference is None else plain(row.difference)
         trouble = "; ".join(f"seed {value.seed} {value.text}" for value in row.troubles)
-        rich.add_row(row.label, *cells, trouble or difference, plain(row.epochs_to_baseline))
+        reached = plain(row.epochs_to_baseline)
+        rich.add_row(literal(row.label), *cells, literal(trouble or difference), reached)
     score = (table.floor or {}).get("metrics", {}).get(table.columns[0].key)
     if score is not None:
         floor = FLOORS[TASKS[spec.task].output].label

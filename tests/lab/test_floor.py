@@ -1,0 +1,62 @@
+"""The file of a floor, which anybody may have written."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+
+import pytest
+
+from znorm.lab import tasks
+from znorm.lab.floor import floor, folder, kept
+from znorm.lab.reporting.figures import curves
+from znorm.lab.reporting.tables import gather
+from znorm.lab.spec import resolve
+from znorm.lab.store import Run
+
+CHOICES = {"epochs": 1, "device": "cpu", "precision": "float32", "data.limit": 24}
+
+
+@pytest.mark.parametrize(
+    "score",
+    ["9" * 401, "9" * 5000, "1e308", "1.5", "-0.1", "NaN", "Infinity", "true", '"0.5"', "null"],
+)
+def test_a_floor_that_is_no_score_is_worked_out_anew(tmp_path: Path, score: str) -> None:
+    spec = resolve(CHOICES)
+    path = folder(tmp_path, spec) / "result.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(f'{{"metrics": {{"test_accuracy": {score}, "train_accuracy": 0.5}}}}')
+    assert kept(tmp_path, spec) is None
+    run = Run.at(tmp_path, spec)
+    run.announce()
+    metrics = {"test_accuracy": 0.5, "train_loss": 1.0}
+    run.log({"event": "epoch", "epoch": 1, **metrics})
+    run.finish({"status": "done", "metrics": metrics, "seconds": 1.0})
+    (table,) = gather(tmp_path, [run])
+    assert table.floor is None
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        curves(table)
+    found = floor(tmp_path, spec, tasks.load(spec.task, spec.data))
+    assert 0 <= found["metrics"]["test_accuracy"] <= 1
+    assert json.loads(path.read_text()) == found
+
+
+@pytest.mark.parametrize("fingerprint", ["3", "null", "[]", '""'])
+def test_a_floor_whose_fingerprint_is_none_is_worked_out_anew(
+    tmp_path: Path, fingerprint: str
+) -> None:
+    spec = resolve(CHOICES)
+    data = tasks.load(spec.task, spec.data)
+    path = folder(tmp_path, spec) / "result.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(f'{{"metrics": {{"test_accuracy": 0.5}}, "fingerprint": {fingerprint}}}')
+    assert floor(tmp_path, spec, data)["fingerprint"] == data.fingerprint
+
+
+def test_a_floor_of_masks_keeps_its_channel_and_threshold(tmp_path: Path) -> None:
+    spec = resolve({**CHOICES, "task": "phantom", "data.limit": 8})
+    found = floor(tmp_path, spec, tasks.load(spec.task, spec.data))
+    assert found["metrics"]["threshold"] > 1
+    assert kept(tmp_path, spec) == found
