@@ -86,7 +86,6 @@ class _Fold:
     state_addresses: list[int]
     large: list[Tensor]
     state_bytes: list[int]
-    state_strides: list[Any]
     z_score: tuple[float, float, float, float] | None
     parts: list[Any]
     written: list[Tensor]
@@ -112,7 +111,6 @@ class _Fold:
             and all(map(is_, _held(self.states), self.held))
             and list(map(Tensor.data_ptr, self.tensors)) == self.state_addresses
             and list(map(_bytes, self.large)) == self.state_bytes
-            and list(map(Tensor.stride, self.large)) == self.state_strides
         )
 
 
@@ -293,7 +291,6 @@ def _make_fold(optimizer: Optimizer, update: Update, attachment: Attachment | No
         list(map(Tensor.data_ptr, tensors)),
         large,
         list(map(_bytes, large)),
-        list(map(Tensor.stride, large)),
         z_score,
         parts,
         [p for p, gradient in zip(parameters, gradients, strict=True) if gradient is not None],

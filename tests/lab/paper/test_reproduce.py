@@ -183,6 +183,7 @@ def test_a_page_above_shows_nothing_of_a_folder_that_is_marked(smoked: Path) -> 
     assert not [one for one in find(smoked.parent) if smoked in one.folder.parents]
 
 
+@pytest.mark.slow
 def test_slices_of_ones_own_choice(smoked: Path) -> None:
     chosen: dict[str, Any] = {
         "models": "attention_unet",
