@@ -9,6 +9,7 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any, cast
 
 import torch
@@ -30,6 +31,8 @@ __all__ = ["Attachment", "attach", "attachment_of", "own_attachment", "warn_if_i
 
 # What marks an optimizer as attached: an instance attribute, so that it goes with the optimizer.
 _MARK = "_znorm_attachment"
+
+_gradient = attrgetter("grad")
 
 
 def attach(
@@ -639,29 +642,50 @@ def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
 
 
 def _gradients(part: _Part) -> list[Tensor | None]:
-    found: list[Tensor | None] = []
-    observes = part.layout.observes
-    for parameter in part.parameters:
-        gradient = parameter.grad
-        if gradient is not None and gradient.is_conj():
-            gradient = parameter.grad = gradient.resolve_conj()
-        if gradient is not None and gradient.layout != torch.strided:
-            if observes:
-                gradient = None  # nothing is written, so that nothing can be wrong
-        elif gradient is not None and not gradient.is_contiguous() and 0 in gradient.stride():
-            # Expanded: several entries lie in one place, which cannot be written one by one.
-            gradient = parameter.grad = gradient.clone(memory_format=torch.contiguous_format)
-        found.append(gradient)
-    present = [gradient for gradient in found if gradient is not None]
+    """The gradients as they can be written, each in memory of its own."""
+    found = list(map(_gradient, part.parameters))
+    present: list[Tensor] = [gradient for gradient in found if gradient is not None]
+    # All of them at a time, since this is done in each step and seldom finds anything.
+    if not _are_usual(present):
+        found = [_writable(parameter, part.layout.observes) for parameter in part.parameters]
+        present = [gradient for gradient in found if gradient is not None]
     places = _places(present)
     if len(set(places)) < len(places):
         _separate(part.parameters, found)
     return found
 
 
+def _are_usual(gradients: Sequence[Tensor]) -> bool:
+    try:
+        return (
+            set(map(type, gradients)) <= {Tensor}
+            and all(map(Tensor.is_contiguous, gradients))
+            and not any(map(Tensor.is_conj, gradients))
+        )
+    except RuntimeError:  # sparse ones of some layouts
+        return False
+
+
+def _writable(parameter: Tensor, observes: bool) -> Tensor | None:
+    gradient = parameter.grad
+    if gradient is not None and gradient.is_conj():
+        gradient = parameter.grad = gradient.resolve_conj()
+    if gradient is not None and gradient.layout != torch.strided:
+        if observes:
+            gradient = None  # nothing is written, so that nothing can be wrong
+    elif gradient is not None and not gradient.is_contiguous() and 0 in gradient.stride():
+        # Expanded: several entries lie in one place, which cannot be written one by one.
+        gradient = parameter.grad = gradient.clone(memory_format=torch.contiguous_format)
+    return gradient
+
+
 def _places(gradients: Sequence[Tensor]) -> list[int]:
     """Where each begins in memory; what has no place there counts as itself."""
     try:
+        if set(map(type, gradients)) <= {Tensor}:
+            places = list(map(Tensor.data_ptr, gradients))
+            if 0 not in places:
+                return places
         return [(type(g) is Tensor and g.data_ptr()) or id(g) for g in gradients]
     except RuntimeError:  # functorch's tensors
         return list(map(id, gradients))
