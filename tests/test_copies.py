@@ -22,13 +22,6 @@ import oracle
 import znorm
 
 
-def z_score(tensor: Tensor) -> Tensor:
-    """By Python's floats."""
-    return torch.tensor(oracle.z_score(tensor.flatten().tolist()), dtype=torch.float64).reshape(
-        tensor.shape
-    )
-
-
 def net() -> nn.Sequential:
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 1))
@@ -348,7 +341,7 @@ def test_an_optimizer_that_gives_away_all_its_attributes_is_copied(how: Any) -> 
     for _ in range(2):
         twin.grad = torch.arange(6.0).reshape(2, 3)
         other.step()
-    wanted = -2 * z_score(torch.arange(6.0, dtype=torch.float64).reshape(2, 3))
+    wanted = -2 * oracle.whole(oracle.z_score, torch.arange(6.0, dtype=torch.float64).reshape(2, 3))
     torch.testing.assert_close(twin.detach().double(), wanted)
     assert not parameter.any()
 

@@ -19,13 +19,6 @@ import oracle
 import znorm
 
 
-def z_score(tensor: Tensor) -> Tensor:
-    """By Python's floats."""
-    return torch.tensor(oracle.z_score(tensor.flatten().tolist()), dtype=torch.float64).reshape(
-        tensor.shape
-    )
-
-
 def net() -> nn.Sequential:
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 2))
@@ -432,6 +425,15 @@ def test_a_copy_says_that_it_does_not_know_new_parameters() -> None:
         attachment.describe()
 
 
+def test_a_copy_says_nothing_of_what_the_model_never_held(recwarn: pytest.WarningsRecorder) -> None:
+    linear, outside = nn.Linear(4, 4), nn.Parameter(torch.zeros(4, 4))
+    optimizer = SGD([*linear.parameters(), outside], lr=0.1)
+    znorm.attach(optimizer, znorm.ZNorm(), model=linear)
+    attachment = znorm.attachment_of(copy.deepcopy(optimizer))
+    assert attachment is not None
+    assert not recwarn.list
+
+
 def test_parameters_of_one_name_in_one_group_are_told_apart() -> None:
     one, other = nn.Linear(4, 4), nn.Linear(4, 4)
     optimizer = SGD([*one.named_parameters(), *other.named_parameters()], lr=0.1)  # type: ignore[list-item]
@@ -479,7 +481,7 @@ def test_an_expanded_gradient_is_transformed(make: Any) -> None:
     znorm.attach(optimizer, znorm.ZNorm())
     parameter.grad = torch.arange(4.0).expand(3, 4)
     optimizer.step()
-    wanted = -z_score(torch.arange(4.0, dtype=torch.float64).expand(3, 4))
+    wanted = -oracle.whole(oracle.z_score, torch.arange(4.0, dtype=torch.float64).expand(3, 4))
     torch.testing.assert_close(parameter.detach().double(), wanted, rtol=1e-5, atol=1e-6)
 
 

@@ -168,8 +168,6 @@ class Attachment:
         # Weak, since it may be gone before the optimizer. Parameters are held as the optimizer
         # holds them: torch swaps no tensor that has a weak reference.
         self._model = None if model is None else weakref.ref(model)
-        # Of a copy the model is not known: what was known of the parameters is.
-        self._is_copy = known is not None
         self._known = dict(known or {})
         self._parts: list[_Part] = []
         self._parts_of: list[Any] = []
@@ -285,6 +283,7 @@ class Attachment:
             earlier.update(zip(part.parameters, part.origins, strict=True))
         by_name = _origins_by_name(self._live())
         found: list[Origin] = []
+        unknown = 0
         for parameter in (parameter for group in groups for parameter in group):
             origin = known.get(parameter) or earlier.get(parameter)
             named = by_name.get(parameter)
@@ -292,9 +291,16 @@ class Attachment:
                 origin = named
             if origin is None and parameter in successors:
                 origin = earlier.get(successors[parameter])
+            unknown += origin is None
             found.append(origin or Origin(outside=model is not None))
-        if self._is_copy and any(origin.name is None for origin in found):
-            self._warn_of_unknown(found)
+        # The copy of an optimizer has no model to ask, and what was known of its parameters.
+        if unknown and self._model is None and any(o.module is not None for o in found):
+            warnings.warn(
+                f"znorm: {unknown} parameters are new to this copy of an optimizer, which does not "
+                "know its model: what they are is told by their shape alone; detach, and attach "
+                "with model=",
+                stacklevel=users_level(),
+            )
         places = [
             (number, position, parameter)
             for number, group in enumerate(groups)
@@ -317,20 +323,6 @@ class Attachment:
                     label += f", parameter {position}"
                 labels.append(label)
         return labels, found
-
-    def _warn_of_unknown(self, found: Sequence[Origin]) -> None:
-        """Say of a copy that it takes new parameters by their shape alone, where others were known.
-
-        The copy of an optimizer has no model to ask.
-        """
-        unknown = [origin for origin in found if origin.name is None]
-        if any(origin.module is not None for origin in found):
-            warnings.warn(
-                f"znorm: {len(unknown)} parameters are new to this copy of an optimizer, which "
-                "does not know its model: what they are is told by their shape alone; detach, and "
-                "attach with model=",
-                stacklevel=users_level(),
-            )
 
     def _divided(
         self, groups: Sequence[list[Tensor]]

@@ -381,9 +381,9 @@ def decide_stage(
             for parameter, gradient in zip(parameters, gradients, strict=True)
         ]
         for row, parameter, gradient in zip(stage.rows, present, gradients, strict=True):
-            if parameter is None or gradient is None or not row.units:
+            if parameter is None or gradient is None or not row.units or is_plain(parameter):
                 continue
-            if is_plain(gradient) and not is_plain(parameter):
+            if is_plain(gradient):
                 raise TypeError(
                     f"{row.name}: {stage.transform!r} compares with weights, and those of "
                     f"{type(parameter).__name__} cannot be measured; leave it out by a rule of "

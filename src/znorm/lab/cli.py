@@ -33,7 +33,7 @@ from znorm.lab.registry import unknown
 from znorm.lab.reporting.beside import beside_on_terminal, paper_tables, remarks
 from znorm.lab.reporting.tables import gather, on_terminal
 from znorm.lab.spec import RunSpec
-from znorm.lab.store import Run, find, reproductions, survey
+from znorm.lab.store import Run, find, reproductions
 
 __all__ = ["cli", "run"]
 
@@ -252,8 +252,8 @@ def run_one(spec: Path, out: Path, **options: Any) -> int:
 @_TRUST
 def report(runs: Path, no_images: bool, trust_models: bool) -> int:
     """Write the report of all runs in a folder."""
-    click.echo(comparison.report(runs, images=not no_images, trust_models=trust_models))
-    _, damaged = survey(runs)
+    page, damaged = comparison.write_report(runs, images=not no_images, trust_models=trust_models)
+    click.echo(page)
     if damaged:
         return _fail(f"{len(damaged)} folders cannot be read; the page names them", 1)
     return 0

@@ -22,7 +22,7 @@ from znorm.lab.progress import Display, Silent
 from znorm.lab.registry import unknown
 from znorm.lab.reporting.page import write_page
 from znorm.lab.spec import RunSpec, resolve
-from znorm.lab.store import Run, survey
+from znorm.lab.store import Damaged, Run, survey
 from znorm.lab.training import memory
 from znorm.lab.training.interruption import Interruption
 from znorm.lab.training.loop import train
@@ -350,30 +350,33 @@ def report(out: PathLike = "runs", *, images: bool = True, trust_models: bool = 
     DataError
         If there are no runs.
     """
+    return write_report(Path(out), images=images, trust_models=trust_models)[0]
+
+
+def write_report(
+    out: Path, *, images: bool, trust_models: bool = False
+) -> tuple[Path, list[Damaged]]:
+    """As :func:`report`, and what cannot be read."""
     with trust.trusting(everything=trust_models):
-        return _report(Path(out), images=images)
-
-
-def _report(out: Path, *, images: bool) -> Path:
-    record = Record.read(out)
-    runs, damaged = survey(out)
-    if not runs and not damaged:
-        raise DataError(f"{out}: no runs in it; znorm compare makes some")
-    datasets: dict[str, Dataset | DataError] = {}
-    for one in runs:
-        key = one.spec.data_key
-        if key not in datasets:
-            # Results that are there are shown, whether or not their images are.
-            try:
-                datasets[key] = tasks.load(one.spec.task, one.spec.data)
-            except DataError as error:
-                datasets[key] = error
-            except ConfigurationError as error:
-                datasets[key] = DataError(str(error))
-        held = datasets[key]
-        if isinstance(held, Dataset):
-            floor(out, one.spec, held)
-    return write_page(out, runs, datasets, record, images=images, damaged=damaged)
+        record = Record.read(out)
+        runs, damaged = survey(out)
+        if not runs and not damaged:
+            raise DataError(f"{out}: no runs in it; znorm compare makes some")
+        datasets: dict[str, Dataset | DataError] = {}
+        for one in runs:
+            key = one.spec.data_key
+            if key not in datasets:
+                # Results that are there are shown, whether or not their images are.
+                try:
+                    datasets[key] = tasks.load(one.spec.task, one.spec.data)
+                except DataError as error:
+                    datasets[key] = error
+                except ConfigurationError as error:
+                    datasets[key] = DataError(str(error))
+            held = datasets[key]
+            if isinstance(held, Dataset):
+                floor(out, one.spec, held)
+        return write_page(out, runs, datasets, record, images=images, damaged=damaged), damaged
 
 
 def status(out: PathLike = "runs") -> list[dict[str, Any]]:

@@ -22,7 +22,7 @@ from znorm.lab.datasets import Dataset, Part
 from znorm.lab.errors import DataError
 from znorm.lab.metrics import Counts, count
 from znorm.lab.spec import RunSpec
-from znorm.lab.store import _is_number, check_within, read_json, write_atomically
+from znorm.lab.store import check_within, is_number, read_json, write_atomically
 from znorm.lab.tasks import TASKS
 
 __all__ = ["FLOORS", "Floor", "floor", "folder", "kept"]
@@ -75,7 +75,7 @@ def kept(root: str | os.PathLike[str], spec: RunSpec) -> dict[str, Any] | None:
     if not isinstance(metrics, dict) or not isinstance(content.get("fingerprint", ""), str):
         return None
     usable = all(
-        _is_number(value) and (not key.startswith(("train_", "test_")) or 0 <= value <= 1)
+        is_number(value) and (not key.startswith(("train_", "test_")) or 0 <= value <= 1)
         for key, value in metrics.items()
     )
     return content if usable else None

@@ -10,7 +10,7 @@ import platform
 import re
 import stat
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +33,8 @@ __all__ = [
     "Run",
     "check_within",
     "find",
+    "is_count",
+    "is_number",
     "read_file",
     "read_json",
     "reproductions",
@@ -296,10 +298,9 @@ class Run:
 
         The claim ends with the process, however that ends.
         """
-        self.check_no_link()
+        lock = self._lock()  # which follows no link: before a folder is made there
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            lock = self._lock()
             # Not at once: another process that asks for the status holds it for a moment.
             lock.acquire(timeout=1)
         except Timeout:
@@ -471,22 +472,16 @@ def survey(root: str | os.PathLike[str]) -> tuple[list[Run], list[Damaged]]:
         folder = Path(error.filename)
         damaged.append(Damaged(folder, f"{folder}: cannot be read ({error.strerror})"))
 
-    for name, folders, files in os.walk(path, onerror=unreadable):
-        here = Path(name)
-        if here != path and _is_reproduction(here, files):
-            folders.clear()
-            continue
-        if here.name.startswith("seed-") and _OF_A_RUN & {*folders, *files}:
-            folders.clear()
+    for kind, folder in _walk(path, unreadable):
+        if kind == "link":
+            damaged.append(Damaged(folder, f"{folder}: a link, which is not followed"))
+        if kind == "run":
             try:
-                one = Run.open(here)
+                one = Run.open(folder)
                 one.check_records()
                 runs.append(one)
             except DataError as error:
-                damaged.append(Damaged(here, str(error)))
-            continue
-        for link in (here / folder for folder in folders if (here / folder).is_symlink()):
-            damaged.append(Damaged(link, f"{link}: a link, which is not followed"))
+                damaged.append(Damaged(folder, str(error)))
     runs.sort(key=lambda one: one.folder)
     damaged.sort(key=lambda one: one.folder)
     return runs, damaged
@@ -494,15 +489,23 @@ def survey(root: str | os.PathLike[str]) -> tuple[list[Run], list[Damaged]]:
 
 def reproductions(root: str | os.PathLike[str]) -> list[Path]:
     """The folders below ``root`` that reproduce the paper, with pages and marks of their own."""
-    found: list[Path] = []
-    for name, folders, files in os.walk(root):
+    return sorted(folder for kind, folder in _walk(Path(root)) if kind == "reproduction")
+
+
+def _walk(
+    root: Path, onerror: Callable[[OSError], object] | None = None
+) -> Iterator[tuple[str, Path]]:
+    """Each "run", "reproduction" and "link" to a folder below ``root``; within none of them."""
+    for name, folders, files in os.walk(root, onerror=onerror):
         here = Path(name)
-        if here != Path(root) and _is_reproduction(here, files):
-            found.append(here)
+        if here != root and _is_reproduction(here, files):
             folders.clear()
-        elif here.name.startswith("seed-"):
+            yield "reproduction", here
+        elif here.name.startswith("seed-") and _OF_A_RUN & {*folders, *files}:
             folders.clear()
-    return sorted(found)
+            yield "run", here
+        else:
+            yield from (("link", here / one) for one in folders if (here / one).is_symlink())
 
 
 def _is_reproduction(folder: Path, files: Sequence[str]) -> bool:
@@ -562,7 +565,7 @@ def _why_no_result(content: Any, score: str) -> str | None:
     if not isinstance(content, dict) or content.get("status") not in _STATES:
         return f"no status among {', '.join(_STATES)}"
     metrics = content.get("metrics")
-    if not isinstance(metrics, dict) or not all(map(_is_number, metrics.values())):
+    if not isinstance(metrics, dict) or not all(map(is_number, metrics.values())):
         return "metrics are not finite numbers by name"
     hashes = content.get("hashes", {})
     if not isinstance(hashes, dict) or not all(isinstance(v, str) for v in hashes.values()):
@@ -570,13 +573,13 @@ def _why_no_result(content: Any, score: str) -> str | None:
     status = content["status"]
     if status == "failed" and not isinstance(content.get("error"), str):
         return "failed, and no error"
-    if status == "diverged" and not _is_count(content.get("diverged_step")):
+    if status == "diverged" and not is_count(content.get("diverged_step")):
         return "diverged, and no step"
     if status == "done":
         lacking = [key for key in ("train_loss", f"test_{score}") if key not in metrics]
         if lacking:
             return f"done, and no {lacking[0]}"
-        if not _is_number(content.get("seconds")):
+        if not is_number(content.get("seconds")):
             return "done, and no seconds"
     return None
 
@@ -586,10 +589,10 @@ def _is_epoch(event: Any, score: str, epochs: int) -> bool:
     return (
         isinstance(event, dict)
         and event.get("event") == "epoch"
-        and _is_count(event.get("epoch"))
+        and is_count(event.get("epoch"))
         and event["epoch"] <= epochs
-        and all(_is_number(event.get(key)) for key in ("train_loss", f"test_{score}"))
-        and all(_is_number(event[key]) for key in event if key not in ("event", "receipt"))
+        and all(is_number(event.get(key)) for key in ("train_loss", f"test_{score}"))
+        and all(is_number(event[key]) for key in event if key not in ("event", "receipt"))
         and _is_receipt(event.get("receipt", {}))
     )
 
@@ -597,13 +600,14 @@ def _is_epoch(event: Any, score: str, epochs: int) -> bool:
 def _is_receipt(receipt: Any) -> bool:
     return isinstance(receipt, dict) and all(
         isinstance(values, dict)
-        and all(map(_is_number, values.values()))
+        and all(map(is_number, values.values()))
         and {"norm_before", "norm_after"} <= values.keys()
         for values in receipt.values()
     )
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Whether a value that was read is a number that a page can show."""
     return (
         isinstance(value, int | float)
         and not isinstance(value, bool)
@@ -612,7 +616,8 @@ def _is_number(value: Any) -> bool:
     )
 
 
-def _is_count(value: Any) -> bool:
+def is_count(value: Any) -> bool:
+    """Whether a value that was read is a whole number from 1."""
     return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 1 << 62
 
 

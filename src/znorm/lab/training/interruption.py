@@ -65,7 +65,8 @@ class Interruption:
         self.requested = True
         if not first and self._at - last < TOGETHER:
             return
-        if self._holding and not (first and self.deferring):
-            self._held = True
-        elif not (first and self.deferring):
+        if first and self.deferring:
+            return
+        if not self._holding:
             raise Interrupted
+        self._held = True

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from znorm.lab.datasets import Dataset
 from znorm.lab.errors import DataError
+from znorm.lab.store import is_count
 
 __all__ = ["RESERVED", "Trained", "dump", "load"]
 
@@ -117,14 +118,14 @@ def _why_not(held: Any) -> str | None:
     taken = [one for one in classes if one in RESERVED]
     if taken:
         return f"a class is called {taken[0]}, which is a column of its own"
-    if not _is_count(held["outputs"]) or held["outputs"] not in (
+    if not is_count(held["outputs"]) or held["outputs"] not in (
         (1, 2) if len(classes) == 2 else (len(classes),)
     ):
         return f"outputs do not fit {len(classes)} classes"
     if (
         not isinstance(size, list | tuple)
         or len(size) != 2
-        or not all(_is_count(side) and side <= _LARGEST_SIDE for side in size)
+        or not all(is_count(side) and side <= _LARGEST_SIDE for side in size)
     ):
         return "image_size is not a height and a width"
     return None
@@ -146,7 +147,3 @@ def _is_statistic(value: Any) -> bool:
         and value.shape in ((1,), (3,))
         and bool(value.isfinite().all())
     )
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
