@@ -1,4 +1,4 @@
-"""What a folded step of ZNorm + Adam is made of: where the time over torch's fused Adam goes.
+"""What a fused step of ZNorm + Adam is made of: where the time over torch's fused Adam goes.
 
     python benchmarks/parts.py [--set resnet50] [--threads 1,2] [--json FILE]
 
@@ -22,7 +22,8 @@ import torch
 from step import SETS, fused, made
 
 import znorm
-from znorm.kernels.cpu import drivers, entry
+from znorm.kernels.cpu import driver, entry
+from znorm.kernels.cpu.updates import RULES
 from znorm.lab.machine import processor
 
 
@@ -30,19 +31,20 @@ def parts(name: str, dtype: torch.dtype) -> dict[str, Callable[[], object]]:
     optimizer = znorm.optim.Adam(made(SETS[name](), dtype, "cpu"), transform=znorm.ZNorm())
     for _ in range(2):
         optimizer.step()
-    fold = optimizer.__dict__["_fold"]
-    (plan,) = (part.plan for part in fold.parts)
+    fused = optimizer.__dict__["_fused_step"]
+    (plan,) = (batch.plan for batch in fused.batches)
+    adam = RULES["adam"].kind
 
     def update_alone() -> None:
         plan._table[entry.MEASURES] = 0
-        plan.given[2] = 1
-        plan.run(drivers.ADAM)
+        plan.coefficients[2] = 1
+        plan.run(adam)
         plan._table[entry.MEASURES] = 1
 
     return {
         "the whole step": optimizer.step,
-        "its kernel": lambda: plan.run(drivers.ADAM, fold.z_score),
-        "measuring alone": lambda: plan.run(drivers.MEASURE),
+        "its kernel": lambda: plan.run(adam, fused.z_score.numbers),
+        "measuring alone": lambda: plan.run(driver.MEASURE),
         "the update alone": update_alone,
     }
 

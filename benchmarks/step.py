@@ -25,7 +25,7 @@ from pytorch_optimizer.optimizer.gradient_centralization import centralize_gradi
 from torch import nn
 
 import znorm
-from znorm import kernels
+from znorm.kernels import registry
 from znorm.lab.machine import processor
 
 Parameters = list[nn.Parameter]
@@ -103,12 +103,12 @@ def reference(parameters: Parameters) -> Callable[[], object]:
     step = attach(parameters)
 
     def without_compiled_kernels() -> None:
-        kept = kernels.compiled
-        kernels.compiled = lambda kind: None
+        kept = registry.backend_for
+        registry.backend_for = lambda kind="cpu": None
         try:
             step()
         finally:
-            kernels.compiled = kept
+            registry.backend_for = kept
 
     return without_compiled_kernels
 

@@ -278,9 +278,9 @@ def test_a_transform_among_hyperparameters_is_loaded_with_weights_only(
 
 
 def test_all_transforms_are_registered() -> None:
-    public = {getattr(znorm.transforms, name) for name in znorm.transforms.__all__}
+    public = [getattr(znorm.transforms, name) for name in znorm.transforms.__all__]
     kinds = {kind for kind in public if isinstance(kind, type)} | {znorm.Layers}
-    assert kinds <= set(torch.serialization.get_safe_globals())
+    assert kinds - {znorm.transforms.Transform} <= set(torch.serialization.get_safe_globals())
 
 
 @pytest.mark.parametrize("way", [attached, ours])

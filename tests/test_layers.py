@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import oracle
 import znorm
-from znorm.step import transform_
+from znorm.engine.execute import transform_
 
 
 class Attention(nn.Module):
@@ -188,7 +188,7 @@ def test_contradicting_rules_and_transposed_convolutions_are_refused() -> None:
         znorm.Centralize(select=[("w", znorm.Layers(2))]),
         znorm.ZNorm(select=[("w", znorm.Layers(3))]),
     )
-    with pytest.raises(ValueError, match=r"w: one link's rule says .*parts=2.* another's"):
+    with pytest.raises(ValueError, match=r"w: one transform's rule says .*parts=2.* another's"):
         znorm.Layout([("w", torch.zeros(24, 8))], chain)
     model = nn.ConvTranspose2d(4, 6, 3)
     with pytest.raises(ValueError, match="weight: the weight of a transposed convolution"):
@@ -240,7 +240,7 @@ def test_the_same_split_may_be_said_in_two_ways() -> None:
         chain = znorm.chain(
             znorm.Centralize(select=[("w", one)]), znorm.ZNorm(select=[("w", other)])
         )
-        assert znorm.Layout([("w", torch.zeros(24, 8))], chain).rows[0].selected
+        assert znorm.Layout([("w", torch.zeros(24, 8))], chain).entries[0].selected
 
 
 def test_a_split_in_one_keeps_the_axis_of_a_transposed_convolution() -> None:

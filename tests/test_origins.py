@@ -11,8 +11,8 @@ from torch.nn.utils import prune
 
 import oracle
 import znorm
-from znorm.origins import origins
-from znorm.step import transform_
+from znorm.engine.execute import transform_
+from znorm.parameter_info import parameter_infos
 
 
 class Conv1D(nn.Module):
@@ -253,10 +253,10 @@ def test_what_is_made_before_each_forward_keeps_its_layers_and_axis(how: str) ->
         return nn.utils.spectral_norm(module, name)
 
     attention = made(nn.MultiheadAttention(8, 2), "in_proj_weight")
-    known = {origin.name: origin for origin in origins(attention).values()}
+    known = {info.name: info for info in parameter_infos(attention).values()}
     assert known["in_proj_weight_orig"].layers == znorm.Layers(3)
     up = made(nn.ConvTranspose2d(4, 6, 3), "weight")
-    known = {origin.name: origin for origin in origins(up).values()}
+    known = {info.name: info for info in parameter_infos(up).values()}
     assert (known["weight_orig"].output_dim, known["weight_orig"].transposed) == (1, 1)
     (row,) = [
         row

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 import znorm
 from znorm import receipts
 from znorm.attachment import attachment_of
+from znorm.engine.decide import decide
+from znorm.engine.receipts import Receipt
 
 
 def net() -> nn.Sequential:
@@ -199,13 +201,14 @@ def test_reading_a_receipt_is_the_only_thing_that_waits_for_the_device() -> None
     moments = znorm.measure([torch.randn(3, 4), torch.randn(5)], layout)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        decision = layout.decide(
+        decision = decide(
+            layout,
             znorm.Moments(
                 moments.count.to("meta"), moments.mean.to("meta"), moments.m2.to("meta"), layout
-            )
+            ),
         )
-        receipt = receipts.Receipt(layout)
+        receipt = Receipt(layout)
         receipt.sums = receipt.sums.to("meta")
-        receipt.record(decision)
+        receipt.add(receipt.of_decision(decision))
     with pytest.raises((RuntimeError, NotImplementedError)):
         receipt.as_dict()

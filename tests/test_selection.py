@@ -22,7 +22,7 @@ class Net(nn.Module):
 def selected(select: Any, transform: Any = znorm.ZNorm) -> list[str]:
     model = Net()
     layout = znorm.Layout(model.named_parameters(), transform(select=select), model=model)
-    return [row.name for row in layout.rows if row.selected]
+    return [entry.name for entry in layout.entries if entry.selected]
 
 
 def test_weights() -> None:
@@ -54,8 +54,8 @@ def test_the_first_matching_rule_wins_and_the_rest_falls_to_the_default() -> Non
 def test_a_tied_parameter_stands_once_under_its_first_name() -> None:
     model = Net()
     layout = znorm.Layout(model.named_parameters(), znorm.ZNorm(), model=model)
-    assert [row.name for row in layout.rows].count("embedding.weight") == 1
-    assert "head.weight" not in [row.name for row in layout.rows]
+    assert [entry.name for entry in layout.entries].count("embedding.weight") == 1
+    assert "head.weight" not in [entry.name for entry in layout.entries]
 
 
 def test_a_rule_that_another_hides_everywhere_still_counts_as_matched() -> None:
@@ -78,4 +78,4 @@ def test_lazy_parameters_are_refused_by_name() -> None:
 
 def test_without_a_model_normalizations_go_by_their_dims() -> None:
     layout = znorm.Layout([("norm.weight", torch.zeros(4, 2))], znorm.ZNorm())
-    assert layout.rows[0].selected
+    assert layout.entries[0].selected

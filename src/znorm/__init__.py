@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from znorm import optim, receipts, transforms
     from znorm.attachment import Attachment, attach, attachment_of
     from znorm.backward import BackwardStepping, in_backward
+    from znorm.functional import apply_, decide, measure, z_score_
     from znorm.layers import Layers
     from znorm.layout import Layout
     from znorm.moments import Affine, Moments
-    from znorm.step import apply_, decide, measure, z_score_
     from znorm.transforms import (
         AdaptiveClip,
         Centralize,
@@ -69,7 +69,7 @@ _HOMES = {
     "moments": ("Affine", "Moments"),
     "optim": ("optim",),
     "receipts": ("receipts",),
-    "step": ("apply_", "decide", "measure", "z_score_"),
+    "functional": ("apply_", "decide", "measure", "z_score_"),
     "transforms": (
         "AdaptiveClip",
         "Centralize",
@@ -87,12 +87,12 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     # On first use: torch takes seconds to import, in which the command line must be able to answer
     # Ctrl-C, and it can only do so once this package is imported.
-    for home, held in _HOMES.items():
-        if name in held:
+    for home, names in _HOMES.items():
+        if name in names:
             module = import_module(f"znorm.{home}")
-            found = module if name == home else getattr(module, name)
-            globals()[name] = found
-            return found
+            value = module if name == home else getattr(module, name)
+            globals()[name] = value
+            return value
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

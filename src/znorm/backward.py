@@ -16,15 +16,28 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.nn.utils import stateless
 from torch.optim import Optimizer
 
-from znorm.attachment import Attachment, own_attachment, warn_if_idle
-from znorm.callers import frames, users_level
+from znorm._torch_internals import (
+    accumulation_hooks,
+    ddp_forward_runs,
+    identity_behind,
+    is_functional_call,
+    metadata_of,
+    parameters_in,
+    reset_accumulation_hooks,
+    running_backward,
+    running_losses,
+    users_level,
+)
+from znorm.attachment import Attachment
+from znorm.entries import ParameterEntry
+from znorm.idle import warn_if_idle
 from znorm.layout import Layout
-from znorm.origins import origins
-from znorm.rows import Row
-from znorm.transforms.composition import Chain, Transform, links
+from znorm.parameter_info import parameter_infos
+from znorm.step_hooks import own_attachment
+from znorm.transforms.base import Transform
+from znorm.transforms.composition import Chain, transforms_of
 from znorm.wrappers import unwrapped
 
 __all__ = ["BackwardStepping", "in_backward"]
@@ -56,7 +69,7 @@ def in_backward(
     make_optimizer : callable (list of one Parameter) -> torch.optim.Optimizer
         Called for each parameter, such as ``lambda p: torch.optim.Adam(p, lr=1e-3)``.
     transform : transform, optional
-        Any that is not joint.
+        Any that does not need all gradients at once.
 
     Returns
     -------
@@ -67,9 +80,9 @@ def in_backward(
     ------
     TypeError, ValueError
         Where it would be wrong: under DistributedDataParallel, whose all-reduce comes after this
-        step; for a joint transform; if a parameter has a gradient already, or steps in backward
-        already; for an optimizer whose step needs a closure; and for what :func:`znorm.attach`
-        refuses.
+        step; for a transform that needs all gradients at once; if a parameter has a gradient
+        already, or steps in backward already; for an optimizer whose step needs a closure; and
+        for what :func:`znorm.attach` refuses.
     RuntimeError
         From a later forward or backward: if the loss is scaled by a GradScaler, since what
         overflowed would be stepped on before that is known; if a parameter has been given a
@@ -98,14 +111,14 @@ def in_backward(
             "make_optimizer: expected a function such as lambda p: torch.optim.Adam(p), found "
             f"{type(make_optimizer).__name__} {make_optimizer!r}"
         )
-    known = origins(model)
+    infos = parameter_infos(model)
     for path, module in model.named_modules():
         if isinstance(module, DistributedDataParallel):
             raise ValueError(_reason_against_ddp(f"model: {path or 'all of it'}"))
-    for link in links(transform):
-        if link.joint:
+    for one in transforms_of(transform):
+        if one.granularity == "global":
             raise ValueError(
-                f"transform: {link!r} needs all gradients at once, and in backward they are there "
+                f"transform: {one!r} needs all gradients at once, and in backward they are there "
                 "one at a time; use znorm.attach, or a transform by tensor such as ClipNorm"
             )
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
@@ -119,13 +132,13 @@ def in_backward(
                 f"{name}: has a gradient already, to which the next backward would add; call "
                 "model.zero_grad() first"
             )
-    layout = Layout(named, transform, origins=[known[p] for _, p in named])
+    layout = Layout(named, transform, infos=[infos[p] for _, p in named])
     warn_if_idle([layout])
     optimizers = {name: _optimizer_of(name, p, make_optimizer) for name, p in named}
-    for row, (name, parameter) in zip(layout.rows, named, strict=True):
-        if row.selected:
-            origin = replace(known[parameter], layers=row.held)
-            Attachment(optimizers[name], _for_one(row, layout), known={parameter: origin})
+    for entry, (name, parameter) in zip(layout.entries, named, strict=True):
+        if entry.selected:
+            info = replace(infos[parameter], layers=entry.layers)
+            Attachment(optimizers[name], _for_one(entry, layout), known={parameter: info})
     return BackwardStepping(model, optimizers)
 
 
@@ -169,7 +182,7 @@ class BackwardStepping:
             self._step_on(name, parameter)
 
     def _before_forward(self, module: nn.Module) -> None:
-        if DistributedDataParallel._get_active_ddp_module() is not None:
+        if ddp_forward_runs():
             raise RuntimeError(_reason_against_ddp("in_backward: the model"))
         self._look_at(module)
         if module is self._model():
@@ -180,7 +193,7 @@ class BackwardStepping:
                     self._look_at(other)
 
     def _look_at(self, module: nn.Module) -> None:
-        for key, parameter in module._parameters.items():
+        for key, parameter in parameters_in(module).items():
             if parameter is None:
                 continue
             name = self._names.get((module, key))
@@ -188,10 +201,10 @@ class BackwardStepping:
                 self._tell_untrained(f"{type(module).__name__}.{key}", parameter)
                 continue
             if parameter is not self._parameters[name]:
-                if _is_lent():
+                if is_functional_call():
                     continue
                 self._replace(name)
-            elif _behind(parameter) != self._seen[name]:
+            elif identity_behind(parameter) != self._seen[name]:
                 self._step_on(name, parameter)  # torch may have swapped what is behind it
             if parameter.grad is not None:
                 raise RuntimeError(
@@ -216,7 +229,7 @@ class BackwardStepping:
 
         ``load_state_dict(assign=True)`` does so.
         """
-        here = {module._parameters[key] for module, key in self._places[name]}
+        here = {parameters_in(module)[key] for module, key in self._places[name]}
         if len(here) != 1:
             raise RuntimeError(
                 f"in_backward: {name} was shared by several modules and is not any more; "
@@ -237,14 +250,12 @@ class BackwardStepping:
             self._steps[name].remove()
         hook = _Step(self, self.optimizers[name])
         self._steps[name] = parameter.register_post_accumulate_grad_hook(hook)
-        # Set anew: of a tensor that was swapped torch has kept the dict, but forgotten that.
-        hooks = cast(Any, parameter)._post_accumulate_grad_hooks
-        cast(Any, parameter)._post_accumulate_grad_hooks = hooks
-        self._seen[name] = _behind(parameter)
+        reset_accumulation_hooks(parameter)
+        self._seen[name] = identity_behind(parameter)
 
     def _check_backward(self, parameter: Tensor) -> None:
         """Raise if the backward that runs now must not step."""
-        backward: int = torch._C._current_graph_task_id()
+        backward = running_backward()
         if backward != self._checked:
             reason = _reason_against(_running_backwards())
             if reason is not None:
@@ -260,12 +271,12 @@ class BackwardStepping:
 
     def receipt(self) -> dict[str, dict[str, float]]:
         """As :meth:`znorm.Attachment.receipt`, for all parameters."""
-        found: dict[str, dict[str, float]] = {}
+        rows: dict[str, dict[str, float]] = {}
         for optimizer in self.optimizers.values():
             attachment = own_attachment(optimizer)
             if attachment is not None:
-                found.update(attachment.receipt())
-        return found
+                rows.update(attachment.receipt())
+        return rows
 
     def state_dict(self) -> dict[str, Any]:
         """Each optimizer's own state, by the parameter's name."""
@@ -327,20 +338,8 @@ class _Step:
             parameter.grad = None
 
 
-def _is_lent() -> bool:
-    """Whether torch has put other tensors in the modules' place for one call of the model."""
-    code = stateless._functional_call.__code__
-    return any(frame.f_code is code for frame in frames())
-
-
 def _steps_in_backward(parameter: Tensor) -> bool:
-    hooks = getattr(parameter, "_post_accumulate_grad_hooks", None) or {}
-    return any(isinstance(hook, _Step) for hook in hooks.values())
-
-
-def _behind(parameter: Tensor) -> int:
-    """What tells one tensor of torch's from another behind the same Python object."""
-    return cast(int, cast(Any, parameter)._cdata)
+    return any(isinstance(hook, _Step) for hook in accumulation_hooks(parameter).values())
 
 
 def _optimizer_of(
@@ -357,11 +356,11 @@ def _optimizer_of(
             f"make_optimizer: {type(optimizer).__name__} wraps another optimizer; return the one "
             "inside"
         )
-    held = [p for group in optimizer.param_groups for p in group["params"]]
-    if len(held) != 1 or held[0] is not parameter:
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    if len(parameters) != 1 or parameters[0] is not parameter:
         raise ValueError(
             f"make_optimizer: expected an optimizer of the one parameter that it is given ({name}),"
-            f" found one of {len(held)}; write lambda p: torch.optim.Adam(p)"
+            f" found one of {len(parameters)}; write lambda p: torch.optim.Adam(p)"
         )
     closure = inspect.signature(optimizer.step).parameters.get("closure")
     if closure is not None and closure.default is inspect.Parameter.empty:
@@ -381,13 +380,13 @@ def _always(name: str, parameter: Tensor) -> bool:
     return True
 
 
-def _for_one(row: Row, layout: Layout) -> Chain:
-    """The links that act on one parameter, selecting it whatever it is.
+def _for_one(entry: ParameterEntry, layout: Layout) -> Chain:
+    """The transforms that act on one parameter, selecting it whatever it is.
 
     Rules are judged once, over the whole model: one that matches another parameter is not idle.
     """
-    acting = (link for link, acts in zip(layout.links, row.acts, strict=True) if acts)
-    return Chain(tuple(replace(cast(Any, link), select=((_always, True),)) for link in acting))
+    acting = (one for one, acts in zip(layout.transforms, entry.acts, strict=True) if acts)
+    return Chain(tuple(one.with_select(((_always, True),)) for one in acting))
 
 
 def _reason_against_ddp(what: str) -> str:
@@ -422,14 +421,7 @@ def _running_backwards() -> list[tuple[Tensor, ...]]:
     for frame in (own, *frames.values()):
         if frame is not own and longest:
             break  # this thread's own, whatever others do
-        losses: list[tuple[Tensor, ...]] = []
-        found: Any = frame
-        while found is not None:
-            if found.f_code is torch.autograd.backward.__code__:
-                tensors = found.f_locals["tensors"]
-                losses.append((tensors,) if isinstance(tensors, Tensor) else tuple(tensors))
-            found = found.f_back
-        longest = max(longest, losses, key=len)
+        longest = max(longest, running_losses(frame), key=len)
     return longest
 
 
@@ -452,7 +444,7 @@ def _mark_losses_of(kind: Any) -> None:
         scaled = scale(self, outputs)
         for output in (scaled,) if isinstance(scaled, Tensor) else scaled:
             if self.is_enabled() and isinstance(output, Tensor) and output.grad_fn is not None:
-                cast(Any, output.grad_fn).metadata[_MARK] = True
+                metadata_of(output.grad_fn)[_MARK] = True
         return scaled
 
     setattr(marking, _MARK, True)
@@ -467,7 +459,7 @@ def _is_scaled(loss: Tensor) -> bool:
         node = nodes.pop(0)
         if node is None or node in seen:
             continue
-        if cast(Any, node).metadata.get(_MARK):
+        if metadata_of(node).get(_MARK):
             return True
         seen.add(node)
         nodes += [following for following, _ in node.next_functions]

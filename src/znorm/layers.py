@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-__all__ = ["Cut", "Layer", "Layers", "is_dense"]
+__all__ = ["Cut", "LayerSlice", "Layers", "is_dense"]
 
 
 @dataclass(frozen=True)
@@ -107,12 +107,12 @@ class Cut:
 
     def shape(self, whole: tuple[int, ...]) -> tuple[int, ...]:
         """The shape of what is cut out of a tensor of that shape."""
-        kept = () if self.stacked else (self.length,)
-        return whole[: self.dim] + kept + whole[self.dim + 1 :]
+        middle = () if self.stacked else (self.length,)
+        return whole[: self.dim] + middle + whole[self.dim + 1 :]
 
 
 @dataclass(frozen=True)
-class Layer:
+class LayerSlice:
     """A slice of a parameter that is a layer of its own; most parameters have one, the whole.
 
     Parameters
@@ -124,7 +124,7 @@ class Layer:
         convolution has groups, and a last dim of 2 where numbers are complex.
     unit_dims : tuple of int
         The dims of ``view`` that number the units; none if the layer is one unit.
-    first : int
+    first_unit : int
         The place of its first unit among all units of the layout.
     units, size : int
         How many units there are, and the elements of each.
@@ -133,7 +133,7 @@ class Layer:
     cut: Cut | None
     view: tuple[int, ...]
     unit_dims: tuple[int, ...]
-    first: int
+    first_unit: int
     units: int = field(init=False)
     size: int = field(init=False)
 
@@ -176,7 +176,7 @@ class Layer:
         length = self.cut.length * stride[0]
         return self.cut.start * stride[0], length // self.units, self.units
 
-    def of(self, tensor: Tensor) -> Tensor:
+    def view_of(self, tensor: Tensor) -> Tensor:
         """The layer's part of a real tensor that has the parameter's shape, shared with it."""
         if self.cut is not None:
             tensor = tensor.narrow(self.cut.dim, self.cut.start, self.cut.length)
@@ -184,12 +184,12 @@ class Layer:
                 tensor = tensor.squeeze(self.cut.dim)
         return tensor if tensor.shape == self.view else tensor.view(self.view)
 
-    def spread(self, values: Tensor) -> Tensor:
+    def broadcast(self, values: Tensor) -> Tensor:
         """The layer's entries of values by unit, in the shape that meets its view."""
         if not self.unit_dims:
-            return values[self.first]
+            return values[self.first_unit]
         shape = [size if d in self.unit_dims else 1 for d, size in enumerate(self.view)]
-        return values[self.first : self.first + self.units].view(shape)
+        return values[self.first_unit : self.first_unit + self.units].view(shape)
 
 
 def is_dense(shape: tuple[int, ...], stride: tuple[int, ...]) -> bool:

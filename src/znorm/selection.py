@@ -10,8 +10,8 @@
   ``(name, parameter) -> bool``. What no rule matches is selected as by the transform's own
   default; end with ``("*", False)`` to leave it out. A rule that matches nothing raises.
   In place of True stands :class:`~znorm.Layers` for a parameter that holds several layers, such
-  as ``("*.qkv.weight", znorm.Layers(3))``. That is a fact of the parameter: one link of a chain
-  needs to say it, and it holds for all of them. The packed query, key and value weights of
+  as ``("*.qkv.weight", znorm.Layers(3))``. That is a fact of the parameter: one transform of a
+  chain needs to say it, and it holds for all of them. The packed query, key and value weights of
   ``nn.MultiheadAttention``, and of GPT-2's ``Conv1D``, are known with ``model=``.
 
 A name is told without the prefixes of what wraps a model (``module.``, ``_orig_mod.``,
@@ -23,14 +23,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from torch import Tensor, nn
 
 from znorm.layers import Layers
-from znorm.origins import NORMALIZATIONS, Origin
+from znorm.parameter_info import NORMALIZATIONS, ParameterInfo
 
-__all__ = ["Rule", "Select", "Selector", "freeze"]
+__all__ = ["Rule", "Select", "Selector", "Verdict", "freeze"]
 
 Pattern: TypeAlias = str | type[nn.Module] | Callable[[str, Tensor], bool]
 Rule: TypeAlias = tuple[Pattern, bool | Layers]
@@ -80,6 +80,24 @@ def freeze(owner: str, select: Any) -> Select:
     return tuple((rule[0], rule[1]) for rule in rules)
 
 
+class Verdict(NamedTuple):
+    """What one ``select`` says of a parameter.
+
+    Parameters
+    ----------
+    reason : str or None
+        Why it is left out; None if it is selected.
+    layers : Layers or None
+        The layers that a rule says it holds.
+    left_out_by_rule : bool
+        Whether a rule has left it out, which makes it nobody's concern what it is.
+    """
+
+    reason: str | None
+    layers: Layers | None
+    left_out_by_rule: bool = False
+
+
 class Selector:
     """Applies one ``select`` to parameters one by one, and counts what its rules matched.
 
@@ -103,55 +121,52 @@ class Selector:
         self.default = select if isinstance(select, str) else default
         self.skips_single_elements = skips_single_elements
         self.matches = [0] * len(self.rules)
-        self._seen: list[Origin] = []
+        self._seen: list[ParameterInfo] = []
 
-    def judge(
-        self, tensor: Tensor, origin: Origin, display: str
-    ) -> tuple[str | None, Layers | None]:
-        """Why the tensor is not selected, None if it is; and the layers a rule says it holds."""
-        layers = None
+    def judge(self, tensor: Tensor, info: ParameterInfo, display: str) -> Verdict:
+        """Whether the tensor is selected, and by what."""
         selected: bool | Layers | None = None
-        self._seen.append(origin)
+        why = ""
+        self._seen.append(info)
         # All rules are looked at, so that each is seen to match something.
         for position, (pattern, value) in enumerate(self.rules):
-            if self._matches(position, pattern, tensor, origin, display):
+            if self._matches(position, pattern, tensor, info, display):
                 self.matches[position] += 1
                 if selected is None:
                     selected = value
                     why = f"rule {position} {_show(pattern)}"
-        if isinstance(selected, Layers):
-            layers = selected
+        layers = selected if isinstance(selected, Layers) else None
         if self.skips_single_elements and tensor.numel() == 1:
-            return "one element", layers
+            return Verdict("one element", layers)
         if selected is not None:
-            return (None if selected else why), layers
-        return (None if self.default == "all" else _no_weight(tensor, origin)), layers
+            return Verdict(None if selected else why, layers, left_out_by_rule=not selected)
+        return Verdict(None if self.default == "all" else _no_weight(tensor, info), layers)
 
     def _matches(
-        self, position: int, pattern: Pattern, tensor: Tensor, origin: Origin, display: str
+        self, position: int, pattern: Pattern, tensor: Tensor, info: ParameterInfo, display: str
     ) -> bool:
         if isinstance(pattern, str):
-            if origin.name is None and origin.outside:
+            if info.name is None and info.outside:
                 return False
-            if origin.name is None:
+            if info.name is None:
                 raise ValueError(
                     f"{self.owner}: select: rule {position} {pattern!r} goes by name, but "
                     f"{display} has none; pass model=, or give the optimizer "
                     "model.named_parameters()"
                 )
-            names = (origin.name, *origin.aliases)
+            names = (info.name, *info.aliases)
             # A name may hold brackets, which a pattern reads as a choice of characters.
             return any(name == pattern or fnmatchcase(name, pattern) for name in names)
         if isinstance(pattern, type):
-            if origin.module is None and origin.outside:
+            if info.module is None and info.outside:
                 return False
-            if origin.module is None:
+            if info.module is None:
                 raise ValueError(
                     f"{self.owner}: select: rule {position} {pattern.__name__} goes by module "
                     f"type, but the module of {display} is not known; pass model="
                 )
-            return issubclass(origin.module, pattern)
-        return bool(pattern(origin.name or display, tensor))
+            return issubclass(info.module, pattern)
+        return bool(pattern(info.name or display, tensor))
 
     def check_all_matched(self) -> None:
         """Raise for the first rule that matched no parameter at all."""
@@ -166,23 +181,23 @@ class Selector:
     def _nearest(self, pattern: Pattern) -> str:
         """What there is that the pattern may have meant."""
         if isinstance(pattern, str):
-            names = [origin.name for origin in self._seen if origin.name is not None]
+            names = [info.name for info in self._seen if info.name is not None]
             near = get_close_matches(pattern.replace("*", ""), names, n=3, cutoff=0.5) or names[:3]
             return f" (the nearest names are {', '.join(map(repr, near))})"
         if isinstance(pattern, type):
             kinds = dict.fromkeys(
-                origin.module.__name__ for origin in self._seen if origin.module is not None
+                info.module.__name__ for info in self._seen if info.module is not None
             )
             return f" (they belong to {', '.join(kinds)})"
         return ""
 
 
-def _no_weight(tensor: Tensor, origin: Origin) -> str | None:
+def _no_weight(tensor: Tensor, info: ParameterInfo) -> str | None:
     if tensor.dim() < 2:
         return "one dimension" if tensor.dim() == 1 else "no dimension"
-    if origin.module is not None and issubclass(origin.module, NORMALIZATIONS):
-        return f"normalization ({origin.module.__name__})"
-    return "magnitude of a weight norm" if origin.magnitude else None
+    if info.module is not None and issubclass(info.module, NORMALIZATIONS):
+        return f"normalization ({info.module.__name__})"
+    return "magnitude of a weight norm" if info.magnitude else None
 
 
 def _show(pattern: Pattern) -> str:

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from znorm.callers import frames, users_level
+from znorm._torch_internals import frames, runs_step_hooks, step_is_hooked, users_level
 
 __all__ = ["sharder_of", "unwrapped", "within"]
 
@@ -53,26 +53,26 @@ def unwrapped(optimizer: Any) -> Optimizer:
                     "transform could run; leave that option out"
                 )
             return optimizer  # type: ignore[no-any-return]
-        held = within(optimizer)
-        if not held:
+        inside = within(optimizer)
+        if not inside:
             break
-        inner = next((held[name] for name in _KNOWN if name in held), None)
+        inner = next((inside[name] for name in _KNOWN if name in inside), None)
         if inner is None:
             raise TypeError(
                 f"optimizer: {kind} wraps another one, whose step is what updates; attach to the "
-                f"optimizer inside, .{next(iter(held))}"
+                f"optimizer inside, .{next(iter(inside))}"
             )
         optimizer = inner
     if not isinstance(optimizer, Optimizer):
         raise TypeError(_no_optimizer(optimizer))
-    if not _runs_hooks(optimizer):
+    if not runs_step_hooks(optimizer):
         raise TypeError(
             f"optimizer: the step of {kind} runs no hooks of torch's, so that a transform would "
             "never run; let its __init__ call super().__init__(params, defaults), or attach to the "
             "optimizer inside, if it holds one"
         )
-    own = vars(optimizer).get("step")
-    if own is not None and not getattr(own, "hooked", False):
+    replaced = vars(optimizer).get("step")
+    if replaced is not None and not step_is_hooked(replaced):
         warnings.warn(
             f"znorm: the step of this {kind} has been replaced by another, which may not run the "
             "hooks; see after the first step whether the attachment's receipt() is empty",
@@ -134,25 +134,19 @@ def within(optimizer: Any) -> dict[str, Optimizer]:
         return {}
     independent = (
         isinstance(optimizer, Optimizer)
-        and _runs_hooks(optimizer)
+        and runs_step_hooks(optimizer)
         and not _is_a(optimizer, (_SHARES_PARAMETERS,))  # whose share can be none at all
     )
-    own = _parameters(optimizer) if independent else set()
-    found: dict[str, Optimizer] = {}
+    parameters = _parameters(optimizer) if independent else set()
+    inside: dict[str, Optimizer] = {}
     for name, value in getattr(optimizer, "__dict__", {}).items():
         several = value.values() if isinstance(value, dict) else value
         for one in several if isinstance(value, dict | list | tuple) else (value,):
             if not isinstance(one, Optimizer) or one is optimizer:
                 continue
-            if not independent or own & _parameters(one):
-                found.setdefault(name, one)
-    return found
-
-
-def _runs_hooks(optimizer: Optimizer) -> bool:
-    """Whether torch has put its hooks around the step, as it does for what it initializes."""
-    hooked = getattr(getattr(type(optimizer), "step", None), "hooked", False)
-    return bool(hooked) and hasattr(optimizer, "_optimizer_step_pre_hooks")
+            if not independent or parameters & _parameters(one):
+                inside.setdefault(name, one)
+    return inside
 
 
 def _parameters(optimizer: Optimizer) -> set[int]:

@@ -113,7 +113,7 @@ def test_a_graph_outlives_what_it_was_captured_from(gpu: torch.device) -> None:
     with torch.cuda.graph(graph):
         optimizer.step()
     before = [p.detach().clone() for p in parameters]
-    optimizer.__dict__["_fold"] = None  # as where a gradient goes missing
+    optimizer.__dict__["_fused_step"] = None  # as where a gradient goes missing
     rubbish = [torch.full((1 << 16,), 77, dtype=torch.int64, device=gpu) for _ in range(64)]
     graph.replay()
     torch.cuda.synchronize()

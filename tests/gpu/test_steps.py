@@ -66,10 +66,10 @@ def gradients(parameters: list[nn.Parameter], step: int) -> list[Tensor]:
     ]
 
 
-def is_folded(optimizer: Any) -> bool:
-    fold = optimizer.__dict__.get("_fold")
-    return fold is not None and {type(part).__module__ for part in fold.parts} == {
-        "znorm.kernels.cuda.part"
+def is_fused(optimizer: Any) -> bool:
+    fused = optimizer.__dict__.get("_fused_step")
+    return fused is not None and {type(batch).__module__ for batch in fused.batches} == {
+        "znorm.kernels.triton.batch"
     }
 
 
@@ -102,8 +102,8 @@ def test_steps_from_given_states_against_float64(
         for p, g in zip(wide, gradients(parameters, number), strict=True):
             p.grad = g.double()
         reference.step()
-        assert is_folded(optimizer)
-        assert not is_folded(reference)
+        assert is_fused(optimizer)
+        assert not is_fused(reference)
         for p, q in zip(parameters, wide, strict=True):
             for found, expected in [
                 (p, q),
@@ -142,7 +142,7 @@ def test_sizes(device: torch.device, size: int, ratio: float) -> None:
     raw = (1e-3 * (noise + ratio)).float()
     parameters[0].grad = raw.to(device)
     optimizer.step()
-    assert is_folded(optimizer)
+    assert is_fused(optimizer)
     wide = raw.double()
     mean = math.fsum(raw.tolist()) / size
     deviation = wide - mean
@@ -232,7 +232,7 @@ def test_a_receipt_is_that_of_the_reference(device: torch.device) -> None:
             for p, g in zip(parameters, gradients(parameters, number), strict=True):
                 p.grad = g.float().to(dtype)
             optimizer.step()
-        assert is_folded(optimizer) == (dtype == torch.float32)
+        assert is_fused(optimizer) == (dtype == torch.float32)
         found.append(optimizer.attachment.receipt())
     assert found[0].keys() == found[1].keys()
     for one, other in zip(found[0].values(), found[1].values(), strict=True):
@@ -273,7 +273,7 @@ def test_loss_scale_and_overflow_are_read_on_the_device(
             optimizer.step()
             if overflows:
                 assert all(map(torch.equal, before, parameters))
-        assert is_folded(optimizer)
+        assert is_fused(optimizer)
         found.append((parameters, optimizer))
     for one, other in zip(found[0][0], found[1][0], strict=True):
         assert (one - other).abs().max() <= 1e-6 * other.abs().max()
@@ -331,7 +331,7 @@ def test_a_learning_rate_in_a_tensor_of_one_dim(device: torch.device, where: str
         )
         optimizer.param_groups[0]["lr"] = rate
         step(optimizer, parameters, 0)
-        assert is_folded(optimizer)
+        assert is_fused(optimizer)
         found.append(parameters[0].detach())
     assert (found[0] - found[1]).abs().max() <= 1e-8
 
@@ -348,7 +348,7 @@ def test_gradients_that_come_and_go(device: torch.device) -> None:
                 p.grad = g
             parameters[number % 3].grad = None
             optimizer.step()
-        assert is_folded(optimizer) == (dtype == torch.float32)
+        assert is_fused(optimizer) == (dtype == torch.float32)
         found.append(parameters)
     for one, other in zip(*found, strict=True):
         assert (one - other).abs().max() <= 1e-6
@@ -406,7 +406,7 @@ def test_memory_formats_and_what_fills_no_memory(device: torch.device) -> None:
             (g,) = gradients(parameters, number)
             parameters[0].grad = g.to(memory_format=torch.channels_last)
             optimizer.step()
-        assert is_folded(optimizer) == (dtype == torch.float32)
+        assert is_fused(optimizer) == (dtype == torch.float32)
         found.append(parameters[0])
     assert (found[0] - found[1]).abs().max() <= 1e-6
     wide = torch.ones(6, 8, device=device)
@@ -414,5 +414,5 @@ def test_memory_formats_and_what_fills_no_memory(device: torch.device) -> None:
     optimizer = znorm.optim.Adam([parameter], transform=znorm.ZNorm())
     parameter.grad = torch.randn(6, 4, device=device)
     optimizer.step()
-    assert not is_folded(optimizer)
+    assert not is_fused(optimizer)
     assert (wide[:, 1::2] == 1).all()

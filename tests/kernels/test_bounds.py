@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 import znorm
 from znorm import kernels
+from znorm.kernels import registry
 
 pytest.importorskip("numba")
 
@@ -60,9 +61,9 @@ class Canaries:
 def canaries(monkeypatch: pytest.MonkeyPatch) -> Iterator[Canaries]:
     """Around what plans and receipts allocate, too; looked at when the test is over."""
     kept = Canaries()
-    if kernels.compiled() is None or kernels.name_on(torch.device("cpu")) != "cpu":
+    if registry.backend_for() is None or kernels.name_on(torch.device("cpu")) != "cpu":
         pytest.skip("the compiled kernels for a CPU are not used here")
-    from znorm import receipts
+    from znorm.engine import receipts
     from znorm.kernels.cpu import plan
 
     class Numpy:

@@ -20,8 +20,8 @@ import znorm
 
 pytest.importorskip("numba")
 
-from znorm import kernels
 from znorm.attachment import attachment_of
+from znorm.kernels import registry
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 UPDATES: dict[str, tuple[Any, dict[str, Any]]] = {
@@ -65,8 +65,8 @@ def gradients(parameters: list[nn.Parameter], step: int) -> list[Tensor]:
     ]
 
 
-def is_folded(optimizer: Any) -> bool:
-    return optimizer.__dict__.get("_fold") is not None
+def is_fused(optimizer: Any) -> bool:
+    return optimizer.__dict__.get("_fused_step") is not None
 
 
 def step(optimizer: Any, parameters: list[nn.Parameter], number: int) -> None:
@@ -95,8 +95,8 @@ def test_steps_from_given_states_against_float64(
         for p, g in zip(wide, gradients(parameters, number), strict=True):
             p.grad = g.double()
         reference.step()
-        assert is_folded(optimizer)
-        assert not is_folded(reference)
+        assert is_fused(optimizer)
+        assert not is_fused(reference)
         for p, q in zip(parameters, wide, strict=True):
             for found, expected in [
                 (p, q),
@@ -134,7 +134,7 @@ def test_the_same_bits_on_every_run_and_with_any_number_of_threads(threads: int)
         )
         for number in range(3):
             step(optimizer, parameters, number)
-        assert is_folded(optimizer)
+        assert is_fused(optimizer)
         return [p.detach() for p in parameters]
 
     before = torch.get_num_threads()
@@ -208,7 +208,7 @@ def test_the_mixed_precision_table(
             ours[0].grad[0, 0] = torch.inf
         scaler.step(optimizer)
         scaler.update(scale)
-    assert is_folded(optimizer)
+    assert is_fused(optimizer)
     for one, other in zip(ours, bare, strict=True):
         if dtype == torch.float32:
             assert (one - other).abs().max() <= 1e-6 * other.abs().max()
@@ -437,11 +437,11 @@ def test_moments_are_copied_with_their_layout_and_to_its_device() -> None:
     copied = copy.deepcopy(moments)
     assert torch.equal(copied.mean, moments.mean)
     assert copied.layout is not None
-    assert copied.layout.plans == {}  # of this process's memory
-    module = kernels.compiled()
-    assert module is not None
-    (part,) = module.parts_of(layout.rows, [gradient], measures=True, everything=False, cache={})
-    part.measure([gradient], torch.zeros(2, 1, dtype=torch.float64, device="meta"))
+    assert copied.layout.cache == {}  # of this process's memory
+    (batch,) = registry.batches(
+        [gradient], layout.slices, units=1, measures=True, everything=False, cache={}
+    )
+    batch.measure([gradient], torch.zeros(2, 1, dtype=torch.float64, device="meta"))
 
 
 def test_a_first_step_that_is_skipped_makes_no_state() -> None:
@@ -471,7 +471,7 @@ def test_a_first_step_that_is_skipped_makes_no_state() -> None:
 
 
 def test_no_thread_is_at_work_once_one_has_failed() -> None:
-    from znorm.kernels.cpu import workers
+    from znorm.kernels.cpu import threads as workers
 
     finished, gave_up = [], []
 
@@ -689,14 +689,15 @@ entry.entry = broken
 
 def test_loading_kernels_is_not_called_compiling_them_however_long_it_takes() -> None:
     code = """
-import importlib, time, torch, znorm
-ready = importlib.import_module("znorm.kernels.cpu.ready")
-made = ready.Plan
+import time, torch, znorm
+from znorm.kernels import registry
+from znorm.kernels.cpu import batch
+made = batch.Plan
 def slow(*args, **kwargs):
     time.sleep(1.5)
     return made(*args, **kwargs)
-ready.Plan = slow
-print(ready.ready(torch.float32))
+batch.Plan = slow
+print(registry.why_not(torch.device("cpu"), torch.float32) is None)
 """
     finish(run(code=code))  # they are on disk now, if they were not
     out, err = finish(run(code=code))
@@ -715,7 +716,7 @@ p.grad = torch.randn(30, 20)
 torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))]).step()  # torch's own imports
 start = time.perf_counter()
 o.step()
-print(time.perf_counter() - start, "_fold" in o.__dict__ and o._fold is not None)
+print(time.perf_counter() - start, o.__dict__.get("_fused_step") is not None)
 """
     times = []
     for compiles in (True, False):
@@ -763,7 +764,7 @@ def test_a_graph_that_kept_what_a_step_changed_raises(transform: Any, ours: bool
     optimizer.step()
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         weight.backward()
-    if not is_folded(optimizer):  # else the gradient was read alone
+    if not is_fused(optimizer):  # else the gradient was read alone
         with pytest.raises(RuntimeError, match="modified by an inplace operation"):
             gradient.backward()
 
@@ -783,8 +784,8 @@ def test_fused_that_cannot_be_honoured_raises_and_else_the_best_is_taken(
     transform, options, dtype, reason = CASES[case]
     if case == "turned off":
         monkeypatch.setenv("ZNORM_KERNELS", "reference")
-        monkeypatch.setattr(kernels, "_loaded", {})
-        monkeypatch.setattr(kernels, "_refused", {})
+        monkeypatch.setattr(registry, "_loaded", {})
+        monkeypatch.setattr(registry, "_refused", {})
     shapes = [(6, 4), (3,)]
     with pytest.raises(RuntimeError, match=f"Adam: fused=True cannot be honoured: .*{reason}"):
         made(znorm.optim.Adam, options, shapes, dtype, transform=transform, fused=True)
@@ -799,7 +800,7 @@ def test_fused_that_cannot_be_honoured_raises_and_else_the_best_is_taken(
     for number in range(3):
         step(optimizer, parameters, number)
         step(fused, theirs, number)
-    assert not is_folded(optimizer)
+    assert not is_fused(optimizer)
     assert len(calls) == 6  # torch's fused kernel in both
     assert all(map(torch.equal, parameters, theirs))
     assert optimizer.param_groups[0]["fused"] is None
@@ -825,9 +826,10 @@ def test_describe_names_the_kernel() -> None:
     assert attachment is not None
     assert {row["kernel"] for row in attachment.describe().rows} == {"cpu"}
     odd = znorm.Layout([torch.zeros(4, 6)[:, ::2], torch.zeros(2, 2).double()], znorm.ZNorm())
-    assert {row.kernel for row in odd.rows} == {"reference"}
+    assert {entry.kernel for entry in odd.entries} == {"reference"}
     transposed_ = nn.ConvTranspose2d(4, 6, 3)
-    rows = znorm.Layout(transposed_.named_parameters(), znorm.Centralize(), model=transposed_).rows
+    layout = znorm.Layout(transposed_.named_parameters(), znorm.Centralize(), model=transposed_)
+    rows = layout.entries
     assert [row.kernel for row in rows] == ["reference", "cpu"]
 
 
@@ -842,4 +844,4 @@ def test_a_step_of_a_thousand_tensors_waits_for_no_one() -> None:
     for _ in range(5):
         optimizer.step()
     assert (time.perf_counter() - start) / 5 < 0.1
-    assert kernels.compiled() is not None
+    assert registry.backend_for() is not None

@@ -13,18 +13,23 @@ import pytest
 import torch
 
 import znorm
-from znorm.layers import Layer, Layers
-from znorm.receipts import Receipt
-from znorm.rows import Row
+from znorm.engine.receipts import Receipt
+from znorm.kernels.base import Coefficients, StepContext
+from znorm.layers import LayerSlice
+from znorm.optim import rules
+from znorm.transforms.base import ZScore
 
 triton = pytest.importorskip("triton")
 
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.runtime.jit import JITFunction, create_function_from_signature  # noqa: E402
 
-from znorm.kernels.cuda import loops, part  # noqa: E402
+from znorm.kernels.triton import batch as batches  # noqa: E402
+from znorm.kernels.triton import kernels  # noqa: E402
+from znorm.kernels.triton.updates import RULES, Rule  # noqa: E402
 
-KERNELS = ("measure", "merge", "finish", "advance_adam", "advance_sgd")
+KERNELS = {name: getattr(kernels, name) for name in ("measure", "merge", "finish")}
+KERNELS |= {f"advance {name}": rule.advance for name, rule in RULES.items()}
 
 
 def launcher(kernel: Any) -> Callable[..., Any]:
@@ -40,10 +45,9 @@ def launcher(kernel: Any) -> Callable[..., Any]:
 
 @pytest.mark.parametrize("name", KERNELS)
 def test_each_kernel_has_a_launcher(name: str) -> None:
-    kernel = getattr(loops, name)
-    if not isinstance(kernel, JITFunction):
+    if not isinstance(KERNELS[name], JITFunction):
         pytest.skip("this process runs Triton's interpreter")
-    launcher(kernel)
+    launcher(KERNELS[name])
 
 
 def test_an_argument_called_options_has_none() -> None:
@@ -55,65 +59,65 @@ def test_an_argument_called_options_has_none() -> None:
         launcher(kernel)
 
 
-class Launched:
-    """Stands for the module of kernels, and keeps how each was launched."""
+class Launches:
+    """Stands for kernels, and keeps how each was launched."""
 
-    AFFINE, ADAM, SGD = loops.AFFINE, loops.ADAM, loops.SGD
+    AFFINE = kernels.AFFINE
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
 
-    def __getattr__(self, name: str) -> Any:
-        assert name in KERNELS
-
+    def of(self, name: str) -> Any:
         class Grid:
             def __getitem__(_, grid: Any) -> Any:  # noqa: N805
                 return lambda *args, **kwargs: self.calls.append((name, args, kwargs))
 
         return Grid()
 
+    def __getattr__(self, name: str) -> Any:
+        assert name in KERNELS
+        return self.of(name)
+
 
 def test_what_is_launched_binds_by_number_name_and_type(monkeypatch: pytest.MonkeyPatch) -> None:
-    launched = Launched()
-    monkeypatch.setattr(part, "loops", launched)
+    launches = Launches()
+    monkeypatch.setattr(batches, "kernels", launches)
+    fake = {name: Rule(rule.kind, launches.of(f"advance {name}")) for name, rule in RULES.items()}
+    monkeypatch.setattr(batches, "RULES", fake)
     shapes = [(4, 3), (5,)]
-    given: list[Any] = [torch.randn(shape) for shape in shapes]
-    rows = [
-        Row("w", (4, 3), (True,), "", Layers(1), (Layer(None, (4, 3), (), 0),), 1, ""),
-        Row("b", (5,), (False,), "", Layers(1), (), 0, ""),
-    ]
-    receipt = Receipt(znorm.Layout([("w", given[0])], znorm.ZNorm()))
-    served = part.Part([0, 1], rows, given, torch.device("cpu"), torch.float32)
-    one = torch.ones(1)
-    z_score = (1e-10, 1.0, 1.0, 0.0)
-    served.measure(given, torch.zeros(2, 1, dtype=torch.float64))
-    served.apply_(given, torch.zeros(1, dtype=torch.float64), torch.ones(1, dtype=torch.float64))
-    states = [{"a": torch.zeros(s), "b": torch.zeros(s), "step": torch.zeros(())} for s in shapes]
-    served.begin([torch.zeros(s) for s in shapes], states, ["a", "b"], [0, 0], [False, False])
-    for scale, skip, kept in ((None, None, None), (one, one, receipt)):
-        served.z_score_(given, z_score, scale, kept, skip)
-        for kind, several in (("ADAM", 7), ("SGD", 6)):
-            values = [[0.0] * several]
-            decided: Any
-            for decided in (z_score, (torch.zeros(1), torch.ones(1))):
-                served.step_(kind, given, values, decided, scale=scale, skip=skip, receipt=kept)
-    assert {name for name, _, _ in launched.calls} == set(KERNELS)
-    for name, args, kwargs in launched.calls:
-        kernel = getattr(loops, name)
+    tensors: list[Any] = [torch.randn(shape) for shape in shapes]
+    slices = [(LayerSlice(None, (4, 3), (), 0),), ()]
+    receipt = Receipt(znorm.Layout([("w", tensors[0])], znorm.ZNorm()))
+    batch = batches.Batch([0, 1], tensors, slices, units=1)
+    one, wide = torch.ones(1), torch.ones(1, dtype=torch.float64)
+    coefficients = Coefficients(torch.zeros(1, dtype=torch.float64), wide)
+    batch.measure(tensors, torch.zeros(2, 1, dtype=torch.float64))
+    batch.apply_affine_(tensors, coefficients)
+    for context in (StepContext(), StepContext(wide, one, receipt)):
+        batch.normalize_(tensors, ZScore(1e-10), context)
+        for rule in (rules.ADAM, rules.SGD):
+            states = [
+                {name: torch.zeros(shape) for name in rule.state_names} | {"step": torch.zeros(())}
+                for shape in shapes
+            ]
+            parameters = [torch.zeros(shape) for shape in shapes]
+            batch.bind_state(rule, parameters, states, [0, 0], [False, False])
+            numbers = [rule.hyperparameters(dict(rule.trial.group))]
+            for decision in (ZScore(1e-10), coefficients):
+                batch.update_(tensors, numbers, decision, context)
+    assert {name for name, _, _ in launches.calls} == set(KERNELS)
+    for name, args, kwargs in launches.calls:
+        kernel = KERNELS[name]
         assert set(kwargs) <= set(kernel.arg_names), name
         if not isinstance(kernel, JITFunction):
             continue
         bound, _, left = launcher(kernel)(*args, **kwargs)
         assert not left, name
-        tables = {"addresses", "items", "rows", "groups", "begun"}
-        floats = {"partial", "moments", "sums", "z_score", "hyperparameters"}
+        tables = {"addresses", "items", "rows", "groups", "initialized", "row_of_unit"}
+        floats = {"partial", "moments", "sums", "z_score", "hyperparameters", "inv_scale"}
+        types = dict.fromkeys(tables, torch.int64) | dict.fromkeys(floats, torch.float64)
         for argument, value in bound.items():
-            if isinstance(value, torch.Tensor) and value is not served._nothing:
-                wide = {
-                    **dict.fromkeys(tables, torch.int64),
-                    **dict.fromkeys(floats, torch.float64),
-                }
-                expected = {"row_of_unit": torch.int64, **wide}.get(argument, torch.float32)
-                assert value.dtype == expected, (name, argument)
+            if isinstance(value, torch.Tensor) and value is not batch._nothing:
+                assert value.dtype == types.get(argument, torch.float32), (name, argument)
             elif argument in ("first", "tensors", "units"):
                 assert isinstance(value, int), (name, argument)

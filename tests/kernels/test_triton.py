@@ -40,18 +40,18 @@ POINTERS = {
     "rows": "*i64",
     "partial": "*fp64",
     "moments": "*fp64",
-    "given": "*fp32",
+    "coefficients": "*fp32",
     "sums": "*fp64",
     "row_of_unit": "*i64",
     "z_score": "*fp64",
-    "scale": "*fp32",
-    "skip": "*fp32",
+    "inv_scale": "*fp64",
+    "found_inf": "*fp32",
     "constants": "*fp32",
     "groups": "*i64",
     "hyperparameters": "*fp64",
-    "begun": "*i64",
+    "initialized": "*i64",
 }
-FLAGS = {"DECIDES": True, "RECORDS": True, "HAS_SCALE": True, "HAS_SKIP": True}
+FLAGS = {"DECIDES": True, "RECORDS": True, "HAS_INV_SCALE": True, "HAS_FOUND_INF": True}
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
@@ -62,12 +62,14 @@ def test_they_compile_to_machine_code(
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from znorm.kernels.cuda import loops
+    from znorm.kernels.triton import kernels as compiled_kernels
+    from znorm.kernels.triton.updates import RULES
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    kinds = {"finish": (loops.AFFINE, loops.ADAM, loops.SGD)}
-    for name in ("measure", "merge", "finish", "advance_adam", "advance_sgd"):
-        kernel = getattr(loops, name)
+    kinds = {"finish": (compiled_kernels.AFFINE, *(rule.kind for rule in RULES.values()))}
+    launched = {name: getattr(compiled_kernels, name) for name in ("measure", "merge", "finish")}
+    launched |= {name: rule.advance for name, rule in RULES.items()}
+    for name, kernel in launched.items():
         for kind in kinds.get(name, (0,)):
             given = {"DTYPE": getattr(triton.language, dtype), "BLOCK": 1024, "KIND": kind, **FLAGS}
             constants = {key: value for key, value in given.items() if key in kernel.arg_names}
@@ -102,8 +104,8 @@ def test_what_cannot_be_used_warns_once_and_steps_go_on(how: str) -> None:
             sys.modules["triton"] = None
         import znorm
         if {how!r} == "failing":
-            from znorm.kernels.cuda import loops
-            loops.measure = None
+            from znorm.kernels.triton import kernels
+            kernels.measure = None
         warnings.simplefilter("always")
         p = torch.nn.Parameter(torch.zeros(3, 2))
         optimizer = znorm.optim.SGD([p], lr=1.0, transform=znorm.ZNorm())

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import znorm
-from znorm import kernels, lab
+from znorm import lab
+from znorm.kernels import registry
 from znorm.lab.cli import run
 
 
@@ -22,7 +23,7 @@ def test_kernels_are_those_that_steps_take() -> None:
         optimizer = znorm.optim.Adam([parameter], transform=znorm.ZNorm())
         parameter.grad = torch.randn(3, 2).to(parameter.dtype)
         optimizer.step()
-        assert (optimizer.__dict__["_fold"] is not None) == (entry["kernel"] == "cpu"), name
+        assert (optimizer.__dict__["_fused_step"] is not None) == (entry["kernel"] == "cpu"), name
         assert (entry["why"] is None) == (entry["kernel"] == "cpu")
 
 
@@ -30,8 +31,8 @@ def test_it_says_why_compiled_kernels_are_not_used(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("ZNORM_KERNELS", "reference")
-    monkeypatch.setattr(kernels, "_loaded", {})
-    monkeypatch.setattr(kernels, "_refused", {})
+    monkeypatch.setattr(registry, "_loaded", {})
+    monkeypatch.setattr(registry, "_refused", {})
     assert run(["doctor"]) == 0
     out = capsys.readouterr().out
     assert "cpu float32: reference (ZNORM_KERNELS=reference is set)" in out

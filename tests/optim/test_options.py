@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 import znorm
-import znorm.step
-from znorm import kernels
+from znorm.engine.execute import transform_
+from znorm.kernels import registry
 
 ADAM: dict[str, Any] = {
     "lr": 0.05,
@@ -100,7 +100,7 @@ def why_there_is_no_such_case(kind: str, name: str, way: str, ours: str) -> str 
             return "this torch has no such option"
     if name == "amsgrad" and way.startswith("later"):
         return "torch's own step fails, whose states have no maximum"
-    if name == "fused" and ours == "transform" and kernels.compiled() is None:
+    if name == "fused" and ours == "transform" and registry.backend_for() is None:
         return "fused=True asks for compiled kernels"
     return None
 
@@ -212,7 +212,7 @@ def test_a_parameter_that_is_there_twice_is_transformed_once_and_stepped_on_twic
         weight.grad = torch.arange(6.0).reshape(2, 3) ** 2
         once = weight.grad.clone()
         layout = znorm.Layout([once], single)
-        znorm.step.transform_([once], layout)
+        transform_([once], layout)
         optimizer.step()
         assert torch.equal(weight.grad, once)
         # Then a transform that kernels take into the update.
@@ -226,7 +226,7 @@ def test_a_parameter_that_is_there_twice_is_transformed_once_and_stepped_on_twic
         reference = torch.optim.SGD([twin, twin], lr=0.1)
         for single in (transform, znorm.ZNorm()):
             twin.grad = torch.arange(6.0).reshape(2, 3) ** 2
-            znorm.step.transform_([twin.grad], znorm.Layout([twin.grad], single))
+            transform_([twin.grad], znorm.Layout([twin.grad], single))
             reference.step()
         torch.testing.assert_close(weight, twin, rtol=0, atol=1e-6)
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import znorm
-from znorm.step import transform_
+from znorm.engine.execute import transform_
 
 LINKS: dict[str, Any] = {
     "znorm": znorm.ZNorm(),

@@ -15,13 +15,13 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from znorm._torch_internals import is_traced
 from znorm.kernels.rounding import store_
 
 __all__ = [
     "NAME",
     "adam_",
     "apply_",
-    "is_traced",
     "moments",
     "sgd_",
     "split",
@@ -37,11 +37,6 @@ _CHUNK = 1 << 17
 def statistics_dtype(device: torch.device) -> torch.dtype:
     """float64 where the device has it (MPS has not)."""
     return torch.float32 if device.type == "mps" else torch.float64
-
-
-def is_traced() -> bool:
-    """Whether operations are for torch.compile or torch.func to see, which no value may be."""
-    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
 
 
 def moments(gradient: Tensor, unit_dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
@@ -188,7 +183,7 @@ def adam_(
     weight_decay: float,
     decoupled: bool,
     maximize: bool,
-    skip: Tensor | None,
+    found_inf: Tensor | None,
 ) -> None:
     """One step of Adam in float32 or wider; bfloat16 results are rounded stochastically.
 
@@ -204,10 +199,10 @@ def adam_(
         As in ``torch.optim.Adam``.
     decoupled : bool
         Whether the decay is AdamW's.
-    skip : Tensor of one element, optional
+    found_inf : Tensor of one element, optional
         Where it is not 0 nothing changes; it is not waited for.
     """
-    go = 1.0 if skip is None else (skip == 0).to(step)
+    go = 1.0 if found_inf is None else (found_inf == 0).to(step)
     step += go
     p, m, v = _wide(parameter), _wide(exp_avg), _wide(exp_avg_sq)
     g = _wide(gradient)
@@ -226,9 +221,9 @@ def adam_(
     second = v if max_exp_avg_sq is None else torch.maximum(_wide(max_exp_avg_sq), v)
     denominator = second.sqrt().div_((1 - beta2**t) ** 0.5).add_(eps)
     p.sub_(m.div(denominator).mul_(lr / (1 - beta1**t)))
-    _finish_step(((parameter, p), (exp_avg, m), (exp_avg_sq, v)), skip)
+    _finish_step(((parameter, p), (exp_avg, m), (exp_avg_sq, v)), found_inf)
     if max_exp_avg_sq is not None:
-        _finish_step(((max_exp_avg_sq, second),), skip)
+        _finish_step(((max_exp_avg_sq, second),), found_inf)
 
 
 def sgd_(
@@ -243,7 +238,7 @@ def sgd_(
     weight_decay: float,
     nesterov: bool,
     maximize: bool,
-    skip: Tensor | None,
+    found_inf: Tensor | None,
 ) -> None:
     """One step of SGD in float32 or wider; bfloat16 results are rounded stochastically.
 
@@ -257,7 +252,7 @@ def sgd_(
         Whether this step sets the buffer to the gradient.
     lr, momentum, dampening, weight_decay, nesterov, maximize
         As in ``torch.optim.SGD``.
-    skip : Tensor of one element, optional
+    found_inf : Tensor of one element, optional
         As in :func:`adam_`.
     """
     p, g = _wide(parameter), _wide(gradient)
@@ -275,11 +270,11 @@ def sgd_(
         written.append((momentum_buffer, b))
         g = g.add_(b, alpha=momentum) if nesterov else b
     p.sub_(g * lr)
-    _finish_step(written, skip)
+    _finish_step(written, found_inf)
 
 
-def _finish_step(written: Iterable[tuple[Tensor, Tensor]], skip: Tensor | None) -> None:
+def _finish_step(written: Iterable[tuple[Tensor, Tensor]], found_inf: Tensor | None) -> None:
     for target, result in written:
-        if skip is not None:
-            result = torch.where(skip.to(result.device) == 0, result, target.to(result.dtype))
+        if found_inf is not None:
+            result = torch.where(found_inf.to(result.device) == 0, result, target.to(result.dtype))
         store_(target, result)

@@ -10,24 +10,12 @@ from typing import Any
 import znorm
 from znorm.lab.errors import ConfigurationError
 from znorm.lab.registry import lookup, unknown
-from znorm.transforms import Transform
+from znorm.transforms import TRANSFORMS, Transform
 
 __all__ = ["METHODS", "PUBLISHED", "Method", "label", "make_transform", "resolve"]
 
 # A link as it is written in YAML and kept in a specification: {"ZNorm": {"eps": 1e-8}}.
 Links = tuple[dict[str, dict[str, Any]], ...]
-
-TRANSFORMS: Mapping[str, Any] = {
-    transform.__name__: transform
-    for transform in (
-        znorm.ZNorm,
-        znorm.Centralize,
-        znorm.UnitNorm,
-        znorm.ClipValue,
-        znorm.ClipNorm,
-        znorm.ClipGlobalNorm,
-    )
-}
 
 
 @dataclass(frozen=True)

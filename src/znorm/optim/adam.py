@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
-from znorm.attachment import Attachment, own_attachment
+from znorm.attachment import Attachment
 from znorm.kernels import reference
-from znorm.optim.folded import Update
-from znorm.optim.stepping import gradients_of, prepare, shown, take_step, with_options
-from znorm.transforms.composition import Transform
+from znorm.optim.rules import ADAM, ADAMW, init_adam_state, is_decoupled
+from znorm.optim.step import gradients_of, prepare, shown, take_step, with_options
+from znorm.step_hooks import own_attachment
+from znorm.transforms.base import Transform
 
 __all__ = ["Adam", "AdamW"]
 
@@ -90,7 +91,7 @@ class Adam(torch.optim.Adam):
         **options: Any,
     ) -> None:
         super().__init__(params, lr, betas, eps, weight_decay, amsgrad, **options)
-        prepare(self, transform, model, module, stochastic_rounding)
+        prepare(self, ADAM, transform, model, module, stochastic_rounding)
 
     @property
     def attachment(self) -> Attachment | None:
@@ -100,10 +101,10 @@ class Adam(torch.optim.Adam):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one step, as torch's own; with stochastic rounding, in float32."""
         rounded = partial(_step_in_float32, self, decoupled=False)
-        return take_step(self, closure, _ADAM, torch.optim.Adam.step, rounded)
+        return take_step(self, closure, ADAM, torch.optim.Adam.step, rounded)
 
     def __repr__(self) -> str:
-        return shown(self, super().__repr__())
+        return shown(self, ADAM, super().__repr__())
 
     def __getstate__(self) -> dict[str, Any]:
         return with_options(self, super().__getstate__())
@@ -171,7 +172,7 @@ class AdamW(torch.optim.AdamW):
         **options: Any,
     ) -> None:
         super().__init__(params, lr, betas, eps, weight_decay, amsgrad, **options)
-        prepare(self, transform, model, module, stochastic_rounding)
+        prepare(self, ADAMW, transform, model, module, stochastic_rounding)
 
     @property
     def attachment(self) -> Attachment | None:
@@ -181,10 +182,10 @@ class AdamW(torch.optim.AdamW):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one step, as torch's own; with stochastic rounding, in float32."""
         rounded = partial(_step_in_float32, self, decoupled=True)
-        return take_step(self, closure, _ADAMW, torch.optim.AdamW.step, rounded)
+        return take_step(self, closure, ADAMW, torch.optim.AdamW.step, rounded)
 
     def __repr__(self) -> str:
-        return shown(self, super().__repr__())
+        return shown(self, ADAMW, super().__repr__())
 
     def __getstate__(self) -> dict[str, Any]:
         return with_options(self, super().__getstate__())
@@ -192,10 +193,10 @@ class AdamW(torch.optim.AdamW):
 
 @torch.no_grad()
 def _step_in_float32(optimizer: Optimizer, *, decoupled: bool) -> None:
-    for group, parameter, gradient, skip in gradients_of(optimizer):
+    for group, parameter, gradient, found_inf in gradients_of(optimizer):
         state = optimizer.state[parameter]
         if not state:
-            _fill(state, parameter, group["amsgrad"])
+            init_adam_state(state, parameter, group["amsgrad"])
         reference.adam_(
             parameter,
             gradient,
@@ -207,15 +208,10 @@ def _step_in_float32(optimizer: Optimizer, *, decoupled: bool) -> None:
             betas=cast(tuple[float, float], group["betas"]),
             eps=group["eps"],
             weight_decay=group["weight_decay"],
-            decoupled=_is_decoupled(group, decoupled),
+            decoupled=is_decoupled(group, decoupled),
             maximize=group["maximize"],
-            skip=skip,
+            found_inf=found_inf,
         )
-
-
-def _is_decoupled(group: dict[str, Any], default: bool) -> bool:
-    """Whether a group's weight decay is AdamW's; torch 2.6 has no such option, but two classes."""
-    return bool(group.get("decoupled_weight_decay", default))
 
 
 def _maximum(state: dict[str, Any], group: dict[str, Any]) -> Tensor | None:
@@ -235,45 +231,3 @@ def _maximum(state: dict[str, Any], group: dict[str, Any]) -> Tensor | None:
             "set it before, or make a new optimizer"
         )
     return maximum
-
-
-def _prepare(group: dict[str, Any], state: dict[str, Any], parameter: Tensor) -> bool:
-    begun = bool(state)
-    if not begun:
-        _fill(state, parameter, group["amsgrad"])
-    # Beside the parameter, as with torch's fused step: no device is waited for.
-    state["step"] = state["step"].to(parameter.device)
-    return begun
-
-
-def _fill(state: dict[str, Any], parameter: Tensor, amsgrad: bool) -> None:
-    """An empty state as torch's own, so that checkpoints load into either."""
-    state["step"] = torch.tensor(0.0, dtype=torch.float32, device="cpu")
-    state["exp_avg"] = torch.zeros_like(parameter)
-    state["exp_avg_sq"] = torch.zeros_like(parameter)
-    if amsgrad:
-        state["max_exp_avg_sq"] = torch.zeros_like(parameter)
-
-
-def _options(groups: list[dict[str, Any]], *, decoupled: bool) -> list[list[Any]]:
-    return [
-        [
-            group["lr"],
-            *_pair(group["betas"]),
-            group["eps"],
-            group["weight_decay"],
-            _is_decoupled(group, decoupled),
-            group["maximize"],
-        ]
-        for group in groups
-    ]
-
-
-def _pair(betas: Any) -> tuple[Any, Any]:
-    first, second = betas  # as torch's own step does, which raises for any other number of them
-    return first, second
-
-
-_STATES = ("exp_avg", "exp_avg_sq")
-_ADAM = Update("ADAM", _STATES, True, _prepare, partial(_options, decoupled=False))
-_ADAMW = Update("ADAM", _STATES, True, _prepare, partial(_options, decoupled=True))

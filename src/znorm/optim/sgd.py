@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
 
-from znorm.attachment import Attachment, own_attachment
+from znorm.attachment import Attachment
 from znorm.kernels import reference
-from znorm.optim.folded import Update
-from znorm.optim.stepping import gradients_of, prepare, shown, take_step, with_options
-from znorm.transforms.composition import Transform
+from znorm.optim import rules
+from znorm.optim.step import gradients_of, prepare, shown, take_step, with_options
+from znorm.step_hooks import own_attachment
+from znorm.transforms.base import Transform
 
 __all__ = ["SGD"]
 
@@ -81,7 +82,7 @@ class SGD(torch.optim.SGD):
         **options: Any,
     ) -> None:
         super().__init__(params, lr, momentum, dampening, weight_decay, nesterov, **options)
-        prepare(self, transform, model, module, stochastic_rounding)
+        prepare(self, rules.SGD, transform, model, module, stochastic_rounding)
 
     @property
     def attachment(self) -> Attachment | None:
@@ -90,22 +91,22 @@ class SGD(torch.optim.SGD):
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one step, as torch's own; with stochastic rounding, in float32."""
-        return take_step(self, closure, _SGD, torch.optim.SGD.step, self._step_in_float32)
+        return take_step(self, closure, rules.SGD, torch.optim.SGD.step, self._step_in_float32)
 
     def __repr__(self) -> str:
-        return shown(self, super().__repr__())
+        return shown(self, rules.SGD, super().__repr__())
 
     def __getstate__(self) -> dict[str, Any]:
         return with_options(self, super().__getstate__())
 
     @torch.no_grad()
     def _step_in_float32(self) -> None:
-        for group, parameter, gradient, skip in gradients_of(self):
+        for group, parameter, gradient, found_inf in gradients_of(self):
             buffer, first = None, False
             if group["momentum"]:
                 state = self.state[parameter]
                 first = state.get("momentum_buffer") is None
-                if first and skip is not None and float(skip):
+                if first and found_inf is not None and float(found_inf):
                     continue  # once: a first step that is skipped leaves no buffer behind
                 if first:
                     state["momentum_buffer"] = torch.zeros_like(parameter)
@@ -121,20 +122,5 @@ class SGD(torch.optim.SGD):
                 weight_decay=group["weight_decay"],
                 nesterov=group["nesterov"],
                 maximize=group["maximize"],
-                skip=skip,
+                found_inf=found_inf,
             )
-
-
-def _prepare(group: dict[str, Any], state: dict[str, Any], parameter: Tensor) -> bool:
-    begun = state.get("momentum_buffer") is not None
-    if group["momentum"] and not begun:
-        state["momentum_buffer"] = torch.zeros_like(parameter)
-    return begun
-
-
-def _options(groups: list[dict[str, Any]]) -> list[list[Any]]:
-    names = ("lr", "momentum", "dampening", "weight_decay", "nesterov", "maximize")
-    return [[group[name] for name in names] for group in groups]
-
-
-_SGD = Update("SGD", ("momentum_buffer",), False, _prepare, _options)

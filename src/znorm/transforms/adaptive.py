@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 
 from znorm.moments import Affine, Moments
 from znorm.selection import Select, freeze
-from znorm.transforms.arguments import check_number
+from znorm.transforms.arguments import check_number, set_fields
+from znorm.transforms.base import Transform
 
 __all__ = ["AdaptiveClip"]
 
 
 @dataclass(frozen=True)
-class AdaptiveClip:
+class AdaptiveClip(Transform):
     """Scale each output channel's gradient down to ``threshold`` times the norm of its weights.
 
     ``g * min(1, threshold * max(||w||, eps) / ||g||)`` for each output channel, a vector being one.
@@ -59,22 +60,27 @@ class AdaptiveClip:
     eps: float = 1e-3
     select: Select = "all"
 
-    granularity: ClassVar[str] = "channel"
-    joint: ClassVar[bool] = False
-    relative: ClassVar[bool] = True
-    skips_single_elements: ClassVar[bool] = False
+    granularity = "channel"
+    uses_parameters = True
+    is_clip = True
 
     def __post_init__(self) -> None:
-        object.__setattr__(
-            self, "threshold", check_number("AdaptiveClip", "threshold", self.threshold, above=0)
+        set_fields(
+            self,
+            threshold=check_number("AdaptiveClip", "threshold", self.threshold, above=0),
+            eps=check_number("AdaptiveClip", "eps", self.eps),
+            select=freeze("AdaptiveClip", self.select),
         )
-        object.__setattr__(self, "eps", check_number("AdaptiveClip", "eps", self.eps))
-        object.__setattr__(self, "select", freeze("AdaptiveClip", self.select))
 
-    def decide(self, moments: Moments, parameters: Moments) -> Affine:
+    def decide(self, moments: Moments, parameters: Moments | None = None) -> Affine:
+        if parameters is None:
+            raise ValueError("AdaptiveClip: needs the moments of the parameters, too")
         norm = moments.norm()
         most = self.threshold * parameters.norm().clamp(min=self.eps)
         # A norm of 0 needs no clip: 1 stands in for something / 0.
         zero = norm == 0
         scale = (most / norm.masked_fill(zero, 1.0)).masked_fill(zero, 1.0)
         return Affine(torch.zeros_like(norm), scale.clamp(max=1.0))
+
+    def limit(self) -> tuple[Hashable, float]:
+        return (AdaptiveClip, self.eps, self.select), self.threshold

@@ -5,7 +5,13 @@ from __future__ import annotations
 import math
 from numbers import Real
 
-__all__ = ["check_choice", "check_flag", "check_number"]
+__all__ = ["check_choice", "check_flag", "check_number", "set_fields"]
+
+
+def set_fields(transform: object, **values: object) -> None:
+    """Write fields of a frozen dataclass while it is being made, as its checks return them."""
+    for name, value in values.items():
+        object.__setattr__(transform, name, value)
 
 
 def check_number(owner: str, name: str, value: object, *, above: float | None = None) -> float:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 
 from znorm.moments import Affine, Moments
 from znorm.selection import Select, freeze
+from znorm.transforms.arguments import set_fields
+from znorm.transforms.base import Transform
 
 __all__ = ["Centralize"]
 
 
 @dataclass(frozen=True)
-class Centralize:
+class Centralize(Transform):
     """Subtract the mean of each output channel: ``g - mean(g over all dims but the output one)``.
 
     The output dim is dim 0, but for transposed convolutions, whose weight is
@@ -53,14 +55,15 @@ class Centralize:
 
     select: Select = "weights"
 
-    granularity: ClassVar[str] = "channel"
-    joint: ClassVar[bool] = False
-    relative: ClassVar[bool] = False
-    skips_single_elements: ClassVar[bool] = True
+    granularity = "channel"
+    skips_single_elements = True
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "select", freeze("Centralize", self.select))
+        set_fields(self, select=freeze("Centralize", self.select))
 
-    def decide(self, moments: Moments) -> Affine:
+    def decide(self, moments: Moments, parameters: Moments | None = None) -> Affine:
         # A mean that went through other links is rounded: scale 0 keeps constant channels exact.
         return Affine(moments.mean, torch.where(moments.m2 == 0, 0.0, torch.ones_like(moments.m2)))
+
+    def resets(self) -> Mapping[str, Hashable]:
+        return {"center": 0}

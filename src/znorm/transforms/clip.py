@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from znorm.moments import Affine, Moments
 from znorm.selection import Select, freeze
-from znorm.transforms.arguments import check_number
+from znorm.transforms.arguments import check_number, set_fields
+from znorm.transforms.base import Clamp, Transform
 
 __all__ = ["ClipGlobalNorm", "ClipNorm", "ClipValue"]
 
 
 @dataclass(frozen=True)
-class ClipValue:
+class ClipValue(Transform):
     """Clamp each entry to ``[-threshold, threshold]``.
 
     The only elementwise transform: a chain measures again after it.
@@ -51,24 +52,30 @@ class ClipValue:
     threshold: float
     select: Select = "all"
 
-    joint: ClassVar[bool] = False
-    relative: ClassVar[bool] = False
-    skips_single_elements: ClassVar[bool] = False
+    elementwise = True
+    is_clip = True
 
     def __post_init__(self) -> None:
-        object.__setattr__(
-            self, "threshold", check_number("ClipValue", "threshold", self.threshold, above=0)
+        set_fields(
+            self,
+            threshold=check_number("ClipValue", "threshold", self.threshold, above=0),
+            select=freeze("ClipValue", self.select),
         )
-        object.__setattr__(self, "select", freeze("ClipValue", self.select))
 
-    def clamp_(self, gradient: Tensor) -> None:
+    def apply_(self, gradient: Tensor) -> None:
         # A bound that the dtype cannot hold is no bound; torch refuses to convert it.
         bound = min(float(self.threshold), torch.finfo(gradient.dtype).max)
         gradient.clamp_(-bound, bound)
 
+    def fused_form(self) -> Clamp:
+        return Clamp(self.threshold)
+
+    def limit(self) -> tuple[Hashable, float]:
+        return (ClipValue, self.select), self.threshold
+
 
 @dataclass(frozen=True)
-class ClipNorm:
+class ClipNorm(Transform):
     """Scale each gradient down to a norm of at most ``threshold``: ``g * min(1, c / ||g||)``.
 
     Parameters
@@ -96,31 +103,31 @@ class ClipNorm:
     threshold: float
     select: Select = "all"
 
-    granularity: ClassVar[str] = "tensor"
-    joint: ClassVar[bool] = False
-    relative: ClassVar[bool] = False
-    skips_single_elements: ClassVar[bool] = False
+    is_clip = True
 
     def __post_init__(self) -> None:
-        object.__setattr__(
+        name = type(self).__name__
+        set_fields(
             self,
-            "threshold",
-            check_number(type(self).__name__, "threshold", self.threshold, above=0),
+            threshold=check_number(name, "threshold", self.threshold, above=0),
+            select=freeze(name, self.select),
         )
-        object.__setattr__(self, "select", freeze(type(self).__name__, self.select))
 
-    def decide(self, moments: Moments) -> Affine:
+    def decide(self, moments: Moments, parameters: Moments | None = None) -> Affine:
         norm = moments.norm()
         # A norm of 0 needs no clip: 1 stands in for threshold / 0.
         scale = self.threshold / norm.masked_fill(norm == 0, self.threshold)
         return Affine(torch.zeros_like(norm), scale.clamp(max=1.0))
+
+    def limit(self) -> tuple[Hashable, float]:
+        return (type(self), self.select), self.threshold
 
 
 @dataclass(frozen=True)
 class ClipGlobalNorm(ClipNorm):
     """Scale all gradients by ``min(1, c / norm)``, the norm being that of all of them together.
 
-    It needs every gradient at once (``joint``). torch's ``clip_grad_norm_`` scales by
+    It needs every gradient at once. torch's ``clip_grad_norm_`` scales by
     ``c / (norm + 1e-6)`` instead, which differs by 5e-6 where the norm is 0.2.
 
     Parameters
@@ -151,4 +158,4 @@ class ClipGlobalNorm(ClipNorm):
     [tensor([0.6000]), tensor([0.8000])]
     """
 
-    joint: ClassVar[bool] = True
+    granularity = "global"

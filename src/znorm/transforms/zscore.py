@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 
 from znorm.moments import Affine, Moments
 from znorm.selection import Select, freeze
-from znorm.transforms.arguments import check_choice, check_flag, check_number
+from znorm.transforms.arguments import check_choice, check_flag, check_number, set_fields
+from znorm.transforms.base import Transform, ZScore
 
 __all__ = ["UnitNorm", "ZNorm"]
 
+# Beyond this an epsilon may count beside a deviation, and what came before is not undone.
+_NEGLIGIBLE = 1e-6
+
 
 @dataclass(frozen=True)
-class ZNorm:
+class ZNorm(Transform):
     """Replace each layer's gradient by its z-score: ``(g - mean) / (std + eps)``.
 
     Parameters
@@ -64,19 +68,20 @@ class ZNorm:
     granularity: str = "tensor"
     select: Select = "weights"
 
-    joint: ClassVar[bool] = False
-    relative: ClassVar[bool] = False
-    skips_single_elements: ClassVar[bool] = True
+    skips_single_elements = True
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "eps", check_number("ZNorm", "eps", self.eps))
+        set_fields(
+            self,
+            eps=check_number("ZNorm", "eps", self.eps),
+            select=freeze("ZNorm", self.select),
+        )
         check_flag("ZNorm", "center", self.center)
         check_flag("ZNorm", "scale", self.scale)
         check_choice("ZNorm", "correction", self.correction, (0, 1))
         check_choice("ZNorm", "granularity", self.granularity, ("tensor", "channel"))
-        object.__setattr__(self, "select", freeze("ZNorm", self.select))
 
-    def decide(self, moments: Moments) -> Affine:
+    def decide(self, moments: Moments, parameters: Moments | None = None) -> Affine:
         center = moments.mean if self.center else torch.zeros_like(moments.mean)
         constant = moments.m2 == 0
         std = moments.std(self.correction)
@@ -88,9 +93,20 @@ class ZNorm:
             scale = torch.where(constant, 0.0, scale)
         return Affine(center, scale)
 
+    def fused_form(self) -> ZScore | None:
+        if self.granularity != "tensor":
+            return None
+        return ZScore(self.eps, self.center, self.scale, self.correction)
+
+    def resets(self) -> Mapping[str, Hashable]:
+        center: dict[str, Hashable] = {"center": 0} if self.center else {}
+        if not self.scale or self.eps > _NEGLIGIBLE:
+            return center
+        return {**center, "scale": ("std", self.correction)}
+
 
 @dataclass(frozen=True)
-class UnitNorm:
+class UnitNorm(Transform):
     """Divide each gradient by its Euclidean norm: ``g / (||g|| + eps)``.
 
     Parameters
@@ -118,17 +134,20 @@ class UnitNorm:
     eps: float = 1e-10
     select: Select = "weights"
 
-    granularity: ClassVar[str] = "tensor"
-    joint: ClassVar[bool] = False
-    relative: ClassVar[bool] = False
-    skips_single_elements: ClassVar[bool] = True
+    skips_single_elements = True
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "eps", check_number("UnitNorm", "eps", self.eps))
-        object.__setattr__(self, "select", freeze("UnitNorm", self.select))
+        set_fields(
+            self,
+            eps=check_number("UnitNorm", "eps", self.eps),
+            select=freeze("UnitNorm", self.select),
+        )
 
-    def decide(self, moments: Moments) -> Affine:
+    def decide(self, moments: Moments, parameters: Moments | None = None) -> Affine:
         norm = moments.norm()
         zero = norm == 0
         scale = torch.where(zero, 0.0, 1 / (norm.masked_fill(zero, 1.0) + self.eps))
         return Affine(torch.zeros_like(norm), scale)
+
+    def resets(self) -> Mapping[str, Hashable]:
+        return {} if self.eps > _NEGLIGIBLE else {"scale": "norm"}

@@ -1,4 +1,4 @@
-"""The kernels as a C function: `drivers.run`, called with a table of numbers and addresses."""
+"""Compiling the kernels to a C function: `driver.run`, called with a table of numbers."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 from numba import cfunc, typeof, types
 
-from znorm.kernels.cpu import drivers
+from znorm.kernels.cpu import driver
 from znorm.kernels.cpu.cache import own_cache
 
-__all__ = ["FACTOR", "KIND", "MEASURES", "THREAD", "THREADS", "entry", "make_table"]
+__all__ = ["INV_SCALE", "KIND", "MEASURES", "THREAD", "THREADS", "entry", "make_table"]
 
 _Array = np.ndarray[Any, Any]
 
 # Places in the table; all but the last are to be set before each call.
-THREAD, THREADS, KIND, FACTOR, MEASURES = range(5)
+THREAD, THREADS, KIND, INV_SCALE, MEASURES = range(5)
 
 
 def make_table(
@@ -26,20 +26,21 @@ def make_table(
     split: _Array,
     whole: _Array,
     transform: _Array,
-    given: _Array,
+    coefficients: _Array,
     moments: _Array,
     constants: _Array,
     partial: _Array,
     sync: _Array,
 ) -> _Array:
-    """What `entry` is called with: arguments of `drivers.run`, which must outlive it.
+    """What `entry` is called with: arguments of `driver.run`, which must outlive it.
 
     Returns
     -------
     int64 array
-        THREAD, THREADS and KIND are to be set before each call, and the bits of FACTOR, a float64.
+        THREAD, THREADS and KIND are to be set before each call, and the bits of INV_SCALE, a
+        float64.
     """
-    arrays = (addresses, split, whole, transform, given, moments, constants, partial, sync)
+    arrays = (addresses, split, whole, transform, coefficients, moments, constants, partial, sync)
     return np.array(
         [
             0,
@@ -60,7 +61,7 @@ def make_table(
 
 
 def entry(dtype: Any) -> Any:
-    """The C function for a dtype, given by its stand-in; compiled at the first call.
+    """The C function for a dtype, told by its stand-in; compiled at the first call.
 
     Returns
     -------
@@ -73,6 +74,6 @@ def entry(dtype: Any) -> Any:
 @cache
 def _compiled(kind: Any) -> tuple[Any, Any]:
     with own_cache():
-        made: Any = cfunc(types.void(types.CPointer(kind)), cache=True)(drivers.from_table)  # type: ignore[no-untyped-call]
+        made: Any = cfunc(types.void(types.CPointer(kind)), cache=True)(driver.from_table)  # type: ignore[no-untyped-call]
     # The code lives as long as what numba has made of it.
     return ctypes.CFUNCTYPE(None, ctypes.c_void_p)(made.address), made

@@ -2,7 +2,7 @@
 
 torch brings GNU's OpenMP library on Linux. Its threads spin for a while after each parallel piece
 of work: threads of our own would have to share the cores with them. Elsewhere, and in a forked
-child, in which the library would wait for threads that are not there, `workers` has our own.
+child, in which the library would wait for threads that are not there, `threads` has our own.
 """
 
 from __future__ import annotations

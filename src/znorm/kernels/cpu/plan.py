@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from znorm.kernels.cpu import drivers, entry, openmp, workers
+from znorm.kernels.cpu import driver, entry, openmp
 from znorm.kernels.cpu.intrinsics import DTYPES
-from znorm.layers import Layer
+from znorm.kernels.cpu.threads import alone, run_together
+from znorm.layers import LayerSlice
 
 __all__ = ["Plan"]
 
@@ -39,7 +40,7 @@ class Plan:
     ----------
     shapes, strides : sequence of tuples
         Of each tensor.
-    layers : sequence of tuples of Layer
+    slices : sequence of tuples of LayerSlice
         What is measured of each tensor; none where nothing is. All of them fit.
     dtype : torch.dtype
     measures : bool
@@ -58,7 +59,7 @@ class Plan:
         self,
         shapes: Sequence[tuple[int, ...]],
         strides: Sequence[tuple[int, ...]],
-        layers: Sequence[Sequence[Layer]],
+        slices: Sequence[Sequence[LayerSlice]],
         dtype: torch.dtype,
         *,
         units: int,
@@ -72,11 +73,11 @@ class Plan:
         split: list[tuple[int, ...]] = []
         whole: list[tuple[int, ...]] = []
         rows = 0
-        for tensor, (shape, stride, held) in enumerate(zip(shapes, strides, layers, strict=True)):
-            if not held:
+        for tensor, (shape, stride, pieces) in enumerate(zip(shapes, strides, slices, strict=True)):
+            if not pieces:
                 whole += [(tensor, at, n, 1, -1, -1) for at, n in _pieces(0, math.prod(shape))]
-            for layer in held:
-                stretch = layer.stretch(shape, stride)
+            for piece in pieces:
+                stretch = piece.stretch(shape, stride)
                 assert stretch is not None
                 start, length, count = stretch
                 if count > 1:
@@ -87,24 +88,24 @@ class Plan:
                             start + unit * length,
                             length,
                             min(several, count - unit),
-                            layer.first + unit,
+                            piece.first_unit + unit,
                             -1,
                         )
                         for unit in range(0, count, several)
                     ]
                 elif not measures:
                     whole += [
-                        (tensor, at, n, 1, layer.first, -1) for at, n in _pieces(start, length)
+                        (tensor, at, n, 1, piece.first_unit, -1) for at, n in _pieces(start, length)
                     ]
-                elif length < drivers.LARGE:
-                    whole.append((tensor, start, length, 1, layer.first, -1))
+                elif length < driver.LARGE:
+                    whole.append((tensor, start, length, 1, piece.first_unit, -1))
                 else:
                     # One thread would still be at it when the others are done with all the rest.
                     if 2 * threads * length > self.elements and threads > 1:
-                        split.append((tensor, start, length, layer.first, rows))
+                        split.append((tensor, start, length, piece.first_unit, rows))
                     else:
-                        whole.append((tensor, start, length, 1, layer.first, rows))
-                    rows += -(-length // drivers.BLOCK)
+                        whole.append((tensor, start, length, 1, piece.first_unit, rows))
+                    rows += -(-length // driver.BLOCK)
         # The largest first, so that no thread is left with one at the end.
         whole.sort(key=lambda item: -item[2] * item[3])
         self.split = np.array(split, dtype=np.int64).reshape(-1, 5)
@@ -112,7 +113,7 @@ class Plan:
         self.addresses = np.zeros((4, len(shapes)), dtype=np.int64)
         self.constants = np.zeros((len(shapes), 8), dtype=np.float32)
         self.moments = np.zeros((2, units))
-        self.given = np.zeros((3, units), dtype=np.float32)
+        self.coefficients = np.zeros((3, units), dtype=np.float32)
         self._partial = np.zeros((rows, 2))
         self._sync = np.zeros(len(split) + 2, dtype=np.int64)
         self._transform = np.zeros(4)
@@ -122,7 +123,7 @@ class Plan:
             self.split,
             self.whole,
             self._transform,
-            self.given,
+            self.coefficients,
             self.moments,
             self.constants,
             self._partial,
@@ -132,21 +133,23 @@ class Plan:
         self.lock = threading.Lock()
         _plans.add(self)
 
-    def give(self, center: Tensor, scale: Tensor) -> None:
-        """Take decided units, of the whole layout, for a plan that measures none itself."""
+    def set_coefficients(self, center: Tensor, scale: Tensor) -> None:
+        """Take what was decided for the units of the whole layout, which are not measured here."""
         wide = center.cpu().numpy()  # a layout may begin on a GPU
-        self.given[0] = wide
-        self.given[1] = wide - self.given[0]
-        self.given[2] = scale.cpu().numpy()
+        self.coefficients[0] = wide
+        self.coefficients[1] = wide - self.coefficients[0]
+        self.coefficients[2] = scale.cpu().numpy()
 
-    def run(self, kind: int, transform: Sequence[float] | None = None, factor: float = 1.0) -> None:
+    def run(
+        self, kind: int, transform: Sequence[float] | None = None, inv_scale: float = 1.0
+    ) -> None:
         """Do a step of ``kind`` with what the arrays hold."""
         self._sync[:] = 0
         if transform is not None:
             self._transform[:] = transform
         table = self._table
         table[entry.KIND] = kind
-        table.view(np.float64)[entry.FACTOR] = factor
+        table.view(np.float64)[entry.INV_SCALE] = inv_scale
         function = entry.entry(self.dtype)
         # One that waits for others would wait for ever if there are fewer than it was told.
         shared = not len(self.split) and openmp.has_team()
@@ -156,7 +159,7 @@ class Plan:
             elif shared:
                 openmp.call_in_team(function, table.ctypes.data, self.threads)
             else:
-                workers.run_together(self._call, self.threads, (function,), self._give_up)
+                run_together(self._call, self.threads, (function,), self._give_up)
 
     def _call(self, thread: int, threads: int, function: Any) -> None:
         table = self._table if threads == 1 else self._table.copy()
@@ -176,26 +179,24 @@ class Plan:
         arguments = (self.dtype, self.addresses, self.whole, np.float32(bound), read, sync)
         with self._several(_WORTH_WAKING) as several:
             if several:
-                workers.run_together(drivers.clamp, self.threads, arguments, self._give_up)
+                run_together(driver.clamp, self.threads, arguments, self._give_up)
             else:
-                drivers.clamp(0, 1, *arguments)
-        found = np.zeros((self.addresses.shape[1], 5))
-        np.add.at(found, self.whole[:, 0], read)
-        return found
+                driver.clamp(0, 1, *arguments)
+        by_tensor = np.zeros((self.addresses.shape[1], 5))
+        np.add.at(by_tensor, self.whole[:, 0], read)
+        return by_tensor
 
     @contextmanager
     def _several(self, enough: int) -> Iterator[bool]:
         """Whether more threads than this one are to work; they are then this plan's to use."""
         # Waking one takes longer than its share of a small list, and they may be another Python
         # thread's now.
-        several = (
-            self.threads > 1 and self.elements >= enough and workers.alone().acquire(blocking=False)
-        )
+        several = self.threads > 1 and self.elements >= enough and alone().acquire(blocking=False)
         try:
             yield several
         finally:
             if several:
-                workers.alone().release()
+                alone().release()
 
     def _give_up(self) -> None:
         self._sync[1] = 1

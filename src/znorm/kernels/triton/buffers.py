@@ -1,6 +1,6 @@
-"""What changes from step to step, on the device: addresses, options, and scratch.
+"""What changes from step to step, on the device: addresses, hyperparameters, and scratch.
 
-Kernels run in the order of a stream, and so do the writes to these tables: nothing is copied from
+Kernels run in the order of a stream, and so do the writes to these buffers: nothing is copied from
 memory of the host that could change or be given back meanwhile, and nothing waits.
 """
 
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Numbers", "Tables"]
+__all__ = ["Buffers", "Numbers"]
 
 # Parameters, gradients, the two states, step counters.
 _ROWS = 5
@@ -21,9 +21,9 @@ _ROWS = 5
 class Numbers:
     """A vector on the device that is written only where the host's numbers have changed."""
 
-    def __init__(self, held: Tensor) -> None:
-        self.held = held
-        self._each = list(held.unbind())
+    def __init__(self, vector: Tensor) -> None:
+        self.vector = vector
+        self._each = list(vector.unbind())
         self._known: list[Any] = [0] * len(self._each)
 
     def set(self, values: Sequence[int] | Sequence[float | Tensor]) -> None:
@@ -41,46 +41,47 @@ class Numbers:
                 each.copy_(value)
 
 
-class Tables:
-    """The tables of one plan.
+class Buffers:
+    """The buffers of one plan.
 
     Parameters
     ----------
     tensors, units : int
         Tensors of the plan, units of the layout.
     items : int
-        Of `loops.measure`.
+        Of `kernels.measure`.
     device : torch.device
     """
 
     def __init__(self, tensors: int, units: int, items: int, device: torch.device) -> None:
         self.addresses = torch.zeros(_ROWS, tensors, dtype=torch.int64, device=device)
         self.rows = [Numbers(row) for row in self.addresses]
-        self.options: Numbers | None = None
+        self.hyperparameters: Numbers | None = None
         self.z_score = Numbers(torch.zeros(4, dtype=torch.float64, device=device))
         self.constants = torch.zeros(tensors, 8, dtype=torch.float32, device=device)
         self.partial = torch.zeros(items, 2, dtype=torch.float64, device=device)
         self.moments = torch.zeros(2, units, dtype=torch.float64, device=device)
-        self.given = torch.zeros(3, units, dtype=torch.float32, device=device)
+        self.coefficients = torch.zeros(3, units, dtype=torch.float32, device=device)
 
-    def set_options(self, options: Sequence[Sequence[Any]]) -> Tensor:
-        """What each parameter group asks for; flat, on the device."""
-        flat = [_option(value) for group in options for value in group]
-        if self.options is None or len(self.options.held) != len(flat):
+    def set_hyperparameters(self, groups: Sequence[Sequence[Any]]) -> Tensor:
+        """The numbers of each parameter group; flat, on the device."""
+        flat = [_scalar(value) for group in groups for value in group]
+        if self.hyperparameters is None or len(self.hyperparameters.vector) != len(flat):
             device = self.addresses.device
-            self.options = Numbers(torch.zeros(len(flat), dtype=torch.float64, device=device))
-        self.options.set(flat)
-        return self.options.held
+            zeros = torch.zeros(len(flat), dtype=torch.float64, device=device)
+            self.hyperparameters = Numbers(zeros)
+        self.hyperparameters.set(flat)
+        return self.hyperparameters.vector
 
-    def give(self, center: Tensor, scale: Tensor) -> None:
+    def set_coefficients(self, center: Tensor, scale: Tensor) -> None:
         """Take what was decided for each unit: the center in two parts, all in float32."""
         high = center.to(torch.float32)
-        self.given[0] = high
-        self.given[1] = center - high
-        self.given[2] = scale
+        self.coefficients[0] = high
+        self.coefficients[1] = center - high
+        self.coefficients[2] = scale
 
 
-def _option(value: Any) -> Any:
+def _scalar(value: Any) -> Any:
     """A number, or a tensor that only the device can read."""
     on_device = isinstance(value, Tensor) and value.device.type != "cpu"
     return value.reshape(()) if on_device else float(value)

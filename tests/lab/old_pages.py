@@ -1,6 +1,6 @@
 """What the page says of runs that were made long ago: writes the text of its tables as JSON.
 
-    python tests/bits/pages.py > tests/bits/pages.json
+    python tests/lab/old_pages.py > tests/lab/old_pages.json
 
 A change that is not meant to change numbers leaves the file as it is.
 """

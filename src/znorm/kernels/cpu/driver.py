@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numba import carray, njit
 
-from znorm.kernels.cpu import loops
+from znorm.kernels.cpu import kernels, updates
 from znorm.kernels.cpu.intrinsics import (
     address_of,
     at,
@@ -26,21 +26,18 @@ from znorm.kernels.cpu.intrinsics import (
 )
 
 __all__ = [
-    "ADAM",
     "AFFINE",
     "BLOCK",
     "LARGE",
     "MEASURE",
-    "SGD",
-    "advance_adam",
-    "advance_sgd",
     "clamp",
     "from_table",
     "record",
     "run",
 ]
 
-MEASURE, AFFINE, ADAM, SGD = range(4)
+# What is done to a unit once it is decided; update rules have the numbers of `updates.RULES`.
+MEASURE, AFFINE = range(2)
 
 _INT, _DOUBLE, _SINGLE = np.int64(0), np.float64(0), np.float32(0)
 
@@ -63,8 +60,8 @@ def run(
     split,
     whole,
     transform,
-    factor,
-    given,
+    inv_scale,
+    coefficients,
     moments,
     constants,
     partial,
@@ -76,10 +73,10 @@ def run(
     ----------
     thread, threads : int
     kind : int
-        MEASURE, AFFINE (in place), ADAM or SGD: what is done to a unit once it is decided.
+        MEASURE, AFFINE (in place) or that of a rule: what is done to a unit once it is decided.
     measures : bool
-        Whether units are measured here and decided by ``transform``; else ``given`` holds what was
-        decided for each unit.
+        Whether units are measured here and decided by ``transform``; else ``coefficients`` holds
+        what was decided for each unit.
     dtype
         A value of `intrinsics.DTYPES`.
     addresses : int64 array of shape (4, tensors)
@@ -92,14 +89,14 @@ def run(
         ``partial`` (-1: summed at once) of what one thread does.
     transform : float64 array of 4
         ZNorm's eps, center, scale and correction.
-    factor : float
+    inv_scale : float
         What gradients are multiplied by before all else: the inverse of a loss scale.
-    given : float32 array of shape (3, units)
+    coefficients : float32 array of shape (3, units)
         High and low part of the center, and the scale.
     moments : float64 array of shape (2, units)
-        Written where ``measures``: means and sums of squared deviations, without ``factor``.
+        Written where ``measures``: means and sums of squared deviations, without ``inv_scale``.
     constants : float32 array of shape (tensors, 8)
-        Of the update, see `loops`.
+        Of the update, see `updates`.
     partial : float64 array of shape (blocks, 2)
         Where threads leave their sums for each other, by block of a tensor.
     sync : int64 array of n + 2
@@ -130,7 +127,7 @@ def run(
         if thread == 0:
             moments[0, unit] = mean
             moments[1, unit] = m2
-        high, low, scale = _split(*_z_score(mean, m2, length, transform, factor))
+        high, low, scale = _split(*_z_score(mean, m2, length, transform, inv_scale))
         # What this thread has measured, and has in its cache.
         for k in range(4):
             start = (begin + k * quarter) * BLOCK
@@ -149,7 +146,7 @@ def run(
         if gradient == 0:
             continue
         for number in range(units):
-            high, low, scale = np.float32(0), np.float32(0), np.float32(factor)
+            high, low, scale = np.float32(0), np.float32(0), np.float32(inv_scale)
             begin = start + number * size
             unit = first + number
             if first >= 0 and measures:
@@ -161,14 +158,15 @@ def run(
                     )
                     total, squares = _merge_blocks(partial, row, size)
                 else:
-                    total, squares = loops.sums(gradient, begin, size, shift, dtype)
+                    total, squares = kernels.sums(gradient, begin, size, shift, dtype)
                 mean, m2 = _finish_sums(shift, total, squares, size)
                 moments[0, unit] = mean
                 moments[1, unit] = m2
-                high, low, scale = _split(*_z_score(mean, m2, size, transform, factor))
+                high, low, scale = _split(*_z_score(mean, m2, size, transform, inv_scale))
             elif first >= 0:
                 # Decided on whole tensors: a large one may come in several items of one unit.
-                high, low, scale = given[0, unit], given[1, unit], given[2, unit]
+                high, low = coefficients[0, unit], coefficients[1, unit]
+                scale = coefficients[2, unit]
             _finish(kind, addresses, tensor, begin, size, high, low, scale, constants, dtype)
 
 
@@ -209,7 +207,7 @@ def _sum_blocks(gradient, origin, length, begin, end, shift, partial, row, dtype
     quarter = _quarter(length)
     for block in range(begin, end):
         if (block + 3 * quarter + 1) * BLOCK <= length:
-            found = loops.sums_of_four(
+            found = kernels.sums_of_four(
                 gradient, origin + block * BLOCK, quarter * BLOCK, BLOCK, shift, dtype
             )
             for k in range(4):
@@ -219,7 +217,7 @@ def _sum_blocks(gradient, origin, length, begin, end, shift, partial, row, dtype
         for k in range(4):
             start = (block + k * quarter) * BLOCK
             if start < length:
-                total, squares = loops.sums(
+                total, squares = kernels.sums(
                     gradient, origin + start, min(BLOCK, length - start), shift, dtype
                 )
                 partial[row + block + k * quarter, 0] = total
@@ -247,7 +245,7 @@ def clamp(thread, threads, dtype, addresses, whole, bound, read, sync):
     bound : float32
         Clamped to this and its negative.
     read : float64 array of shape (n, 5)
-        Written for each item of ``whole``, see `loops.clamp`.
+        Written for each item of ``whole``, see `kernels.clamp`.
     sync : int64 array of 1
         0 at the start: the next item.
     """
@@ -257,7 +255,7 @@ def clamp(thread, threads, dtype, addresses, whole, bound, read, sync):
             return
         gradient = addresses[1, whole[item, 0]]
         if gradient != 0:
-            found = loops.clamp(gradient, whole[item, 1], whole[item, 2], bound, dtype)
+            found = kernels.clamp(gradient, whole[item, 1], whole[item, 2], bound, dtype)
             for k in range(5):
                 read[item, k] = found[k]
 
@@ -272,13 +270,13 @@ def _finish_sums(shift, total, squares, n):
 
 
 @njit(**_OPTIONS)
-def _z_score(mean, m2, n, transform, factor):
+def _z_score(mean, m2, n, transform, inv_scale):
     """ZNorm's formula, as `znorm.ZNorm.decide` has it; tests hold the two equal."""
     eps, centers, scales, correction = transform[0], transform[1], transform[2], transform[3]
-    scale = factor
+    scale = inv_scale
     if scales != 0:
-        std = np.sqrt(m2 / max(n - correction, 1.0)) * factor
-        scale = factor / (std + eps)
+        std = np.sqrt(m2 / max(n - correction, 1.0)) * inv_scale
+        scale = inv_scale / (std + eps)
     if (centers != 0 or scales != 0) and m2 == 0:
         scale = 0.0
     if not np.isfinite(mean + m2):
@@ -298,103 +296,13 @@ def _split(center, scale):
 @njit(**_OPTIONS)
 def _finish(kind, addresses, tensor, start, length, high, low, scale, constants, dtype):
     if kind == AFFINE:
-        loops.affine(addresses[1, tensor], start, length, high, low, scale, dtype)
-    elif kind == ADAM:
-        loops.adam(
-            addresses[0, tensor],
-            addresses[1, tensor],
-            addresses[2, tensor],
-            addresses[3, tensor],
-            start,
-            length,
-            high,
-            low,
-            scale,
-            constants[tensor],
-            dtype,
-        )
-    elif kind == SGD:
-        loops.sgd(
-            addresses[0, tensor],
-            addresses[1, tensor],
-            addresses[2, tensor],
-            start,
-            length,
-            high,
-            low,
-            scale,
-            constants[tensor],
-            dtype,
-        )
+        kernels.affine(addresses[1, tensor], start, length, high, low, scale, dtype)
+    elif kind > AFFINE:
+        updates.update(kind, addresses, tensor, start, length, high, low, scale, constants, dtype)
 
 
 @njit(**_KEPT)
-def advance_adam(addresses, steps, groups, options, constants):
-    """Count a step up for each tensor with a gradient, and write down its update's constants.
-
-    Parameters
-    ----------
-    addresses : int64 array of shape (4, tensors)
-    steps : int64 array of tensors
-        Addresses of step counters, one float32 each.
-    groups : int64 array of tensors
-    options : float64 array of shape (groups, 7)
-        lr, beta1, beta2, eps, weight decay, whether that is decoupled, whether to maximize.
-    constants : float32 array of shape (tensors, 8)
-        Written.
-    """
-    for tensor in range(len(steps)):
-        if addresses[1, tensor] == 0:
-            continue
-        counter = pointer_to(steps[tensor], np.float32(0))
-        counter[0] += np.float32(1)
-        t = np.float64(counter[0])
-        group = options[groups[tensor]]
-        lr, beta1, beta2, eps, decay = group[0], group[1], group[2], group[3], group[4]
-        r = np.sqrt(1 - beta2**t)
-        constants[tensor, 0] = 1 - beta1
-        constants[tensor, 1] = beta2
-        constants[tensor, 2] = 1 - beta2
-        constants[tensor, 3] = lr / (1 - beta1**t) * r
-        constants[tensor, 4] = eps * r
-        constants[tensor, 5] = 0.0 if group[5] != 0 else decay
-        constants[tensor, 6] = 1 - lr * decay if group[5] != 0 else 1.0
-        constants[tensor, 7] = -1.0 if group[6] != 0 else 1.0
-
-
-@njit(**_KEPT)
-def advance_sgd(addresses, started, groups, options, constants):
-    """Write down the constants of each tensor's update.
-
-    Parameters
-    ----------
-    addresses : int64 array of shape (4, tensors)
-    started : int64 array of tensors
-        Whether its momentum buffer holds anything.
-    groups : int64 array of tensors
-    options : float64 array of shape (groups, 6)
-        lr, momentum, dampening, weight decay, whether momentum is Nesterov's, whether to maximize.
-    constants : float32 array of shape (tensors, 8)
-        Written.
-    """
-    for tensor in range(len(started)):
-        if addresses[1, tensor] == 0:
-            continue
-        group = options[groups[tensor]]
-        momentum = group[1]
-        nesterov = group[4] != 0
-        constants[tensor, 0] = group[0]
-        constants[tensor, 1] = group[3]
-        # The first step sets the buffer to the gradient.
-        constants[tensor, 2] = momentum if started[tensor] != 0 else 0.0
-        constants[tensor, 3] = 1 - group[2] if started[tensor] != 0 else 1.0
-        constants[tensor, 4] = 1.0 if momentum == 0 or nesterov else 0.0
-        constants[tensor, 5] = 0.0 if momentum == 0 else (momentum if nesterov else 1.0)
-        constants[tensor, 6] = -1.0 if group[5] != 0 else 1.0
-
-
-@njit(**_KEPT)
-def record(sums, row_of_unit, addresses, tensors, units, sizes, moments, transform, factor):
+def record(sums, row_of_unit, addresses, tensors, units, sizes, moments, transform, inv_scale):
     """Add a step of ZNorm to a receipt's running sums, as `znorm.receipts.Receipt.record` does.
 
     Parameters
@@ -407,15 +315,15 @@ def record(sums, row_of_unit, addresses, tensors, units, sizes, moments, transfo
     tensors, units, sizes : int64 arrays of n
         Of each measured tensor its place, its unit and its elements.
     moments : float64 array of shape (2, units of the layout)
-    transform, factor
+    transform, inv_scale
         As in `run`.
     """
     for k in range(len(units)):
         if addresses[1, tensors[k]] == 0:
             continue
         n = np.float64(sizes[k])
-        mean = moments[0, units[k]] * factor
-        m2 = moments[1, units[k]] * factor * factor
+        mean = moments[0, units[k]] * inv_scale
+        m2 = moments[1, units[k]] * inv_scale * inv_scale
         center, scale = _z_score(mean, m2, n, transform, 1.0)
         before = np.sqrt(m2 + n * mean * mean)
         after = scale * np.sqrt(m2 + n * (mean - center) * (mean - center))

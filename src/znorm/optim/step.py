@@ -9,13 +9,16 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from znorm import kernels
-from znorm.attachment import attach, own_attachment
-from znorm.callers import refuse_grad_scaler
+from znorm._torch_internals import SCALED_BY_STEP, refuse_grad_scaler, step_within_hooks
+from znorm.attachment import attach
+from znorm.kernels.base import UpdateRule
+from znorm.kernels.memory import lies_as
+from znorm.kernels.registry import name_on
 from znorm.layers import is_dense
-from znorm.optim.folded import Update, lies_as, step_folded, why_not_folded
+from znorm.optim.fused import take_fused_step, why_not_fused
+from znorm.step_hooks import own_attachment
 from znorm.transforms.arguments import check_flag
-from znorm.transforms.composition import Transform
+from znorm.transforms.base import Transform
 
 __all__ = ["gradients_of", "prepare", "shown", "take_step", "with_options"]
 
@@ -24,6 +27,7 @@ _VARIANTS = ("foreach", "fused", "capturable", "differentiable")
 
 def prepare(
     optimizer: Optimizer,
+    rule: UpdateRule,
     transform: Transform | None,
     model: nn.Module | None,
     module: nn.Module | None,
@@ -47,7 +51,7 @@ def prepare(
         return
     attach(optimizer, transform, model=module if model is None else model)
     if any(group.get("fused") for group in optimizer.param_groups):
-        reason = why_not_folded(optimizer)
+        reason = why_not_fused(optimizer, rule)
         if reason is not None:
             raise RuntimeError(
                 f"{type(optimizer).__name__}: fused=True cannot be honoured: {reason}; leave it "
@@ -64,7 +68,7 @@ def _set_rounding(optimizer: Optimizer, stochastic_rounding: bool) -> None:
     for group in optimizer.param_groups:
         _check_group(name, group)
     # GradScaler then neither unscales nor waits: both are done on the device, here.
-    cast(Any, optimizer)._step_supports_amp_scaling = True
+    setattr(optimizer, SCALED_BY_STEP, True)
 
 
 def _check_group(name: str, group: dict[str, Any]) -> None:
@@ -84,7 +88,7 @@ def _check_group(name: str, group: dict[str, Any]) -> None:
 def take_step(
     optimizer: Optimizer,
     closure: Callable[[], Any] | None,
-    update: Update,
+    rule: UpdateRule,
     plain: Callable[..., Any],
     rounded: Callable[[], None],
 ) -> Any:
@@ -95,8 +99,7 @@ def take_step(
     optimizer : Optimizer
     closure : callable, optional
         Called with gradients on, as torch's own steps do.
-    update : Update
-        What the kernels need to know of the optimizer.
+    rule : UpdateRule
     plain : callable (optimizer) -> None
         torch's own step.
     rounded : callable () -> None
@@ -114,12 +117,11 @@ def take_step(
         with torch.enable_grad():
             loss = closure()
     if not cast(Any, optimizer).stochastic_rounding:
-        if not step_folded(optimizer, update):
+        if not take_fused_step(optimizer, rule):
             _refuse_fused(optimizer)
             _transform_now(optimizer)
             # Without the layer that runs hooks: they run around the caller's own step.
-            hooked = getattr(plain, "hooked", False)
-            inner = cast(Any, plain).__wrapped__ if hooked else plain
+            inner = step_within_hooks(plain)
             if compiling or not _may_fuse(optimizer):
                 inner(optimizer)
             else:
@@ -142,7 +144,7 @@ def _may_fuse(optimizer: Optimizer) -> bool:
         and all(map(_is_left_open, groups))
         and all(_all_lies_alike(optimizer, p) for group in groups for p in group["params"])
         and all(len(set(group["params"])) == len(group["params"]) for group in groups)
-        and all(_is_begun_or_not(optimizer, group) for group in groups)
+        and all(_starts_together(optimizer, group) for group in groups)
     )
 
 
@@ -211,14 +213,14 @@ def _is_left_open(group: dict[str, Any]) -> bool:
     )
 
 
-def _is_begun_or_not(optimizer: Optimizer, group: dict[str, Any]) -> bool:
+def _starts_together(optimizer: Optimizer, group: dict[str, Any]) -> bool:
     """torch's fused SGD raises where some of a group have a momentum and others not."""
-    begun = {
+    initialized = {
         optimizer.state.get(p, {}).get("momentum_buffer") is not None
         for p in group["params"]
         if p.grad is not None
     }
-    return len(begun) < 2
+    return len(initialized) < 2
 
 
 def _all_lies_alike(optimizer: Optimizer, parameter: Tensor) -> bool:
@@ -231,24 +233,24 @@ def _all_lies_alike(optimizer: Optimizer, parameter: Tensor) -> bool:
     step = state.get("step")
     if isinstance(step, Tensor) and step.dtype != torch.float32:
         return False
-    held = [value for name, value in state.items() if name != "step" and isinstance(value, Tensor)]
-    return all(lies_as(parameter, tensor) for tensor in (parameter.grad, *held))
+    tensors = [v for name, v in state.items() if name != "step" and isinstance(v, Tensor)]
+    return all(lies_as(parameter, tensor) for tensor in (parameter.grad, *tensors))
 
 
-def shown(optimizer: Optimizer, text: str) -> str:
+def shown(optimizer: Optimizer, rule: UpdateRule, text: str) -> str:
     """torch's representation of an optimizer, and what transform and kernel are at work."""
     attachment = own_attachment(optimizer)
     rounds = cast(Any, optimizer).stochastic_rounding
     first, _, rest = text.partition("\n")
     if attachment is None and not rounds:
         return f"{first}\n    transform: None\n{rest}"
-    reason = why_not_folded(optimizer, load=False)
+    reason = why_not_fused(optimizer, rule, load=False)
     if rounds:
         kernel = "reference, with stochastic rounding"
-    elif reason is None and optimizer.__dict__.get("_fold", ...) is None:
+    elif reason is None and optimizer.__dict__.get("_fused_step", ...) is None:
         kernel = "torch's, after the transform (gradients or states lie otherwise than weights)"
     elif reason is None:
-        names = {kernels.name_on(p.device) for g in optimizer.param_groups for p in g["params"]}
+        names = {name_on(p.device) for g in optimizer.param_groups for p in g["params"]}
         kernel = f"{', '.join(sorted(names))}, the transform within the update"
     else:
         kernel = f"torch's, after the transform ({reason})"
@@ -266,17 +268,17 @@ def _transform_now(optimizer: Optimizer) -> None:
 
 def with_options(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
     """What is pickled of an optimizer, with the attributes that torch's own leaves out."""
-    kept = ("stochastic_rounding", "_step_supports_amp_scaling")
+    kept = ("stochastic_rounding", SCALED_BY_STEP)
     return {**state, **{n: optimizer.__dict__[n] for n in kept if n in optimizer.__dict__}}
 
 
 def gradients_of(
     optimizer: Optimizer,
 ) -> Iterator[tuple[dict[str, Any], Tensor, Tensor, Tensor | None]]:
-    """Group, parameter, gradient without a loss scale, and what tells to skip the step."""
+    """Group, parameter, gradient without a loss scale, and ``found_inf`` beside it."""
     scale = getattr(optimizer, "grad_scale", None)
-    skip = getattr(optimizer, "found_inf", None)
-    if skip is not None and skip.device.type == "cpu" and float(skip):
+    found_inf = getattr(optimizer, "found_inf", None)
+    if found_inf is not None and found_inf.device.type == "cpu" and float(found_inf):
         return  # there is no device to wait for
     for group in optimizer.param_groups:
         _check_group(type(optimizer).__name__, group)  # a group may have been added
@@ -291,4 +293,5 @@ def gradients_of(
                 )
             if scale is not None:
                 gradient = gradient.float() / scale.to(gradient.device)
-            yield group, parameter, gradient, None if skip is None else skip.to(gradient.device)
+            here = None if found_inf is None else found_inf.to(gradient.device)
+            yield group, parameter, gradient, here

@@ -1,4 +1,4 @@
-"""Where a parameter comes from: its name, the module that owns it, and what that tells of it.
+"""What is known of a parameter: its name, the module that owns it, and what that tells of it.
 
 Names come from ``model=``, else from the optimizer's named parameters. They are told without the
 prefixes of what wraps a model (``module.``, ``_orig_mod.``, ``_forward_module.``), which depend on
@@ -8,20 +8,31 @@ how a script is launched.
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils.parametrize import ParametrizationList
 
+from znorm._torch_internals import (
+    Convolution,
+    NormalizationBase,
+    made_before_forward,
+    submodules,
+    weight_normed,
+)
 from znorm.layers import Layers
 
-__all__ = ["NORMALIZATIONS", "Origin", "origins", "origins_of_names"]
+__all__ = ["NORMALIZATIONS", "ParameterInfo", "infos_from_names", "labels", "parameter_infos"]
 
-NORMALIZATIONS: tuple[type[nn.Module], ...] = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+NORMALIZATIONS: tuple[type[nn.Module], ...] = (
+    NormalizationBase,
+    nn.GroupNorm,
+    nn.LayerNorm,
+    nn.RMSNorm,
+)
 TRANSPOSED: tuple[type[nn.Module], ...] = (
     nn.ConvTranspose1d,
     nn.ConvTranspose2d,
@@ -30,7 +41,7 @@ TRANSPOSED: tuple[type[nn.Module], ...] = (
 # Modules whose weights of these names have their output channels along dim 0. A name that ends in
 # "*" is a beginning.
 _OUTPUT_FIRST: tuple[tuple[tuple[type[nn.Module], ...], tuple[str, ...]], ...] = (
-    ((nn.Linear, nn.Bilinear, nn.Embedding, nn.EmbeddingBag, _ConvNd), ("weight",)),
+    ((nn.Linear, nn.Bilinear, nn.Embedding, nn.EmbeddingBag, Convolution), ("weight",)),
     ((nn.RNNBase, nn.RNNCellBase), ("weight_*",)),
     ((nn.MultiheadAttention,), ("in_proj_weight", "q_proj_*", "k_proj_*", "v_proj_*")),
 )
@@ -48,8 +59,8 @@ _WRAPPED_AS_MODULE = (
 
 
 @dataclass(frozen=True)
-class Origin:
-    """What is known of where a parameter comes from.
+class ParameterInfo:
+    """What is known of a parameter.
 
     Parameters
     ----------
@@ -80,7 +91,7 @@ class Origin:
     magnitude: bool = False
     outside: bool = False
 
-    def __deepcopy__(self, memo: Any) -> Origin:
+    def __deepcopy__(self, memo: Any) -> ParameterInfo:
         return self
 
     def __getstate__(self) -> dict[str, Any]:
@@ -92,13 +103,13 @@ class Origin:
 
 
 def _is_importable(kind: type) -> bool:
-    found: Any = sys.modules.get(kind.__module__)
+    place: Any = sys.modules.get(kind.__module__)
     for name in kind.__qualname__.split("."):
-        found = getattr(found, name, None)
-    return found is kind
+        place = getattr(place, name, None)
+    return place is kind
 
 
-def origins(model: nn.Module) -> dict[Tensor, Origin]:
+def parameter_infos(model: nn.Module) -> dict[Tensor, ParameterInfo]:
     """For each parameter of ``model``: its first name, and what the module that owns it tells.
 
     Parameters are held as long as the dict is: nothing may refer to them weakly, since torch swaps
@@ -113,7 +124,7 @@ def origins(model: nn.Module) -> dict[Tensor, Origin]:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, found {type(model).__name__}")
-    found: dict[Tensor, Origin] = {}
+    infos: dict[Tensor, ParameterInfo] = {}
     names = {"": ""}
     kinds = {"": type(model).__name__}
     for path, module in model.named_modules():
@@ -136,13 +147,13 @@ def origins(model: nn.Module) -> dict[Tensor, Origin]:
             owner = model.get_submodule(path.rpartition("parametrizations")[0].rstrip("."))
         for key, parameter in module.named_parameters(recurse=False):
             name, path_ = _joined(names[path], key), _joined(path, key)
-            known = found.get(parameter)
+            known = infos.get(parameter)
             if known is not None:
                 aliases = dict.fromkeys((*known.aliases, name, path_))
-                found[parameter] = replace(known, aliases=tuple(aliases))
+                infos[parameter] = replace(known, aliases=tuple(aliases))
                 continue
             role = _role_in_parametrization(module, key, tensor) if tensor else _role(owner, key)
-            found[parameter] = Origin(
+            infos[parameter] = ParameterInfo(
                 name,
                 () if path_ == name else (path_,),
                 type(owner),
@@ -152,12 +163,12 @@ def origins(model: nn.Module) -> dict[Tensor, Origin]:
                 role == _MAGNITUDE,
             )
     for start, alias in _shared_modules(model):
-        for parameter, origin in found.items():
-            full = (origin.aliases or (origin.name or "",))[0]
+        for parameter, info in infos.items():
+            full = (info.aliases or (info.name or "",))[0]
             if full.startswith(f"{start}."):
                 another = alias + full.removeprefix(start)
-                found[parameter] = replace(origin, aliases=(*origin.aliases, another))
-    return found
+                infos[parameter] = replace(info, aliases=(*info.aliases, another))
+    return infos
 
 
 def _shared_modules(model: nn.Module) -> list[tuple[str, str]]:
@@ -166,15 +177,15 @@ def _shared_modules(model: nn.Module) -> list[tuple[str, str]]:
     return [
         (first[child], _joined(path, name))
         for module, path in first.items()
-        for name, child in module._modules.items()
+        for name, child in submodules(module).items()
         if child is not None and first[child] not in ("", _joined(path, name))
     ]
 
 
-def origins_of_names(names: Sequence[str | None]) -> list[Origin]:
+def infos_from_names(names: Sequence[str | None]) -> list[ParameterInfo]:
     """What names alone tell: those of a wrapped model's parameters all begin alike.
 
-    >>> [origin.name for origin in origins_of_names(["module._orig_mod.a", "module.b"])]
+    >>> [info.name for info in infos_from_names(["module._orig_mod.a", "module.b"])]
     ['a', 'b']
     """
     bare = [
@@ -183,16 +194,48 @@ def origins_of_names(names: Sequence[str | None]) -> list[Origin]:
     ]
     while bare and all(name is not None and name.startswith("module.") for name in bare):
         bare = [cast(str, name).removeprefix("module.") for name in bare]
-    found = []
+    infos = []
     for short, full in zip(bare, names, strict=True):
         if short is None or full is None:
-            found.append(Origin())
+            infos.append(ParameterInfo())
             continue
         # The old form of weight norm says by its names what it is.
         magnitude = full.endswith("weight_g") and f"{full[:-1]}v" in names
         aliases = () if short == full else (full,)
-        found.append(Origin(short, aliases, magnitude=magnitude))
-    return found
+        infos.append(ParameterInfo(short, aliases, magnitude=magnitude))
+    return infos
+
+
+def labels(groups: Sequence[Sequence[Tensor]], infos: Sequence[ParameterInfo]) -> list[str]:
+    """The label of each parameter in messages: its name, or its place among an optimizer's groups.
+
+    Parameters
+    ----------
+    groups : sequence of sequences of Tensor
+        An optimizer's parameters.
+    infos : sequence of ParameterInfo
+        Of all of them, in that order.
+    """
+    places = [
+        (number, position, parameter)
+        for number, group in enumerate(groups)
+        for position, parameter in enumerate(group)
+    ]
+    often = Counter(info.name for info in infos)
+    in_group = Counter(
+        (number, info.name) for info, (number, *_) in zip(infos, places, strict=True)
+    )
+    made = []
+    for info, (number, position, parameter) in zip(infos, places, strict=True):
+        if info.name is None:
+            made.append(f"group {number}, parameter {position} {tuple(parameter.shape)}")
+            continue
+        # Groups made of several models' named parameters may share names.
+        label = info.name if often[info.name] == 1 else f"group {number}: {info.name}"
+        if in_group[number, info.name] > 1:
+            label += f", parameter {position}"
+        made.append(label)
+    return made
 
 
 def _joined(path: str, name: str) -> str:
@@ -221,31 +264,14 @@ def _role_in_parametrization(module: nn.Module, key: str, tensor: str) -> str:
     return key
 
 
-def _weight_normed(owner: nn.Module) -> set[str]:
-    """The tensors that ``torch.nn.utils.weight_norm`` splits in NAME_g and NAME_v."""
-    hooks = owner._forward_pre_hooks.values()
-    return {getattr(hook, "name", "") for hook in hooks if type(hook).__name__ == "WeightNorm"}
-
-
-def _made_before_forward(owner: nn.Module) -> set[str]:
-    """The tensors that pruning and the old spectral norm make of NAME_orig before each forward."""
-    names: set[str] = set()
-    for hook in owner._forward_pre_hooks.values():
-        if any(kind.__name__ == "BasePruningMethod" for kind in type(hook).__mro__):
-            names.add(getattr(hook, "_tensor_name", ""))
-        elif type(hook).__name__ == "SpectralNorm":
-            names.add(getattr(hook, "name", ""))
-    return names
-
-
 def _role(owner: nn.Module, key: str) -> str:
     """Which of a module's tensors a parameter stands for, what it is made into seen through."""
-    for tensor in _weight_normed(owner):
+    for tensor in weight_normed(owner):
         if key == f"{tensor}_g":
             return _MAGNITUDE
         if key == f"{tensor}_v":
             return tensor
-    if key.endswith("_orig") and key.removesuffix("_orig") in _made_before_forward(owner):
+    if key.endswith("_orig") and key.removesuffix("_orig") in made_before_forward(owner):
         return key.removesuffix("_orig")
     return key
 

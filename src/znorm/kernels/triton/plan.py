@@ -9,16 +9,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from znorm.kernels.cuda.loops import INTERPRETED
-from znorm.layers import Layer
+from znorm.kernels.triton.updates import INTERPRETED
+from znorm.layers import LayerSlice
 
 __all__ = ["Group", "Plan"]
 
 # Elements that a program takes at a time, and in all; the interpreter pays for each program.
 BLOCK = 8192 if INTERPRETED else 1024
 CHUNK = 1 << 17 if INTERPRETED else 1 << 14
-# Pieces of one unit at most, whose sums one program adds up.
-_PIECES = 1024
+# Chunks of one unit at most, whose sums one program adds up.
+_MOST_CHUNKS = 1024
 # The share of the L2 cache that gradients may fill between being measured and being used: the rest
 # is for what else the update reads and writes.
 _SHARE = 0.3
@@ -41,7 +41,7 @@ class Plan:
     ----------
     shapes, strides : sequence of tuples
         Of each tensor.
-    layers : sequence of tuples of Layer
+    slices : sequence of tuples of LayerSlice
         What is measured of each tensor; none where nothing is. All of them fit.
     itemsize : int
         Bytes of an element.
@@ -50,11 +50,11 @@ class Plan:
     Attributes
     ----------
     measured : int64 tensor of shape (n, 4)
-        See `loops.measure`.
+        See `kernels.measure`.
     units : int64 tensor of shape (n, 6)
-        See `loops.merge`.
+        See `kernels.merge`.
     finished : int64 tensor of shape (n, 6)
-        See `loops.finish`.
+        See `kernels.finish`.
     groups : list of Group
     """
 
@@ -62,7 +62,7 @@ class Plan:
         self,
         shapes: Sequence[tuple[int, ...]],
         strides: Sequence[tuple[int, ...]],
-        layers: Sequence[Sequence[Layer]],
+        slices: Sequence[Sequence[LayerSlice]],
         itemsize: int,
         device: torch.device,
     ) -> None:
@@ -70,29 +70,36 @@ class Plan:
         units: list[tuple[int, ...]] = []
         finished: list[tuple[int, ...]] = []
         self.groups: list[Group] = []
-        marks, held = (0, 0, 0), 0
+        marks, filled = (0, 0, 0), 0
         room = int(_SHARE * _cache(device)) // itemsize
-        for tensor, (shape, stride, own) in enumerate(zip(shapes, strides, layers, strict=True)):
+        for tensor, (shape, stride, pieces) in enumerate(zip(shapes, strides, slices, strict=True)):
             size = math.prod(shape)
-            if held and held + size > room:
-                marks, held = self._close(marks, measured, units, finished), 0
-            held += size
-            if not own:
-                finished += [(tensor, at, n, -1, 0, 0) for at, n in _pieces(0, size, CHUNK)]
-            for layer in own:
-                stretch = layer.stretch(shape, stride)
+            if filled and filled + size > room:
+                marks, filled = self._close(marks, measured, units, finished), 0
+            filled += size
+            if not pieces:
+                finished += [(tensor, at, n, -1, 0, 0) for at, n in _chunks(0, size, CHUNK)]
+            for piece in pieces:
+                stretch = piece.stretch(shape, stride)
                 assert stretch is not None
                 start, length, count = stretch
                 for unit in range(count):
                     origin = start + unit * length
-                    pieces = _pieces(origin, length, _chunk(length))
-                    row = (tensor, origin, length, len(measured), len(pieces), layer.first + unit)
+                    chunks = _chunks(origin, length, _chunk(length))
+                    row = (
+                        tensor,
+                        origin,
+                        length,
+                        len(measured),
+                        len(chunks),
+                        piece.first_unit + unit,
+                    )
                     units.append(row)
-                    measured += [(tensor, at, n, origin) for at, n in pieces]
-                for at, n in _pieces(0, length * count, CHUNK):
+                    measured += [(tensor, at, n, origin) for at, n in chunks]
+                for at, n in _chunks(0, length * count, CHUNK):
                     unit, into = divmod(at, length)
                     apart = length if into + n > length else 0
-                    finished.append((tensor, start + at, n, layer.first + unit, apart, into))
+                    finished.append((tensor, start + at, n, piece.first_unit + unit, apart, into))
         self._close(marks, measured, units, finished)
         self.measured = _table(measured, 4, device)
         self.units = _table(units, 6, device)
@@ -115,10 +122,10 @@ def _cache(device: torch.device) -> int:
 
 
 def _chunk(length: int) -> int:
-    return CHUNK * max(1, math.ceil(length / CHUNK / _PIECES))
+    return CHUNK * max(1, math.ceil(length / CHUNK / _MOST_CHUNKS))
 
 
-def _pieces(start: int, length: int, chunk: int) -> list[tuple[int, int]]:
+def _chunks(start: int, length: int, chunk: int) -> list[tuple[int, int]]:
     return [(start + at, min(chunk, length - at)) for at in range(0, length, chunk)]
 
 

@@ -1,0 +1,218 @@
+"""What runs on the GPU: three small kernels in Triton, each over a whole list of tensors.
+
+Tensors are found by tables of their addresses, as numbers: one launch serves hundreds of them.
+Sums are float64, in a fixed order, with no atomics: the same bits on every run. Where a table holds
+0 for a gradient, it is missing and nothing of its tensor changes.
+
+``first`` is the number of the first item that a launch is for. Addresses lie in rows: parameters,
+gradients, the two states, step counters.
+
+No argument may be called ``options``: Triton's launcher has one of that name itself.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from znorm.kernels.triton.updates import store, update
+
+__all__ = ["AFFINE", "finish", "measure", "merge"]
+
+# What `finish` does; update rules have the numbers of `updates.RULES`.
+AFFINE = 0
+_AFFINE = tl.constexpr(AFFINE)
+
+# Numbers that change from launch to launch, and are not worth a kernel of their plain each.
+_NUMBERS = ["first", "tensors", "units"]
+
+
+@triton.jit(do_not_specialize=_NUMBERS)
+def measure(addresses, items, partial, first, tensors, DTYPE: tl.constexpr, BLOCK: tl.constexpr):
+    """Sum and sum of squares of ``g - shift``, the shift being the first element of the unit.
+
+    ``items``: of each its tensor, where it starts, its length, where its unit starts.
+    ``partial``: the two sums of each.
+    """
+    item = first + tl.program_id(0)
+    row = items + 4 * item
+    address = tl.load(addresses + tensors + tl.load(row))
+    start, length, origin = tl.load(row + 1), tl.load(row + 2), tl.load(row + 3)
+    total = tl.zeros([BLOCK], tl.float64)
+    squares = tl.zeros([BLOCK], tl.float64)
+    if address != 0:
+        g = address.to(tl.pointer_type(DTYPE))
+        shift = tl.load(g + origin).to(tl.float32).to(tl.float64)
+        for at in range(0, length, BLOCK):
+            place = at + tl.arange(0, BLOCK)
+            inside = place < length
+            x = tl.load(g + start + place, mask=inside, other=0.0).to(tl.float32).to(tl.float64)
+            deviation = tl.where(inside, x - shift, 0.0)
+            total += deviation
+            squares += deviation * deviation
+    tl.store(partial + 2 * item, tl.sum(total))
+    tl.store(partial + 2 * item + 1, tl.sum(squares))
+
+
+@triton.jit(do_not_specialize=_NUMBERS)
+def merge(
+    addresses,
+    rows,
+    partial,
+    moments,
+    coefficients,
+    sums,
+    row_of_unit,
+    z_score,
+    inv_scale,
+    found_inf,
+    first,
+    tensors,
+    units,
+    DTYPE: tl.constexpr,
+    BLOCK: tl.constexpr,
+    DECIDES: tl.constexpr,
+    RECORDS: tl.constexpr,
+    HAS_INV_SCALE: tl.constexpr,
+    HAS_FOUND_INF: tl.constexpr,
+):
+    """Moments of each unit; if it ``DECIDES``, its coefficients by ZNorm, and the receipt's entry.
+
+    ``rows``: of each unit its tensor, where it starts, its length, its first item, how many items,
+    its number in the layout, of which there are ``units``.
+    ``moments``: mean and m2 by these numbers. ``coefficients``: see `finish`.
+    ``z_score``: eps, center, scale, correction.
+    ``sums``: a receipt's, by the rows that ``row_of_unit`` has for the layout's units.
+    """
+    row = rows + 6 * (first + tl.program_id(0))
+    address = tl.load(addresses + tensors + tl.load(row))
+    origin, length = tl.load(row + 1), tl.load(row + 2)
+    begin, items, number = tl.load(row + 3), tl.load(row + 4), tl.load(row + 5)
+    if address != 0:
+        totals = tl.zeros([BLOCK], tl.float64)
+        squares = tl.zeros([BLOCK], tl.float64)
+        for at in range(0, items, BLOCK):
+            place = at + tl.arange(0, BLOCK)
+            pair = partial + 2 * (begin + place)
+            totals += tl.load(pair, mask=place < items, other=0.0)
+            squares += tl.load(pair + 1, mask=place < items, other=0.0)
+        n = length.to(tl.float64)
+        total = tl.sum(totals)
+        m2 = tl.sum(squares) - total * (total / n)
+        # Rounding alone can make it negative; NaN stays NaN.
+        m2 = tl.where(m2 < 0.0, 0.0, m2)
+        g = address.to(tl.pointer_type(DTYPE))
+        mean = tl.load(g + origin).to(tl.float32).to(tl.float64) + total / n
+        tl.store(moments + number, mean)
+        tl.store(moments + units + number, m2)
+        if DECIDES:
+            inverse = mean * 0.0 + 1.0
+            if HAS_INV_SCALE:
+                inverse = tl.load(inv_scale).to(tl.float64)
+            center, multiplier = _z_score(mean, m2, n, z_score, inverse)
+            high = center.to(tl.float32)
+            tl.store(coefficients + number, high)
+            tl.store(coefficients + units + number, (center - high.to(tl.float64)).to(tl.float32))
+            tl.store(coefficients + 2 * units + number, multiplier.to(tl.float32))
+            if RECORDS:
+                counts = n > 0
+                if HAS_FOUND_INF:
+                    counts = tl.load(found_inf) == 0
+                if counts:
+                    entry = sums + 7 * tl.load(row_of_unit + number)
+                    _record(entry, mean * inverse, m2 * inverse * inverse, n, z_score)
+
+
+@triton.jit
+def _z_score(mean, m2, n, z_score, inverse):
+    """ZNorm's formula, as `znorm.ZNorm.decide` has it; tests hold the two equal."""
+    eps, centers = tl.load(z_score), tl.load(z_score + 1)
+    scales, correction = tl.load(z_score + 2), tl.load(z_score + 3)
+    std = tl.sqrt(m2 / tl.maximum(n - correction, 1.0)) * inverse
+    scale = tl.where(scales != 0.0, inverse / (std + eps), inverse)
+    scale = tl.where((m2 == 0.0) & ((centers != 0.0) | (scales != 0.0)), 0.0, scale)
+    # Of all of the tensor, where any of it is not finite: nothing is hidden from torch's guards.
+    bad = (mean + m2) * 0.0
+    return tl.where(centers != 0.0, mean, 0.0), scale + bad
+
+
+@triton.jit
+def _record(row, mean, m2, n, z_score):
+    """Add to a receipt's sums, as `znorm.receipts.Receipt.record` does."""
+    center, scale = _z_score(mean, m2, n, z_score, mean * 0.0 + 1.0)
+    apart = mean - center
+    before = tl.sqrt(m2 + n * mean * mean)
+    after = scale * tl.sqrt(m2 + n * apart * apart)
+    both = before * after
+    cosine = scale * (m2 + n * mean * apart) / tl.where(both == 0.0, 1.0, both)
+    cosine = tl.where(both == 0.0, 0.0, tl.where(cosine > 1.0, 1.0, cosine))
+    tl.store(row, tl.load(row) + before)
+    tl.store(row + 1, tl.load(row + 1) + after)
+    tl.store(row + 2, tl.load(row + 2) + mean)
+    tl.store(row + 3, tl.load(row + 3) + tl.sqrt(m2 / n))
+    tl.store(row + 4, tl.load(row + 4) + cosine)
+    tl.store(row + 6, tl.load(row + 6) + 1.0)
+
+
+@triton.jit(do_not_specialize=_NUMBERS)
+def finish(
+    addresses,
+    items,
+    coefficients,
+    constants,
+    inv_scale,
+    found_inf,
+    first,
+    tensors,
+    units,
+    DTYPE: tl.constexpr,
+    BLOCK: tl.constexpr,
+    KIND: tl.constexpr,
+    HAS_INV_SCALE: tl.constexpr,
+    HAS_FOUND_INF: tl.constexpr,
+):
+    """``g = ((g - high) - low) * scale`` in place, or an update by that, in float32, rounded once.
+
+    ``items``: of each its tensor, where it starts, its length, its unit's number in the layout,
+    and where several units lie one after the other the length of each and how far into the first
+    of them it starts. A unit of -1: a tensor of which nothing is measured.
+    ``coefficients``: high, low and scale of each of the layout's units.
+    ``constants``: eight numbers of each tensor, see `updates`.
+    """
+    # The last first: the end of what `measure` has just read is still in the cache.
+    item = first - tl.program_id(0)
+    row = items + 6 * item
+    tensor, start, length = tl.load(row), tl.load(row + 1), tl.load(row + 2)
+    unit, apart, into = tl.load(row + 3), tl.load(row + 4), tl.load(row + 5)
+    address = tl.load(addresses + tensors + tensor)
+    if HAS_FOUND_INF:
+        length = tl.where(tl.load(found_inf) == 0, length, 0)
+    if address != 0:
+        g = address.to(tl.pointer_type(DTYPE)) + start
+        p = tl.load(addresses + tensor).to(tl.pointer_type(DTYPE)) + start
+        m = tl.load(addresses + 2 * tensors + tensor).to(tl.pointer_type(DTYPE)) + start
+        v = tl.load(addresses + 3 * tensors + tensor).to(tl.pointer_type(DTYPE)) + start
+        c = constants + 8 * tensor
+        plain = 1.0
+        if HAS_INV_SCALE:
+            plain = tl.load(inv_scale).to(tl.float32)
+        for at in range(0, length, BLOCK):
+            place = at + tl.arange(0, BLOCK)
+            inside = place < length
+            x = tl.load(g + place, mask=inside, other=0.0).to(tl.float32)
+            if apart > 0:
+                decided = coefficients + unit + (into + place) // apart
+                high = tl.load(decided, mask=inside, other=0.0)
+                low = tl.load(decided + units, mask=inside, other=0.0)
+                x = ((x - high) - low) * tl.load(decided + 2 * units, mask=inside, other=0.0)
+            elif unit >= 0:
+                decided = coefficients + unit
+                x = ((x - tl.load(decided)) - tl.load(decided + units)) * tl.load(
+                    decided + 2 * units
+                )
+            else:
+                x = x * plain
+            if KIND == _AFFINE:
+                store(g + place, x, inside, DTYPE)
+            else:
+                update(p, x, m, v, place, inside, c, DTYPE, KIND)

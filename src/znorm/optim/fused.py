@@ -1,0 +1,381 @@
+"""A step whose transform is part of the update kernel, where compiled kernels serve all of it.
+
+What a step needs is made once and kept with the optimizer, as a `FusedStep`; each step looks
+whether all that it rests on is still so. That look is a third of the time of a small net's step,
+which is why it goes over lists at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain, repeat
+from operator import attrgetter, is_
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from znorm._torch_internals import is_traced, makes_empty_state
+from znorm.engine.execute import compiled_batches, decide_stage
+from znorm.engine.receipts import Receipt
+from znorm.kernels.base import Coefficients, KernelBatch, StepContext, UpdateRule
+from znorm.kernels.memory import lies_as
+from znorm.kernels.reference import statistics_dtype
+from znorm.kernels.registry import can_update, why_not
+from znorm.layers import is_dense
+from znorm.layout import Layout
+from znorm.step_hooks import own_attachment
+from znorm.transforms.base import ZScore
+
+__all__ = ["FusedStep", "take_fused_step", "why_not_fused"]
+
+# Variants of torch's own step, which its options ask for.
+_OTHERS = ("foreach", "capturable", "differentiable", "amsgrad")
+
+_dtype, _bytes, _gradient = attrgetter("dtype"), attrgetter("nbytes"), attrgetter("grad")
+
+
+@dataclass
+class _Weights:
+    """Parameters, their groups, and which of them have a gradient, as they were seen last."""
+
+    parameters: list[Tensor]
+    groups: list[tuple[int, bool]]
+    missing: list[bool]
+    addresses: list[int]
+    sizes: list[int]
+    strides: list[Any]
+    dtypes: list[torch.dtype]
+    gradients: list[Any] | None
+
+    @classmethod
+    def seen(
+        cls,
+        parameters: list[Tensor],
+        groups: Sequence[dict[str, Any]],
+        gradients: Sequence[Tensor | None],
+    ) -> _Weights:
+        missing = [gradient is None for gradient in gradients]
+        return cls(
+            parameters=parameters,
+            groups=_grouped(groups),
+            missing=missing,
+            addresses=list(map(Tensor.data_ptr, parameters)),
+            sizes=list(map(Tensor.numel, parameters)),
+            strides=list(map(Tensor.stride, parameters)),
+            dtypes=list(map(_dtype, parameters)),
+            gradients=_described(gradients, True in missing),
+        )
+
+    def still_hold(
+        self, groups: Sequence[dict[str, Any]], gradients: Sequence[Tensor | None]
+    ) -> bool:
+        kept = self.parameters
+        return (
+            _grouped(groups) == self.groups
+            and list(map(is_, gradients, repeat(None))) == self.missing
+            and list(map(Tensor.data_ptr, kept)) == self.addresses
+            and list(map(Tensor.numel, kept)) == self.sizes
+            and list(map(Tensor.stride, kept)) == self.strides
+            and list(map(_dtype, kept)) == self.dtypes
+            and _described(gradients, True in self.missing) == self.gradients
+        )
+
+
+@dataclass
+class _States:
+    """An optimizer's states, as they were seen last."""
+
+    dicts: list[dict[str, Any]]
+    states: list[dict[str, Any]]
+    lengths: list[int]
+    values: list[Any]
+    tensors: list[Tensor]
+    addresses: list[int]
+    large: list[Tensor]
+    bytes: list[int]
+
+    @classmethod
+    def seen(cls, optimizer: Optimizer, states: list[dict[str, Any]]) -> _States:
+        values = list(_values(states))
+        tensors = [value for value in values if isinstance(value, Tensor)]
+        # A place that has not moved can still hold another number of bytes, that kernels write
+        # past.
+        large = [tensor for tensor in tensors if tensor.dim()]
+        return cls(
+            dicts=list(optimizer.state.values()),
+            states=states,
+            lengths=list(map(len, states)),
+            values=values,
+            tensors=tensors,
+            addresses=list(map(Tensor.data_ptr, tensors)),
+            large=large,
+            bytes=list(map(_bytes, large)),
+        )
+
+    def still_hold(self, optimizer: Optimizer) -> bool:
+        return (
+            len(optimizer.state) == len(self.dicts)
+            and all(map(is_, optimizer.state.values(), self.dicts))
+            and list(map(len, self.states)) == self.lengths
+            and all(map(is_, _values(self.states), self.values))
+            and list(map(Tensor.data_ptr, self.tensors)) == self.addresses
+            and list(map(_bytes, self.large)) == self.bytes
+        )
+
+
+@dataclass
+class FusedStep:
+    """What one step of an optimizer needs, and what that rests on.
+
+    Parameters
+    ----------
+    attachment
+        The optimizer's, whose transform is part of the step.
+    layout : Layout
+    receipt : Receipt
+    weights, states
+        As they were when this was made.
+    threads : int
+        So many torch had then.
+    z_score : ZScore or None
+        What kernels decide by themselves; else coefficients are decided in Python.
+    batches : list of KernelBatch
+    written : list of Tensor
+        The parameters that have a gradient.
+    """
+
+    attachment: Any
+    layout: Layout
+    receipt: Receipt
+    weights: _Weights
+    states: _States
+    threads: int
+    z_score: ZScore | None
+    batches: list[KernelBatch]
+    written: list[Tensor]
+
+    def still_holds(
+        self, optimizer: Optimizer, attachment: Any, gradients: Sequence[Tensor | None]
+    ) -> bool:
+        """Whether all is as it was, but for where gradients lie."""
+        return (
+            attachment is self.attachment
+            and torch.get_num_threads() == self.threads
+            and self.weights.still_hold(optimizer.param_groups, gradients)
+            and self.states.still_hold(optimizer)
+        )
+
+
+def take_fused_step(optimizer: Optimizer, rule: UpdateRule) -> bool:
+    """Take one step, if compiled kernels serve all of it.
+
+    Returns
+    -------
+    bool
+        False, with nothing done, if they do not.
+    """
+    # Compiled kernels are not for torch.compile to trace.
+    return not is_traced() and _take_fused_step(optimizer, rule)
+
+
+@torch.no_grad()
+def _take_fused_step(optimizer: Optimizer, rule: UpdateRule) -> bool:
+    attachment = own_attachment(optimizer)
+    groups = optimizer.param_groups
+    if _asks_for_torchs(groups) is not None or (attachment is not None and attachment.by_hooks):
+        return False
+    scale = getattr(optimizer, "grad_scale", None)
+    found_inf: Any = getattr(optimizer, "found_inf", None)
+    on_host = found_inf is not None and found_inf.device.type == "cpu"
+    if attachment is not None and on_host and float(found_inf):
+        return True  # before any state is made: torch's own then has none either
+    parameters = [p for group in groups for p in group["params"]]
+    gradients = list(map(_gradient, parameters))
+    makes_state = makes_empty_state(optimizer)
+    fused: FusedStep | None = optimizer.__dict__.get("_fused_step")
+    if (
+        fused is None
+        or len(parameters) != len(fused.weights.parameters)
+        or not all(map(is_, parameters, fused.weights.parameters))
+        or not fused.still_holds(optimizer, attachment, gradients)
+    ):
+        if attachment is not None and found_inf is not None and float(found_inf):
+            return True  # once: a first step that is skipped leaves no state behind
+        fused = _make_fused_step(optimizer, rule, attachment)
+        optimizer.__dict__["_fused_step"] = fused
+        if fused is None:
+            return False
+    inv_scale = None
+    if scale is not None:
+        inv_scale = scale.to(statistics_dtype(fused.layout.device)).reciprocal()
+    decision: ZScore | Coefficients | None = fused.z_score
+    decided = None
+    if decision is None:
+        decided = decide_stage(gradients, fused.layout, inv_scale, fused.weights.parameters)
+        decision = Coefficients(decided.affine.center, decided.affine.scale)
+    receipt = None if makes_state else fused.receipt
+    hyperparameters = [rule.hyperparameters(group) for group in groups]
+    context = StepContext(inv_scale, found_inf, receipt)
+    for batch in fused.batches:
+        batch.update_(gradients, hyperparameters, decision, context)
+    if decided is not None and receipt is not None:
+        receipt.add(receipt.of_decision(decided), found_inf)
+    # It cannot see what kernels do: a graph that has kept a weight then raises.
+    torch.autograd.graph.increment_version(fused.written)
+    return True
+
+
+def why_not_fused(optimizer: Optimizer, rule: UpdateRule, *, load: bool = True) -> str | None:
+    """What keeps the transform out of the update kernel, as far as it shows before a step.
+
+    Parameters
+    ----------
+    optimizer : Optimizer
+    rule : UpdateRule
+    load : bool, default True
+        As in `kernels.registry.why_not`.
+
+    Returns
+    -------
+    str or None
+        A few words; None if nothing does.
+    """
+    attachment = own_attachment(optimizer)
+    if attachment is None:
+        return "it has no transform"
+    option = _asks_for_torchs(optimizer.param_groups)
+    if option is not None:
+        return f"{option} asks for torch's own step"
+    if attachment.single() is None:
+        return f"{attachment.transform!r} does not fold into one update"
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    if not all(p.numel() and is_dense(tuple(p.shape), p.stride()) for p in parameters):
+        return "a parameter is empty or does not fill its memory"
+    kinds = dict.fromkeys((p.device, p.dtype) for p in parameters)
+    reasons = (why_not(device, dtype, rule=rule, load=load) for device, dtype in kinds)
+    return next((reason for reason in reasons if reason is not None), None)
+
+
+def _asks_for_torchs(groups: Sequence[dict[str, Any]]) -> str | None:
+    """The option that asks for torch's own step, if one does."""
+    for group in groups:
+        for name in _OTHERS:
+            if group.get(name) and not (name == "capturable" and _is_on_gpu(group)):
+                return f"{name}=True"
+        if group.get("fused") is False:
+            return "fused=False"
+    return None
+
+
+def _is_on_gpu(group: dict[str, Any]) -> bool:
+    return all(p.is_cuda for p in group["params"])
+
+
+def _make_fused_step(
+    optimizer: Optimizer, rule: UpdateRule, attachment: Any | None
+) -> FusedStep | None:
+    single = None if attachment is None else attachment.single()
+    if attachment is None or single is None:
+        return None
+    layout, receipt = single
+    groups = optimizer.param_groups
+    parameters: list[Tensor] = [p for group in groups for p in group["params"]]
+    if len(parameters) != len(layout.entries):
+        return None  # one is there twice: torch steps twice on it, one after the other
+    owners = [number for number, group in enumerate(groups) for _ in group["params"]]
+    gradients = [p.grad for p in parameters]
+    attachment.look_for_gradients([(layout, gradients)])
+    form = layout.fused_form
+    z_score = form if isinstance(form, ZScore) else None
+    devices = {p.device for p in parameters}
+    if any(entry.units > 1 for entry in layout.entries) or len(devices) > 1:
+        z_score = None
+    batches = compiled_batches(
+        gradients, layout, measures=z_score is not None, everything=True, kept=False
+    )
+    served = {index for batch in batches for index in batch.indices}
+    for index, (parameter, gradient) in enumerate(zip(parameters, gradients, strict=True)):
+        if gradient is None:
+            continue
+        if index not in served or not lies_as(parameter, gradient):
+            return None
+    # All is looked at before anything is filled: torch's own step may have to do it.
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        state_ = optimizer.state.get(parameter)
+        if gradient is not None and not _is_known(state_, parameter, rule):
+            return None
+    if not all(can_update(rule, batch, parameters[batch.indices[0]].dtype) for batch in batches):
+        return None
+    states: list[dict[str, Any]] = []
+    initialized: list[bool] = []
+    for parameter, gradient, owner in zip(parameters, gradients, owners, strict=True):
+        group = groups[owner]
+        if gradient is None or group.get("momentum") == 0:
+            # torch's SGD without momentum keeps no state.
+            states.append({})
+            initialized.append(True)
+            continue
+        state = optimizer.state[parameter]
+        initialized.append(rule.init_state(group, state, parameter))
+        states.append(state)
+    for batch in batches:
+        batch.bind_state(rule, parameters, states, owners, initialized)
+    return FusedStep(
+        attachment,
+        layout,
+        receipt,
+        weights=_Weights.seen(parameters, groups, gradients),
+        states=_States.seen(optimizer, states),
+        threads=torch.get_num_threads(),
+        z_score=z_score,
+        batches=batches,
+        written=[p for p, g in zip(parameters, gradients, strict=True) if g is not None],
+    )
+
+
+def _grouped(groups: Sequence[dict[str, Any]]) -> list[tuple[int, bool]]:
+    """What kernels rest on of the groups: who belongs to which, and who has a buffer."""
+    return [(len(group["params"]), group.get("momentum") == 0) for group in groups]
+
+
+def _is_known(state: dict[str, Any] | None, parameter: Tensor, rule: UpdateRule) -> bool:
+    """Whether kernels can take a state up, if there is one: half of one is torch's to refuse."""
+    if not state:
+        return True
+    step = state.get("step")
+    if rule.counts_steps and not (
+        isinstance(step, Tensor)
+        and step.numel() == 1
+        and step.dtype == torch.float32
+        and step.device.type in ("cpu", parameter.device.type)
+    ):
+        return False
+    tensors = [state.get(name) for name in rule.state_names]
+    if not rule.counts_steps:  # torch's SGD begins a momentum that is missing
+        tensors = [tensor for tensor in tensors if tensor is not None]
+    return all(isinstance(t, Tensor) and lies_as(parameter, t) for t in tensors)
+
+
+def _described(gradients: Sequence[Tensor | None], some_missing: bool) -> list[Any] | None:
+    """Strides, sizes, types and whether they lie as they read; None for what has no strides.
+
+    On another device than its parameter torch lets no gradient be.
+    """
+    present: Any = gradients
+    if some_missing:
+        present = [gradient for gradient in gradients if gradient is not None]
+    try:
+        strides = list(map(Tensor.stride, present))
+    except RuntimeError:  # sparse
+        return None
+    sizes = map(Tensor.numel, present)
+    signs = any(map(Tensor.is_neg, present))
+    kinds = map(type, present)
+    return [*strides, *sizes, *map(_dtype, present), *kinds, signs]
+
+
+def _values(states: Sequence[dict[str, Any]]) -> Iterator[Any]:
+    return chain.from_iterable(map(dict.values, states))
