@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup demo test test-all test-frameworks test-gpu coverage lint format bench floor clean
+.PHONY: help setup demo test test-all test-frameworks test-gpu coverage lint format bench floor wheel clean
 
 help:
 	@echo "make demo      set up, train the six methods on the built-in data, write the report"
@@ -14,6 +14,7 @@ help:
 	@echo "make lint      ruff and mypy"
 	@echo "make bench     benchmarks; nothing else should run beside them"
 	@echo "make floor     the core's tests on the oldest torch that is supported"
+	@echo "make wheel     wheel and sdist into dist/, checked and installed in a clean environment"
 
 setup: .venv/.ready
 
@@ -90,5 +91,19 @@ floor:
 	PYTHONPATH=src .venv-floor/bin/python -m pytest tests src/znorm --ignore src/znorm/lab \
 	  --ignore tests/lab --ignore tests/test_examples.py
 
+# With torch alone first: the core must not need more.
+wheel: export PIP_CONSTRAINT := constraints.txt
+wheel:
+	rm -rf dist .venv-build .venv-wheel
+	$(PYTHON) -m venv .venv-build
+	.venv-build/bin/python -m pip install --quiet --disable-pip-version-check build hatchling twine
+	.venv-build/bin/python -m build --no-isolation
+	.venv-build/bin/twine check --strict dist/*
+	$(PYTHON) -m venv .venv-wheel
+	.venv-wheel/bin/python -m pip install --quiet --disable-pip-version-check dist/*.whl
+	.venv-wheel/bin/python -I -W ignore -c 'import torch, znorm; znorm.z_score_([torch.randn(8)]); print(znorm.__file__)'
+	.venv-wheel/bin/python -m pip install --quiet --disable-pip-version-check "$$(echo dist/*.whl)[lab]"
+	.venv-wheel/bin/znorm --help
+
 clean:
-	rm -rf .venv .venv-floor .venv-frameworks dist build runs .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-build .venv-floor .venv-frameworks .venv-wheel dist build runs .pytest_cache .mypy_cache .ruff_cache .hypothesis
