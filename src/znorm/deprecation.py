@@ -172,7 +172,7 @@ def renamed_attributes(module: str, *renamed: Renamed) -> Callable[[str], Any]:
 
 def _warn(what: str, since: str, removed_in: str, instead: str) -> None:
     # Here, since it imports torch, which the command line must be able to do without.
-    from znorm.callers import users_level
+    from znorm._torch_internals import users_level
 
     warnings.warn(
         f"{what} is deprecated since znorm {since} and goes in {removed_in}: use {instead}",

@@ -120,7 +120,7 @@ def test_what_cannot_be_used_warns_once_and_steps_go_on(how: str) -> None:
     first, weights = run(code, ZNORM_KERNELS="triton", **interprets).splitlines()
     assert first.startswith("1 znorm: ")
     wanted = {
-        "missing": "pip install triton",
+        "missing": "it comes with torch on Linux",
         "no interpreter": "Triton runs on a CPU with TRITON_INTERPRET=1 alone",
         "failing": "steps take the slower reference kernels",
     }

@@ -113,6 +113,8 @@ class UpdateRule:
     hyperparameters : callable (group) -> list
         The numbers of a parameter group that the kernels read, or tensors on the device.
     trial : Trial
+    keeps_state : callable (group) -> bool
+        Whether parameters of a group have states at all, as with SGD those with momentum do.
     """
 
     name: str
@@ -121,6 +123,7 @@ class UpdateRule:
     init_state: Callable[[dict[str, Any], dict[str, Any], Tensor], bool]
     hyperparameters: Callable[[dict[str, Any]], list[Any]]
     trial: Trial
+    keeps_state: Callable[[dict[str, Any]], bool] = lambda group: True
 
 
 class KernelBatch(Protocol):

@@ -34,18 +34,15 @@ class _Source:
     """Where a backend comes from: a module with a ``BACKEND``, and the package it needs."""
 
     module: str
+    name: str
     package: str
     hint: str
 
 
 # By the type of device that each serves.
 _SOURCES = {
-    "cpu": _Source("znorm.kernels.cpu", "numba", "pip install 'znorm[cpu]' brings numba"),
-    "cuda": _Source(
-        "znorm.kernels.triton",
-        "triton",
-        "Triton comes with torch on Linux; pip install triton",
-    ),
+    "cpu": _Source("znorm.kernels.cpu", "cpu", "numba", "pip install 'znorm[cpu]' brings numba"),
+    "cuda": _Source("znorm.kernels.triton", "triton", "triton", "it comes with torch on Linux"),
 }
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -85,7 +82,7 @@ def _load(kind: str) -> Backend | str:
     """The backend, or why there is none."""
     if _asked() == "reference":
         return _TURNED_OFF
-    source = _SOURCES["cuda" if _asked() == "triton" else kind]
+    source = _source(kind)
     try:
         # Triton's own interpreter runs what is meant for a GPU: for whoever tests these kernels.
         if source is not _SOURCES[kind] and os.environ.get("TRITON_INTERPRET") != "1":
@@ -102,6 +99,10 @@ def _load(kind: str) -> Backend | str:
         )
         return reason
     return backend
+
+
+def _source(kind: str) -> _Source:
+    return _SOURCES["cuda" if _asked() == "triton" else kind]
 
 
 def _asked() -> str:
@@ -282,5 +283,5 @@ def name_of(tensor: Tensor, slices: Sequence[LayerSlice]) -> str:
 
 
 def name_on(device: torch.device) -> str:
-    """The name of the compiled kernels for a device: ``cpu``, or ``triton``."""
-    return "triton" if device.type == "cuda" or _asked() == "triton" else "cpu"
+    """The name of the compiled kernels for a device, such as ``cpu`` or ``triton``."""
+    return _source(device.type).name

@@ -56,11 +56,12 @@ class _Weights:
         parameters: list[Tensor],
         groups: Sequence[dict[str, Any]],
         gradients: Sequence[Tensor | None],
+        rule: UpdateRule,
     ) -> _Weights:
         missing = [gradient is None for gradient in gradients]
         return cls(
             parameters=parameters,
-            groups=_grouped(groups),
+            groups=_grouped(groups, rule),
             missing=missing,
             addresses=list(map(Tensor.data_ptr, parameters)),
             sizes=list(map(Tensor.numel, parameters)),
@@ -70,11 +71,14 @@ class _Weights:
         )
 
     def still_hold(
-        self, groups: Sequence[dict[str, Any]], gradients: Sequence[Tensor | None]
+        self,
+        groups: Sequence[dict[str, Any]],
+        gradients: Sequence[Tensor | None],
+        rule: UpdateRule,
     ) -> bool:
         kept = self.parameters
         return (
-            _grouped(groups) == self.groups
+            _grouped(groups, rule) == self.groups
             and list(map(is_, gradients, repeat(None))) == self.missing
             and list(map(Tensor.data_ptr, kept)) == self.addresses
             and list(map(Tensor.numel, kept)) == self.sizes
@@ -134,6 +138,7 @@ class FusedStep:
     ----------
     attachment
         The optimizer's, whose transform is part of the step.
+    rule : UpdateRule
     layout : Layout
     receipt : Receipt
     weights, states
@@ -148,6 +153,7 @@ class FusedStep:
     """
 
     attachment: Any
+    rule: UpdateRule
     layout: Layout
     receipt: Receipt
     weights: _Weights
@@ -164,7 +170,7 @@ class FusedStep:
         return (
             attachment is self.attachment
             and torch.get_num_threads() == self.threads
-            and self.weights.still_hold(optimizer.param_groups, gradients)
+            and self.weights.still_hold(optimizer.param_groups, gradients, self.rule)
             and self.states.still_hold(optimizer)
         )
 
@@ -313,8 +319,7 @@ def _make_fused_step(
     initialized: list[bool] = []
     for parameter, gradient, owner in zip(parameters, gradients, owners, strict=True):
         group = groups[owner]
-        if gradient is None or group.get("momentum") == 0:
-            # torch's SGD without momentum keeps no state.
+        if gradient is None or not rule.keeps_state(group):
             states.append({})
             initialized.append(True)
             continue
@@ -325,9 +330,10 @@ def _make_fused_step(
         batch.bind_state(rule, parameters, states, owners, initialized)
     return FusedStep(
         attachment,
+        rule,
         layout,
         receipt,
-        weights=_Weights.seen(parameters, groups, gradients),
+        weights=_Weights.seen(parameters, groups, gradients, rule),
         states=_States.seen(optimizer, states),
         threads=torch.get_num_threads(),
         z_score=z_score,
@@ -336,9 +342,9 @@ def _make_fused_step(
     )
 
 
-def _grouped(groups: Sequence[dict[str, Any]]) -> list[tuple[int, bool]]:
-    """What kernels rest on of the groups: who belongs to which, and who has a buffer."""
-    return [(len(group["params"]), group.get("momentum") == 0) for group in groups]
+def _grouped(groups: Sequence[dict[str, Any]], rule: UpdateRule) -> list[tuple[int, bool]]:
+    """What kernels rest on of the groups: who belongs to which, and who has states."""
+    return [(len(group["params"]), rule.keeps_state(group)) for group in groups]
 
 
 def _is_known(state: dict[str, Any] | None, parameter: Tensor, rule: UpdateRule) -> bool:

@@ -99,6 +99,7 @@ SGD = UpdateRule(
     counts_steps=False,
     init_state=_init_sgd,
     hyperparameters=_sgd,
+    keeps_state=lambda group: group["momentum"] != 0,
     # The first step sets the buffer to the gradient: with Nesterov's momentum a step is 1.5 g.
     trial=Trial(
         group={

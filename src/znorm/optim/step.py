@@ -29,9 +29,9 @@ def prepare(
     optimizer: Optimizer,
     rule: UpdateRule,
     transform: Transform | None,
-    model: nn.Module | None,
-    module: nn.Module | None,
-    stochastic_rounding: bool,
+    model: nn.Module | None = None,
+    module: nn.Module | None = None,
+    stochastic_rounding: bool = False,
 ) -> None:
     """Set the options that torch's own optimizers do not have.
 
@@ -90,7 +90,7 @@ def take_step(
     closure: Callable[[], Any] | None,
     rule: UpdateRule,
     plain: Callable[..., Any],
-    rounded: Callable[[], None],
+    rounded: Callable[[], None] | None = None,
 ) -> Any:
     """One step: in compiled kernels if they serve all of it, else by torch's own.
 
@@ -102,8 +102,8 @@ def take_step(
     rule : UpdateRule
     plain : callable (optimizer) -> None
         torch's own step.
-    rounded : callable () -> None
-        The step with stochastic rounding.
+    rounded : callable () -> None, optional
+        The step with stochastic rounding, if the optimizer has that option.
 
     Returns
     -------
@@ -116,7 +116,7 @@ def take_step(
         refuse_grad_scaler()
         with torch.enable_grad():
             loss = closure()
-    if not cast(Any, optimizer).stochastic_rounding:
+    if rounded is None or not cast(Any, optimizer).stochastic_rounding:
         if not take_fused_step(optimizer, rule):
             _refuse_fused(optimizer)
             _transform_now(optimizer)
