@@ -15,13 +15,9 @@ import torch.multiprocessing
 from torch import nn
 
 import znorm
+from kit import net
 
 CLIP = znorm.ClipGlobalNorm(0.01)
-
-
-def net() -> nn.Sequential:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 4))
 
 
 def backward(model: nn.Module) -> None:
@@ -42,7 +38,7 @@ def fsdp1(rank: int) -> None:
     for original in (False, True):
         for transform in (znorm.ZNorm(), znorm.ClipNorm(1.0)):
             wrapped = FullyShardedDataParallel(
-                net(), use_orig_params=original, device_id=torch.device("cpu")
+                net(4), use_orig_params=original, device_id=torch.device("cpu")
             )
             optimizer = torch.optim.SGD(wrapped.parameters(), lr=0.1)
             for model in (None, wrapped, wrapped.module):
@@ -56,15 +52,15 @@ def zero(rank: int) -> None:
     """Outside it is right; inside what needs all gradients is refused, and nothing else."""
     from torch.distributed.optim import ZeroRedundancyOptimizer
 
-    plain = net()
+    plain = net(4)
     reference = torch.optim.SGD(plain.parameters(), lr=0.1)
     znorm.attach(reference, CLIP)
-    model = net()
+    model = net(4)
     sharded = ZeroRedundancyOptimizer(model.parameters(), torch.optim.SGD, lr=0.1)
     refused(lambda: znorm.attach(sharded.optim, CLIP), "one process's share")
     refused(
         lambda: ZeroRedundancyOptimizer(
-            net().parameters(), znorm.optim.SGD, lr=0.1, transform=CLIP
+            net(4).parameters(), znorm.optim.SGD, lr=0.1, transform=CLIP
         ),
         "one process's share",
     )
@@ -81,7 +77,7 @@ def zero(rank: int) -> None:
     # parameter the second process has nothing at all.
     rules = znorm.ZNorm(select=[("2.weight", False)])
     for several in (True, False):
-        inside, outside = net(), net()
+        inside, outside = net(4), net(4)
         ours = ZeroRedundancyOptimizer(
             list(inside.parameters()) if several else [inside[0].weight],
             znorm.optim.SGD,

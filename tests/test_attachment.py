@@ -14,14 +14,9 @@ from torch.optim import Optimizer
 
 import oracle
 import znorm
+from kit import images, net
 
-
-def net() -> nn.Sequential:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 1))
-
-
-IMAGES = torch.randn(16, 6, generator=torch.Generator().manual_seed(1))
+IMAGES = images()
 
 
 def loss_of(model: nn.Module) -> Tensor:

@@ -6,15 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import znorm
-
-
-def net() -> nn.Sequential:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
+from kit import net
 
 
 def images(step: int) -> Tensor:
@@ -34,7 +30,7 @@ MAKERS: dict[str, Any] = {
 def train(make: Any, transform: Any, compiled: bool, closed: bool) -> tuple[list[int], list[Any]]:
     """Compiled frames after each step, and the weights in the end."""
     torch._dynamo.reset()
-    model = net()
+    model = net(3)
     optimizer = make(model.parameters())
     if transform is not None:
         znorm.attach(optimizer, transform, model=model)

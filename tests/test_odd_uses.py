@@ -17,14 +17,9 @@ from torch.testing._internal.two_tensor import TwoTensor
 
 import oracle
 import znorm
+from kit import images, net
 
-
-def net() -> nn.Sequential:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 2))
-
-
-IMAGES = torch.randn(16, 6, generator=torch.Generator().manual_seed(1))
+IMAGES = images()
 
 
 def loss_of(model: nn.Module) -> Tensor:
@@ -80,7 +75,7 @@ class CallsWithArguments(SGD):
 
 @pytest.mark.parametrize("kind", [WithLoss, WithFunction, WithBackward, CallsWithArguments])
 def test_steps_that_are_called_in_another_way_are_transformed_once(kind: Any) -> None:
-    model = net()
+    model = net(2)
     optimizer = kind(model.parameters(), lr=0.1)
     optimizer.model = model
     attachment = znorm.attach(optimizer, znorm.ZNorm(), model=model)
@@ -117,7 +112,7 @@ def test_a_step_that_takes_the_scaler_itself_is_refused() -> None:
         def step(self, closure: Any = None, *, grad_scaler: Any = None) -> None:  # type: ignore[override]
             raise AssertionError("the step is not reached")
 
-    model = net()
+    model = net(2)
     optimizer = Taking(model.parameters())
     znorm.attach(optimizer, znorm.ZNorm())
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
@@ -139,7 +134,7 @@ def test_a_class_of_znorm_optim_with_a_step_of_its_own_is_transformed() -> None:
             return torch.optim.SGD.step(self, closure)
 
     for kind in (Mixed, Calling, Direct):
-        model = net()
+        model = net(2)
         optimizer = kind(model.parameters(), lr=0.1, transform=znorm.ZNorm(), model=model)
         loss_of(model).backward()
         assert deviation(model, optimizer.step) == pytest.approx(1, abs=1e-4), kind
@@ -148,7 +143,7 @@ def test_a_class_of_znorm_optim_with_a_step_of_its_own_is_transformed() -> None:
 
 
 def test_a_step_that_was_replaced_on_the_instance_is_said() -> None:
-    model = net()
+    model = net(2)
     optimizer = SGD(model.parameters(), lr=0.1)
     optimizer.step = types.MethodType(Unhooked.step, optimizer)  # type: ignore[method-assign]
     with pytest.warns(UserWarning, match="the step of this SGD has been replaced by another"):
@@ -168,11 +163,11 @@ class Lookahead(Optimizer):
 
 def test_in_backward_refuses_a_wrapper_as_attach_does() -> None:
     with pytest.raises(TypeError, match=r"Lookahead wraps another one, .* \._base$"):
-        znorm.in_backward(net(), lambda p: Lookahead(SGD(p, lr=0.1)), znorm.ZNorm())
+        znorm.in_backward(net(2), lambda p: Lookahead(SGD(p, lr=0.1)), znorm.ZNorm())
 
 
 def test_what_is_attached_is_told_through_any_wrapper() -> None:
-    base = SGD(net().parameters(), lr=0.1)
+    base = SGD(net(2).parameters(), lr=0.1)
     wrapper = Lookahead(base)
     attachment = znorm.attach(base, znorm.ZNorm())
     assert znorm.attachment_of(wrapper) is attachment
@@ -274,7 +269,7 @@ def test_receipts_follow_their_parameters_when_groups_change_places() -> None:
 
 
 def test_a_rule_may_outlive_the_group_that_it_was_for() -> None:
-    model = net()
+    model = net(2)
     optimizer = SGD([{"params": model[0].parameters()}, {"params": model[2].parameters()}], lr=0.1)
     znorm.attach(optimizer, znorm.ZNorm(select=[("2.*", False)]), model=model)
     optimizer.param_groups.pop()
@@ -284,7 +279,7 @@ def test_a_rule_may_outlive_the_group_that_it_was_for() -> None:
 
 @pytest.mark.parametrize("rule", ["2.*", nn.Tanh], ids=str)
 def test_a_parameter_outside_of_the_model_is_matched_by_no_name_or_type(rule: Any) -> None:
-    model = net()
+    model = net(2)
     temperature = nn.Parameter(torch.ones(3, 3))
     optimizer = SGD([*model.parameters(), temperature], lr=0.1)
     rules = [(rule, False), ("0.*", True)]
@@ -297,7 +292,7 @@ def test_a_parameter_outside_of_the_model_is_matched_by_no_name_or_type(rule: An
 
 
 def test_functions_among_rules_get_the_bare_name() -> None:
-    models = [net(), net()]
+    models = [net(2), net(2)]
     groups = [{"params": list(m.named_parameters())} for m in models]
     optimizer = SGD(groups, lr=0.1)
     rules = [(lambda name, parameter: name.startswith("2."), False)]
@@ -317,7 +312,7 @@ def test_a_chain_warns_of_no_link_that_does_something(recwarn: pytest.WarningsRe
 
 def test_weights_are_not_taken_for_gradients() -> None:
     with pytest.raises(TypeError, match=r"entry 0 is a parameter, whose weights would be changed"):
-        znorm.z_score_(net().parameters())
+        znorm.z_score_(net(2).parameters())
 
 
 # Steps in backward.
@@ -341,7 +336,7 @@ def test_a_module_whose_forward_is_not_called_is_trained_after_a_load_that_assig
 
 
 def test_weights_lent_to_a_model_are_not_stepped_on() -> None:
-    model = net()
+    model = net(2)
     stepping(model)
     lent = {name: p.detach().clone().requires_grad_() for name, p in model.named_parameters()}
     kept = {name: p.detach().clone() for name, p in lent.items()}
@@ -355,7 +350,7 @@ def test_weights_lent_to_a_model_are_not_stepped_on() -> None:
 
 @pytest.mark.parametrize("mine", [False, True])
 def test_the_backward_of_another_thread_is_not_this_ones(mine: bool) -> None:
-    model = net()
+    model = net(2)
     stepping(model)
     stop = threading.Event()
 
@@ -395,7 +390,7 @@ def test_a_parametrization_registered_later_is_no_other_parameter() -> None:
         def forward(self, weight: Tensor) -> Tensor:
             return 2 * weight
 
-    model = net()
+    model = net(2)
     optimizer = SGD(model.parameters(), lr=0.1)
     attachment = znorm.attach(optimizer, znorm.ZNorm(), model=model)
     parametrize.register_parametrization(model[0], "weight", Doubled())
@@ -450,7 +445,7 @@ def test_parameters_of_one_name_in_one_group_are_told_apart() -> None:
 
 @pytest.mark.parametrize("make", [SGD, znorm.optim.SGD], ids=["attached", "znorm.optim"])
 def test_a_look_in_inference_mode_does_not_break_the_next_step(make: Any) -> None:
-    model, more = net(), nn.Linear(3, 3)
+    model, more = net(2), nn.Linear(3, 3)
     optimizer = make(model.parameters(), lr=0.1)
     attachment = znorm.attach(optimizer, znorm.Centralize())
     optimizer.add_param_group({"params": more.parameters()})
@@ -495,7 +490,7 @@ def test_a_name_with_brackets_is_matched_as_it_stands() -> None:
 
 
 def test_what_is_attached_is_not_exchanged_by_an_assignment() -> None:
-    attachment = znorm.attach(SGD(net().parameters(), lr=0.1), znorm.ZNorm())
+    attachment = znorm.attach(SGD(net(2).parameters(), lr=0.1), znorm.ZNorm())
     with pytest.raises(AttributeError):
         attachment.transform = znorm.Centralize()  # type: ignore[misc]
 

@@ -10,14 +10,9 @@ from torch import Tensor, nn
 
 import oracle
 import znorm
+from kit import images, net
 
-
-def net() -> nn.Sequential:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
-
-
-IMAGES = torch.randn(16, 6, generator=torch.Generator().manual_seed(1))
+IMAGES = images()
 
 
 def loss_of(model: nn.Module) -> Tensor:
@@ -32,7 +27,7 @@ def close(one: nn.Module, other: nn.Module, tolerance: float) -> None:
 @pytest.mark.parametrize("set_to_none", [True, False])
 @pytest.mark.parametrize("pieces", [1, 4])
 def test_accumulated_gradients_are_transformed_once(set_to_none: bool, pieces: int) -> None:
-    whole, pieced = net(), net()
+    whole, pieced = net(3), net(3)
     optimizers = [torch.optim.Adam(m.parameters(), lr=0.01) for m in (whole, pieced)]
     for m, o in zip((whole, pieced), optimizers, strict=True):
         znorm.attach(o, znorm.ZNorm(), model=m)
@@ -54,7 +49,7 @@ def test_accumulated_gradients_are_transformed_once(set_to_none: bool, pieces: i
 def test_under_autocast_each_step_is_that_of_the_gradient_it_saw(
     dtype: torch.dtype, fused: bool, unscale: bool
 ) -> None:
-    model, bare = net(), net()
+    model, bare = net(3), net(3)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, fused=fused)
     reference = torch.optim.AdamW(bare.parameters(), lr=0.01, fused=fused)
     znorm.attach(optimizer, znorm.ZNorm(), model=model)
@@ -94,7 +89,7 @@ def test_weights_in_half_precision(dtype: torch.dtype) -> None:
 
 
 def test_another_transform_for_each_parameter_group() -> None:
-    model = net()
+    model = net(3)
     groups = [
         {"params": model[0].parameters()},
         {"params": model[2].parameters(), "lr": 0.5},
@@ -128,7 +123,7 @@ def test_another_transform_for_each_parameter_group() -> None:
 def test_under_a_fused_scaler_a_group_that_is_left_alone_is_unscaled_with_the_others(
     second: Any,
 ) -> None:
-    plain, scaled = net(), net()
+    plain, scaled = net(3), net(3)
     optimizers = [
         torch.optim.SGD(
             [{"params": m[0].parameters()}, {"params": m[2].parameters()}], lr=0.1, fused=True
@@ -221,7 +216,7 @@ def test_a_constant_gradient_has_no_nan_behind_it(transform: Any, constant: floa
 
 
 def test_functional_training_by_measure_decide_apply() -> None:
-    model, functional = net(), net()
+    model, functional = net(3), net(3)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     transform = znorm.chain(znorm.ZNorm(), znorm.AdaptiveClip(0.5))
     znorm.attach(optimizer, transform, model=model)
@@ -249,7 +244,7 @@ def test_functional_training_by_measure_decide_apply() -> None:
 
 @pytest.mark.parametrize("fused", [False, True])
 def test_a_closure_together_with_a_grad_scaler_is_refused(fused: bool) -> None:
-    model = net()
+    model = net(3)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, fused=fused)
     znorm.attach(optimizer, znorm.ZNorm())
     scaler = torch.amp.GradScaler("cpu")

@@ -11,11 +11,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
 import znorm
-
-
-def net() -> nn.Sequential:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 2))
+from kit import net
 
 
 def backward(model: nn.Module) -> None:
@@ -63,7 +59,7 @@ def fresh() -> Any:
 @pytest.mark.parametrize("transform", [znorm.ZNorm(), None], ids=repr)
 def test_hooks_of_ones_own_run_once_whatever_is_attached(transform: Any) -> None:
     kind = subclass(fresh())
-    model, other = net(), net()
+    model, other = net(2), net(2)
     optimizer, bystander = kind(model.parameters()), kind(other.parameters())
     for each in (model, other):
         backward(each)
@@ -75,11 +71,11 @@ def test_hooks_of_ones_own_run_once_whatever_is_attached(transform: Any) -> None
 
 
 def test_hooks_of_a_subclass_of_znorm_optim_run_once() -> None:
-    model = net()
+    model = net(2)
     optimizer = subclass(znorm.optim.SGD)(model.parameters(), lr=0.1, transform=znorm.ZNorm())
     backward(model)
     # torch itself hooks the step of a class that it has made one of: as often as without.
-    plain = subclass(znorm.optim.SGD)(net().parameters(), lr=0.1)
+    plain = subclass(znorm.optim.SGD)(net(2).parameters(), lr=0.1)
     assert calls(optimizer) == calls(plain)
 
 
@@ -90,7 +86,7 @@ def test_the_step_of_a_parent_called_past_ones_own_is_transformed() -> None:
         def step(self, closure: Any = None) -> Any:
             raise AssertionError("not called")
 
-    model = net()
+    model = net(2)
     optimizer = Child(model.parameters(), lr=0.1)
     attachment = znorm.attach(optimizer, znorm.ZNorm(), model=model)
     for steps in (1, 2):
@@ -114,7 +110,7 @@ class WithNoise(SGD):
 def test_a_function_that_is_not_the_closure_does_not_delay_the_transform(
     arguments: dict[str, Any],
 ) -> None:
-    model = net()
+    model = net(2)
     optimizer = WithNoise(model.parameters(), lr=0.1)
     attachment = znorm.attach(optimizer, znorm.ZNorm(), model=model)
     backward(model)

@@ -9,15 +9,11 @@ import torch
 from torch import Tensor, nn
 
 import znorm
+from kit import net
 
 pytestmark = pytest.mark.slow
 
 IMAGES = torch.randn(32, 6, generator=torch.Generator().manual_seed(1))
-
-
-def net() -> nn.Sequential:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 1))
 
 
 def loss_of(model: Any, images: Tensor) -> Tensor:

@@ -10,60 +10,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import kit
 import oracle
 import znorm
+from kit import DTYPES, gradients, made, on, step
 
 pytestmark = pytest.mark.gpu
 
-DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-UPDATES: dict[str, tuple[Any, dict[str, Any]]] = {
-    "adam": (znorm.optim.Adam, {"lr": 1e-2}),
-    "adam, decay": (znorm.optim.Adam, {"lr": 1e-2, "weight_decay": 0.1, "betas": (0.0, 0.9)}),
-    "adam, maximize": (znorm.optim.Adam, {"lr": torch.tensor(1e-2), "maximize": True}),
-    "adamw": (znorm.optim.AdamW, {"lr": 1e-2, "weight_decay": 0.1}),
-    "sgd": (znorm.optim.SGD, {"lr": 0.1, "weight_decay": 0.1}),
-    "sgd, momentum": (znorm.optim.SGD, {"lr": 0.1, "momentum": 0.9, "dampening": 0.2}),
-    "sgd, nesterov": (
-        znorm.optim.SGD,
-        {"lr": 0.1, "momentum": 0.9, "nesterov": True, "maximize": True},
-    ),
+UPDATES = kit.UPDATES | {
+    "adam, the gradient alone": (znorm.optim.Adam, {"lr": 1e-2, "betas": (0.0, 0.9)}),
 }
-TRANSFORMS: dict[str, Any] = {
-    "znorm": znorm.ZNorm(),
-    "sample, all": znorm.ZNorm(correction=1, select="all"),
-    "center": znorm.ZNorm(scale=False),
-    "scale": znorm.ZNorm(center=False),
-    "unit": znorm.UnitNorm(),
-    "channel": znorm.ZNorm(granularity="channel"),
-    "chain": znorm.chain(znorm.Centralize(), znorm.ClipGlobalNorm(1.0)),
-    "adaptive": znorm.AdaptiveClip(0.05),
-    "layers": znorm.ZNorm(
-        select=[(lambda n, p: p.dim() == 2, znorm.Layers(1)), (lambda n, p: True, False)]
-    ),
-}
+TRANSFORMS = kit.TRANSFORMS | {"unit": znorm.UnitNorm()}
 SHAPES = [(1,), (7,), (1, 3), (5, 7), (9, 3, 3, 3), (129, 257)]
-
-
-def made(
-    make: Any, options: dict[str, Any], shapes: Any, dtype: torch.dtype, device: Any, **more: Any
-) -> Any:
-    generator = torch.Generator().manual_seed(0)
-    parameters = [
-        nn.Parameter(torch.randn(s, generator=generator).to(device, dtype)) for s in shapes
-    ]
-    return parameters, make(parameters, **own(options, device), **more)
-
-
-def own(options: dict[str, Any], device: Any) -> dict[str, Any]:
-    return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in options.items()}
-
-
-def gradients(parameters: list[nn.Parameter], step: int) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(step + 1)
-    return [
-        (0.01 * torch.randn(p.shape, generator=generator) + 0.003).to(p.device, p.dtype)
-        for p in parameters
-    ]
 
 
 def is_fused(optimizer: Any) -> bool:
@@ -71,12 +29,6 @@ def is_fused(optimizer: Any) -> bool:
     return fused is not None and {type(batch).__module__ for batch in fused.batches} == {
         "znorm.kernels.triton.batch"
     }
-
-
-def step(optimizer: Any, parameters: list[nn.Parameter], number: int) -> None:
-    for p, g in zip(parameters, gradients(parameters, number), strict=True):
-        p.grad = g
-    optimizer.step()
 
 
 CASES = [(update, "znorm", dtype) for update in UPDATES for dtype in DTYPES]
@@ -96,7 +48,7 @@ def test_steps_from_given_states_against_float64(
     differ, total = [0, 0], [0, 0]  # states, weights
     for number in range(2):
         wide = [nn.Parameter(p.detach().double()) for p in parameters]
-        reference = make(wide, **own(options, device), transform=TRANSFORMS[transform])
+        reference = make(wide, **on(options, device), transform=TRANSFORMS[transform])
         reference.load_state_dict(copy.deepcopy(optimizer.state_dict()))
         step(optimizer, parameters, number)
         for p, g in zip(wide, gradients(parameters, number), strict=True):

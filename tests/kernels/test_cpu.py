@@ -17,62 +17,14 @@ from torch import Tensor, nn
 
 import oracle
 import znorm
+from kit import DTYPES, TRANSFORMS, UPDATES, gradients, is_fused, made, step
 
 pytest.importorskip("numba")
 
 from znorm.attachment import attachment_of
 from znorm.kernels import registry
 
-DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-UPDATES: dict[str, tuple[Any, dict[str, Any]]] = {
-    "adam": (znorm.optim.Adam, {"lr": 1e-2}),
-    "adam, decay": (znorm.optim.Adam, {"lr": 1e-2, "weight_decay": 0.1, "betas": (0.8, 0.9)}),
-    "adam, maximize": (znorm.optim.Adam, {"lr": torch.tensor(1e-2), "maximize": True}),
-    "adamw": (znorm.optim.AdamW, {"lr": 1e-2, "weight_decay": 0.1}),
-    "sgd": (znorm.optim.SGD, {"lr": 0.1, "weight_decay": 0.1}),
-    "sgd, momentum": (znorm.optim.SGD, {"lr": 0.1, "momentum": 0.9, "dampening": 0.2}),
-    "sgd, nesterov": (
-        znorm.optim.SGD,
-        {"lr": 0.1, "momentum": 0.9, "nesterov": True, "maximize": True},
-    ),
-}
-TRANSFORMS: dict[str, Any] = {
-    "znorm": znorm.ZNorm(),
-    "sample, all": znorm.ZNorm(correction=1, select="all"),
-    "center": znorm.ZNorm(scale=False),
-    "scale": znorm.ZNorm(center=False),
-    "channel": znorm.ZNorm(granularity="channel"),
-    "chain": znorm.chain(znorm.Centralize(), znorm.ClipGlobalNorm(1.0)),
-    "adaptive": znorm.AdaptiveClip(0.05),
-    "layers": znorm.ZNorm(
-        select=[(lambda n, p: p.dim() == 2, znorm.Layers(1)), (lambda n, p: True, False)]
-    ),
-}
 SHAPES = [(1,), (7,), (1, 3), (5, 7), (33, 3, 3, 3), (129, 257), (600, 451)]
-
-
-def made(make: Any, options: dict[str, Any], shapes: Any, dtype: torch.dtype, **more: Any) -> Any:
-    generator = torch.Generator().manual_seed(0)
-    parameters = [nn.Parameter(torch.randn(s, generator=generator).to(dtype)) for s in shapes]
-    own = {k: v.clone() if isinstance(v, Tensor) else v for k, v in options.items()}
-    return parameters, make(parameters, **own, **more)
-
-
-def gradients(parameters: list[nn.Parameter], step: int) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(step + 1)
-    return [
-        (0.01 * torch.randn(p.shape, generator=generator) + 0.003).to(p.dtype) for p in parameters
-    ]
-
-
-def is_fused(optimizer: Any) -> bool:
-    return optimizer.__dict__.get("_fused_step") is not None
-
-
-def step(optimizer: Any, parameters: list[nn.Parameter], number: int) -> None:
-    for p, g in zip(parameters, gradients(parameters, number), strict=True):
-        p.grad = g
-    optimizer.step()
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
