@@ -58,3 +58,20 @@ def test_every_public_name_has_a_docstring() -> None:
     for name in znorm.__all__:
         if name not in ("__version__",):
             assert getattr(znorm, name).__doc__, name
+
+
+def test_docstrings_say_what_a_thing_is_or_does() -> None:
+    """None opens with a question's word, which leaves a reader to find out what is answered."""
+    questions = ("What", "Whether", "Where", "How", "Which", "Why", "Who", "Of")
+    found = []
+    for file in PACKAGE.rglob("*.py"):
+        if "lab" in file.parts:
+            continue
+        tree = ast.parse(file.read_text())
+        kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+        for node in ast.walk(tree):
+            text = (ast.get_docstring(node) or "") if isinstance(node, kinds) else ""
+            if text.split(" ")[0] in questions:
+                name = getattr(node, "name", "the module")
+                found.append(f"{file.relative_to(PACKAGE)}: {name}: {text.splitlines()[0]}")
+    assert found == []

@@ -54,7 +54,7 @@ __all__ = [
 
 
 def is_plain(tensor: Tensor) -> bool:
-    """Whether its elements lie where ``data_ptr()`` says; of a subclass that dispatches they don't.
+    """True if its elements lie where ``data_ptr()`` says; of a subclass that dispatches they don't.
 
     Fake tensors, DTensors and quantized ones are such. Kernels that take an address would write
     anywhere.
@@ -64,12 +64,12 @@ def is_plain(tensor: Tensor) -> bool:
 
 
 def is_traced() -> bool:
-    """Whether operations are for torch.compile or torch.func to see, which no value may be."""
+    """True if operations are for torch.compile or torch.func to see, which no value may be."""
     return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
 
 
 def identity_behind(tensor: Tensor) -> int:
-    """What tells one tensor of torch's from another behind the same Python object.
+    """The identity of the tensor behind a Python object, which can change.
 
     ``torch.utils.swap_tensors`` changes it, and hooks stay with what was there before.
     """
@@ -77,7 +77,7 @@ def identity_behind(tensor: Tensor) -> int:
 
 
 def version_of(tensor: Tensor) -> int:
-    """How often a tensor has been written, as autograd counts it."""
+    """The number of times that a tensor has been written, as autograd counts it."""
     return tensor._version
 
 
@@ -115,13 +115,13 @@ def made_before_forward(owner: nn.Module) -> set[str]:
 
 
 def is_functional_call() -> bool:
-    """Whether torch has put other tensors in the modules' place for one call of the model."""
+    """True if torch has put other tensors in the modules' place for one call of the model."""
     code = stateless._functional_call.__code__
     return any(frame.f_code is code for frame in frames())
 
 
 def ddp_forward_runs() -> bool:
-    """Whether the forward of a DistributedDataParallel is going on."""
+    """True if the forward of a DistributedDataParallel is going on."""
     return DistributedDataParallel._get_active_ddp_module() is not None
 
 
@@ -153,7 +153,7 @@ def metadata_of(node: Any) -> dict[Any, Any]:
 
 
 def step_is_hooked(step: Any) -> bool:
-    """Whether torch has put the layer that runs hooks round a function."""
+    """True if torch has put the layer that runs hooks round a function."""
     return bool(getattr(step, "hooked", False))
 
 
@@ -163,7 +163,7 @@ def step_within_hooks(step: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def runs_step_hooks(optimizer: Optimizer) -> bool:
-    """Whether torch has put its hooks around the step, as it does for what it initializes."""
+    """True if torch has put its hooks around the step, as it does for what it initializes."""
     hooked = step_is_hooked(getattr(type(optimizer), "step", None))
     return hooked and hasattr(optimizer, "_optimizer_step_pre_hooks")
 
@@ -183,7 +183,7 @@ _PACKAGES = tuple(str(Path(file).parent) + "/" for file in (__file__, torch.__fi
 
 
 def inside_another_step(optimizer: Optimizer) -> bool:
-    """Whether this is the ``super().step()`` of a subclass, whose own hooks have run already."""
+    """True if this is the ``super().step()`` of a subclass, whose own hooks have run already."""
     steps = 0
     for frame in frames():
         code = frame.f_code
@@ -213,7 +213,7 @@ def refuse_grad_scaler() -> None:
 
 
 def makes_empty_state(optimizer: Optimizer) -> bool:
-    """Whether torch takes this step only to make states, which it then fills from a checkpoint.
+    """True if torch takes this step only to make states, which it then fills from a checkpoint.
 
     ``torch.distributed.checkpoint.state_dict`` does so, with gradients and a learning rate of 0.
     """
@@ -226,7 +226,7 @@ def makes_empty_state(optimizer: Optimizer) -> bool:
 
 
 def running_losses(frame: FrameType) -> list[tuple[Tensor, ...]]:
-    """What each ``torch.autograd.backward`` from this frame outwards was called with."""
+    """The tensors of each call of ``torch.autograd.backward`` from this frame outwards."""
     losses: list[tuple[Tensor, ...]] = []
     outer: FrameType | None = frame
     while outer is not None:

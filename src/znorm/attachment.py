@@ -177,12 +177,12 @@ class Attachment:
 
     @property
     def transform(self) -> Transform | tuple[Transform | None, ...] | None:
-        """What is attached; another one is attached after :meth:`detach`."""
+        """The transform that is attached; another one is attached after :meth:`detach`."""
         return self._transform
 
     @property
     def by_hooks(self) -> bool:
-        """Whether torch's hooks run the transform, and not the optimizer's step by itself."""
+        """True if torch's hooks run the transform, and not the optimizer's step by itself."""
         return self.hooks.needed
 
     def _current(self) -> list[_Section]:
@@ -257,7 +257,7 @@ class Attachment:
     def _infos(
         self, groups: Sequence[Sequence[Tensor]], successors: Mapping[Tensor, Tensor]
     ) -> list[ParameterInfo]:
-        """What is known of each parameter."""
+        """The facts that are known of each parameter."""
         model = None if self._model is None else self._model()
         known = {} if model is None else parameter_infos(model)
         # The model may be gone when more of its parameters are given.
@@ -301,7 +301,7 @@ class Attachment:
         return list(zip(groups, self.transform, strict=True))
 
     def describe(self) -> Description:
-        """What is transformed, and what is not and why: ``str()`` is the table, ``.rows`` dicts.
+        """The table of what is transformed, and what is not and why; ``.rows`` are its dicts.
 
         Examples
         --------
@@ -318,7 +318,7 @@ class Attachment:
         )
 
     def receipt(self) -> dict[str, dict[str, float]]:
-        """What the transform did to each tensor that it acts on; waits for the device.
+        """A record of what the transform did to each tensor that it acts on; waits for the device.
 
         Returns
         -------
@@ -417,7 +417,7 @@ class Attachment:
         return [parameter.grad for parameter in parameters if parameter.grad is not None]
 
     def has_new_gradients(self) -> bool:
-        """Whether gradients have come, or been written, since they were transformed last."""
+        """True if gradients have come, or been written, since they were transformed last."""
         return self.hooks.has_changed(self._present())
 
     def single(self) -> tuple[Layout, Receipt] | None:
@@ -448,7 +448,7 @@ class Attachment:
 
 
 def attachment_of(optimizer: Optimizer) -> Attachment | None:
-    """What is attached to an optimizer; None where nothing is, after a resume for example.
+    """The attachment of an optimizer; None where it has none, after a resume for example.
 
     Checkpoints hold no transform: a script that resumes attaches it anew.
 
@@ -472,7 +472,7 @@ def _parameters(optimizer: Optimizer) -> list[Tensor]:
 
 
 def _infos_by_name(optimizer: Optimizer) -> dict[Tensor, ParameterInfo]:
-    """What the names tell that an optimizer was given with its parameters."""
+    """The facts that the names of an optimizer's parameters tell."""
     names: list[str | None] = []
     for group in optimizer.param_groups:
         told = group.get("param_names", ())

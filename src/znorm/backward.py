@@ -397,7 +397,7 @@ def _reason_against_ddp(what: str) -> str:
 
 
 def _reason_against(losses: Sequence[tuple[Tensor, ...]]) -> str | None:
-    """Why this backward must not step, if so."""
+    """The reason why this backward must not step, if there is one."""
     if len(losses) > 1:
         return (
             "this backward runs within another one, as reentrant checkpoints do, where the "
@@ -452,7 +452,7 @@ def _mark_losses_of(kind: Any) -> None:
 
 
 def _is_scaled(loss: Tensor) -> bool:
-    """Whether the mark is among the last operations that made the loss."""
+    """True if the mark is among the last operations that made the loss."""
     seen: set[Any] = set()
     nodes = [loss.grad_fn]
     while nodes and len(seen) < _LOOKED_AT:

@@ -56,7 +56,7 @@ class ParameterEntry:
 
     @property
     def selected(self) -> bool:
-        """Whether any transform acts on it."""
+        """True if any transform acts on it."""
         return any(self.acts)
 
     @property
@@ -201,7 +201,7 @@ def _layers_of(
 def _why_too_small(
     transform: Transform, name: str, layers: Layers, info: ParameterInfo, shape: tuple[int, ...]
 ) -> str | None:
-    """Of one element the z-score is 0 whatever its gradient: it would never be trained."""
+    """The reason to leave out units of one element, whose z-score is 0 whatever their gradient."""
     if not transform.skips_single_elements:
         return None
     by_channel = transform.granularity == "channel"
@@ -255,7 +255,7 @@ def _output_dim(cut: Cut | None, info: ParameterInfo) -> int:
 
 
 def _why_unsupported(name: str, tensor: Tensor) -> str | None:
-    """Why a parameter cannot be transformed, where it will never have to be.
+    """The reason why a parameter cannot be transformed, where it will never have to be.
 
     Raises
     ------
@@ -284,7 +284,7 @@ def _why_unsupported(name: str, tensor: Tensor) -> str | None:
 
 
 def is_dtensor(tensor: Tensor) -> bool:
-    """Whether it is one process's view of a tensor that several hold."""
+    """True if it is one process's view of a tensor that several hold."""
     return hasattr(tensor, "placements") and hasattr(tensor, "device_mesh")
 
 

@@ -79,7 +79,7 @@ def decide(
     """
     _check("moments", moments, Moments, "those that znorm.measure returns")
     transforms_of(transform)  # raises for what is no transform
-    layout = moments.layout
+    layout: Layout | None = moments.layout
     if parameters is not None:
         _check("parameters", parameters, Moments, "those that znorm.measure returns")
     if parameters is not None and parameters.count.shape != moments.count.shape:
@@ -130,7 +130,7 @@ def apply_(gradients: Iterable[Tensor | None], affine: Affine) -> None:
         If the gradients do not fit the affine map's layout.
     """
     _check("affine", affine, Affine, "that of znorm.decide")
-    layout = affine.layout
+    layout: Layout | None = affine.layout
     if layout is None:
         raise ValueError("affine: it has no layout; use the one that znorm.decide returns")
     tensors = aligned(gradients, layout)

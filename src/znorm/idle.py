@@ -75,7 +75,7 @@ def warn_if_no_gradient(
 
 
 def warn_if_swapped(before: Sequence[Tensor], now: Sequence[Tensor]) -> bool:
-    """Whether parameters were replaced by others of other shapes, which is said."""
+    """True if parameters were replaced by others of other shapes, which is said."""
     old, new = set(before), set(now)
     gone = Counter(tuple(p.shape) for p in before if p not in new)
     come = Counter(tuple(p.shape) for p in now if p not in old)

@@ -62,7 +62,7 @@ class Layers:
             )
 
     def cuts(self, name: str, shape: tuple[int, ...]) -> tuple[Cut, ...]:
-        """Where a tensor of that shape is cut into its layers; none if it is one.
+        """The cuts of a tensor of that shape into its layers; none if it is one.
 
         Raises
         ------
@@ -193,7 +193,7 @@ class LayerSlice:
 
 
 def is_dense(shape: tuple[int, ...], stride: tuple[int, ...]) -> bool:
-    """Whether the elements fill a stretch of memory, in any order of the dims."""
+    """True if the elements fill a stretch of memory, in any order of the dims."""
     expected = 1
     for step, size in sorted(zip(stride, shape, strict=True)):
         if size != 1:

@@ -104,27 +104,27 @@ class Layout:
 
     @property
     def elementwise(self) -> bool:
-        """Whether the whole layout is one elementwise transform."""
+        """True if the whole layout is one elementwise transform."""
         return len(self.transforms) == 1 and self.transforms[0].elementwise
 
     @property
     def fused_form(self) -> FusedForm | None:
-        """What compiled kernels can do of themselves, if the whole layout is one such transform."""
+        """The form that compiled kernels do by themselves, if the layout is one such transform."""
         return self.transforms[0].fused_form() if len(self.transforms) == 1 else None
 
     @property
     def writes(self) -> bool:
-        """Whether any transform can change a gradient."""
+        """True if any transform can change a gradient."""
         return any(transform.writes for transform in self.transforms)
 
     @property
     def observes(self) -> bool:
-        """Whether gradients are measured alone, and none is written."""
+        """True if gradients are measured alone, and none is written."""
         return bool(self.transforms) and not self.writes
 
     @property
     def uses_parameters(self) -> bool:
-        """Whether a transform compares with the parameters, which are then measured too."""
+        """True if a transform compares with the parameters, which are then measured too."""
         return any(transform.uses_parameters for transform in self.transforms)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -6,13 +6,10 @@ Everything here is a plain tensor of one entry a unit; nothing reads a gradient.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from znorm.layout import Layout
 
 __all__ = ["Affine", "Moments"]
 
@@ -31,7 +28,7 @@ class Affine:
 
     center: Tensor
     scale: Tensor
-    layout: Layout | None = None
+    layout: Any = None
 
     def then(self, other: Affine) -> Affine:
         """The single map that does this one first and ``other`` second.
@@ -71,7 +68,7 @@ class Moments:
     count: Tensor
     mean: Tensor
     m2: Tensor
-    layout: Layout | None = None
+    layout: Any = None
 
     def merge(self, other: Moments) -> Moments:
         """Moments of both sets of elements together, exactly (Chan, Golub and LeVeque 1979).

@@ -1,4 +1,4 @@
-"""What is known of a parameter: its name, the module that owns it, and what that tells of it.
+"""Parameters: their names, the modules that own them, and what those tell of them.
 
 Names come from ``model=``, else from the optimizer's named parameters. They are told without the
 prefixes of what wraps a model (``module.``, ``_orig_mod.``, ``_forward_module.``), which depend on
@@ -60,7 +60,7 @@ _WRAPPED_AS_MODULE = (
 
 @dataclass(frozen=True)
 class ParameterInfo:
-    """What is known of a parameter.
+    """The facts that are known of a parameter.
 
     Parameters
     ----------
@@ -183,7 +183,7 @@ def _shared_modules(model: nn.Module) -> list[tuple[str, str]]:
 
 
 def infos_from_names(names: Sequence[str | None]) -> list[ParameterInfo]:
-    """What names alone tell: those of a wrapped model's parameters all begin alike.
+    """The facts that names alone tell: those of a wrapped model's parameters all begin alike.
 
     >>> [info.name for info in infos_from_names(["module._orig_mod.a", "module.b"])]
     ['a', 'b']
@@ -243,7 +243,7 @@ def _joined(path: str, name: str) -> str:
 
 
 def _is_wrapped_as(name: str, kind: str) -> bool:
-    """Whether a module of that class keeps what it wraps under that name."""
+    """True if a module of that class keeps what it wraps under that name."""
     return name in _WRAPPED or (name == "module" and kind in _WRAPPED_AS_MODULE)
 
 
@@ -252,7 +252,7 @@ _MAGNITUDE = "magnitude of a weight norm"
 
 
 def _role_in_parametrization(module: nn.Module, key: str, tensor: str) -> str:
-    """Which of the owner's tensors a parameter of a parametrization stands for.
+    """The tensor of the owner that a parameter of a parametrization stands for.
 
     One original is the tensor before it is parametrized. Of several nothing is known, but for
     weight norm's: a magnitude, and a direction in the shape of the weight.
@@ -265,7 +265,7 @@ def _role_in_parametrization(module: nn.Module, key: str, tensor: str) -> str:
 
 
 def _role(owner: nn.Module, key: str) -> str:
-    """Which of a module's tensors a parameter stands for, what it is made into seen through."""
+    """The tensor of a module that a parameter stands for, what it is made into seen through."""
     for tensor in weight_normed(owner):
         if key == f"{tensor}_g":
             return _MAGNITUDE
@@ -288,7 +288,7 @@ def _output_dim(owner: nn.Module, role: str, parameter: Tensor) -> int | None:
 
 
 def _is_input_first(owner: nn.Module, parameter: Tensor) -> bool:
-    """Whether it is the weight (in, out) of a ``transformers.pytorch_utils.Conv1D``."""
+    """True if it is the weight (in, out) of a ``transformers.pytorch_utils.Conv1D``."""
     outputs = getattr(owner, "nf", None)
     return (
         type(owner).__name__ == "Conv1D"

@@ -1,4 +1,4 @@
-"""Which parameters a transform acts on.
+"""The choice of the parameters that a transform acts on.
 
 ``select`` is one of
 
@@ -81,7 +81,7 @@ def freeze(owner: str, select: Any) -> Select:
 
 
 class Verdict(NamedTuple):
-    """What one ``select`` says of a parameter.
+    """The verdict of one ``select`` on a parameter.
 
     Parameters
     ----------
@@ -124,7 +124,7 @@ class Selector:
         self._seen: list[ParameterInfo] = []
 
     def judge(self, tensor: Tensor, info: ParameterInfo, display: str) -> Verdict:
-        """Whether the tensor is selected, and by what."""
+        """Judge one tensor by all rules."""
         selected: bool | Layers | None = None
         why = ""
         self._seen.append(info)
@@ -179,7 +179,7 @@ class Selector:
                 )
 
     def _nearest(self, pattern: Pattern) -> str:
-        """What there is that the pattern may have meant."""
+        """The names or types that the pattern may have meant."""
         if isinstance(pattern, str):
             names = [info.name for info in self._seen if info.name is not None]
             near = get_close_matches(pattern.replace("*", ""), names, n=3, cutoff=0.5) or names[:3]

@@ -30,7 +30,7 @@ MARK = "_znorm_attachment"
 
 
 class Attached(Protocol):
-    """What the hooks need to know of an attachment."""
+    """An attachment, as far as the hooks need to know it."""
 
     @property
     def transform(self) -> Any: ...
@@ -96,7 +96,7 @@ class StepHooks:
             self._transformed = [(gradient, version_of(gradient)) for gradient in present()]
 
     def has_changed(self, gradients: Sequence[Tensor]) -> bool:
-        """Whether these are others than those remembered, or have been written since."""
+        """True if these are others than those remembered, or have been written since."""
         return len(gradients) != len(self._transformed) or any(
             one is not other or version_of(one) != version
             for one, (other, version) in zip(gradients, self._transformed, strict=True)
@@ -164,7 +164,7 @@ def _place_of_closure(kind: type[Optimizer]) -> int | None:
 
 
 def _steps_by_itself(kind: type[Optimizer]) -> bool:
-    """Whether the step of a class is one of `znorm.optim`, not one that stands in its place."""
+    """True if the step of a class is one of `znorm.optim`, not one that stands in its place."""
     return "transforms_in_step" in vars(_owner_of_step(kind))
 
 

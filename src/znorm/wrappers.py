@@ -82,7 +82,7 @@ def unwrapped(optimizer: Any) -> Optimizer:
 
 
 def sharder_of(optimizer: Optimizer, *, thorough: bool = False) -> Any | None:
-    """What has made this optimizer for one process's share of the parameters, if so.
+    """The wrapper that made this optimizer for one process's share of the parameters, if any.
 
     Parameters
     ----------
@@ -121,7 +121,7 @@ def _owners(optimizer: Optimizer) -> Iterator[Any]:
 
 
 def _is_a(thing: Any, names: tuple[str, ...]) -> bool:
-    """Whether it is of a class of one of these names: importing them would cost seconds."""
+    """True if it is of a class of one of these names: importing them would cost seconds."""
     return any(kind.__name__ in names for kind in type(thing).__mro__)
 
 

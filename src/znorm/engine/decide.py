@@ -16,7 +16,7 @@ __all__ = ["Decision", "by_entry", "decide"]
 
 @dataclass
 class Decision:
-    """What a chain makes of moments, and what a receipt needs to know of it.
+    """The maps that a chain makes of moments, and what a receipt needs to know of them.
 
     Parameters
     ----------
@@ -68,7 +68,7 @@ def decide(
 
 
 def by_entry(layout: Layout, flags: Tensor) -> dict[int, Tensor]:
-    """Of flags by unit, for each measured entry of a layout whether any of its units has it."""
+    """A flag for each measured entry of a layout: whether any of its units has one."""
     return {
         index: flags[entry.unit_range.start : entry.unit_range.stop].any()
         for index, entry in enumerate(layout.entries)

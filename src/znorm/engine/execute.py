@@ -260,7 +260,7 @@ def apply_affine_(
 
 
 def _near(decision: Decision) -> list[bool] | None:
-    """Of each unit whether `reference.apply_` may take it in one operation; None: not known."""
+    """A flag for each unit that `reference.apply_` may take in one operation; None: not known."""
     affine, after = decision.affine, decision.after
     on_cpu = after.m2.device.type == "cpu" and not torch.is_grad_enabled()
     if not on_cpu or is_traced():
@@ -296,7 +296,7 @@ def _normalize_compiled_(
 
 @dataclass(frozen=True)
 class _Mapped:
-    """What an elementwise pass did: by entry whether it changed anything, and its readings."""
+    """The record of an elementwise pass: which entries it changed, and its readings."""
 
     acted: dict[int, Tensor]
     readings: list[Reading]

@@ -60,7 +60,7 @@ def _writable(parameter: Tensor, observes: bool) -> Tensor | None:
 
 
 def _places(gradients: Sequence[Tensor]) -> list[int]:
-    """Where each begins in memory; what has no place there counts as itself."""
+    """The address of each in memory; one that has none there counts as itself."""
     try:
         if set(map(type, gradients)) <= {Tensor}:
             places = list(map(Tensor.data_ptr, gradients))

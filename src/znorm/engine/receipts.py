@@ -29,7 +29,7 @@ FIELDS = ("norm_before", "norm_after", "mean", "std", "cosine", "clipped")
 
 @dataclass(frozen=True)
 class Report:
-    """What one pass did: each an entry a tensor of the receipt.
+    """The record of one pass over gradients: each field has an entry a tensor of the receipt.
 
     Parameters
     ----------
@@ -50,7 +50,7 @@ class Report:
 
 @dataclass(frozen=True)
 class Reading:
-    """What reading one gradient before and after tells.
+    """The sums of one gradient that was read before and after.
 
     Parameters
     ----------

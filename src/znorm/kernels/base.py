@@ -58,7 +58,7 @@ class RunningSums(Protocol):
 
 
 class StepContext(NamedTuple):
-    """What one step brings beside its gradients.
+    """The loss scale, the overflow flag and the receipt of one step.
 
     Parameters
     ----------
@@ -264,9 +264,9 @@ class Backend(Protocol):
         ...
 
     def rests_on(self) -> Any:
-        """What else a batch was made for, such as a number of threads: compared before reuse."""
+        """The circumstances that a batch was made for, such as a number of threads."""
         ...
 
     def first_use(self, dtype: torch.dtype, device: torch.device) -> AbstractContextManager[None]:
-        """What is round the self-test of a dtype, in which kernels are compiled."""
+        """A context round the self-test of a dtype, in which kernels are compiled."""
         ...

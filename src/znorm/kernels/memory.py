@@ -1,4 +1,4 @@
-"""How tensors lie in memory, and what of that kernels take for granted."""
+"""The way tensors lie in memory, as far as kernels take it for granted."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["fits", "has_stretches", "lies_as"]
 
 
 def fits(tensor: Tensor, slices: Sequence[LayerSlice]) -> bool:
-    """Whether compiled kernels can take a tensor, each unit of its slices a stretch of memory."""
+    """True if compiled kernels can take a tensor, each unit of its slices a stretch of memory."""
     return (
         is_plain(tensor)
         and has_stretches(tensor, slices)
@@ -25,7 +25,7 @@ def fits(tensor: Tensor, slices: Sequence[LayerSlice]) -> bool:
 
 
 def has_stretches(tensor: Tensor, slices: Sequence[LayerSlice]) -> bool:
-    """Whether a tensor fills its memory, and each unit of its slices is one stretch of it."""
+    """True if a tensor fills its memory, and each unit of its slices is one stretch of it."""
     if tensor.layout != torch.strided:
         return False
     shape, stride = tuple(tensor.shape), tensor.stride()
@@ -33,7 +33,7 @@ def has_stretches(tensor: Tensor, slices: Sequence[LayerSlice]) -> bool:
 
 
 def lies_as(parameter: Tensor, other: Tensor) -> bool:
-    """Whether a tensor is as large as a parameter, of its kind and in its memory order.
+    """True if a tensor is as large as a parameter, of its kind and in its memory order.
 
     Update kernels take that for granted of gradients and states, torch's own fused ones too.
     """

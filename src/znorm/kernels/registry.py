@@ -31,7 +31,7 @@ __all__ = ["backend_for", "batches", "can_update", "name_of", "name_on", "why_no
 
 @dataclass(frozen=True)
 class _Source:
-    """Where a backend comes from: a module with a ``BACKEND``, and the package it needs."""
+    """The source of a backend: a module with a ``BACKEND``, and the package it needs."""
 
     module: str
     name: str
@@ -178,25 +178,25 @@ def _by_device_and_dtype(
 ) -> list[list[int]]:
     """The indices of tensors that one batch can hold, a list each."""
     devices = {t.device for t in tensors if t is not None and t.device.type == kind}
-    lists: list[list[int]] = []
+    together: list[list[int]] = []
     for device in sorted(devices, key=str):
         for dtype in backend.dtypes:
             indices = [
                 index
-                for index, (tensor, own) in enumerate(zip(tensors, slices, strict=True))
+                for index, (tensor, pieces) in enumerate(zip(tensors, slices, strict=True))
                 if tensor is not None
                 and tensor.device == device
                 and tensor.dtype == dtype
-                and (own or everything)
-                and memory.fits(tensor, own)
+                and (pieces or everything)
+                and memory.fits(tensor, pieces)
             ]
             if indices and _is_ready(backend, dtype, device):
-                lists.append(indices)
-    return lists
+                together.append(indices)
+    return together
 
 
 def can_update(rule: UpdateRule, batch: KernelBatch, dtype: torch.dtype) -> bool:
-    """Whether a batch's backend can step by a rule; tries it at the first time.
+    """True if a batch's backend can step by a rule; tries it at the first time.
 
     Warns
     -----
@@ -210,7 +210,7 @@ def can_update(rule: UpdateRule, batch: KernelBatch, dtype: torch.dtype) -> bool
 def _is_ready(
     backend: Backend, dtype: torch.dtype, device: torch.device, rule: UpdateRule | None = None
 ) -> bool:
-    """Whether kernels for a dtype work on a device; compiles them at the first call.
+    """True if kernels for a dtype work on a device; compiles them at the first call.
 
     Warns
     -----
@@ -239,7 +239,7 @@ def _is_ready(
 def why_not(
     device: torch.device, dtype: torch.dtype, *, rule: UpdateRule | None = None, load: bool = True
 ) -> str | None:
-    """What keeps the compiled kernels from tensors of a kind, in a few words; None: nothing.
+    """The reason that keeps compiled kernels from tensors of a kind; None if nothing does.
 
     Parameters
     ----------

@@ -17,7 +17,7 @@ __all__ = ["fault"]
 def fault(
     backend: Backend, dtype: torch.dtype, device: torch.device, rule: UpdateRule | None = None
 ) -> str | None:
-    """What is wrong with a backend's kernels for a dtype, or for steps of a rule.
+    """The fault of a backend's kernels for a dtype, or for steps of a rule; None if they are right.
 
     Kernels are compiled here. What they raise is told in one line; None if they are right.
     """
@@ -38,7 +38,7 @@ _Tried = Iterator[tuple[str, list[float], list[float]]]
 def _transforms(
     backend: Backend, dtype: torch.dtype, device: torch.device, rule: UpdateRule | None
 ) -> _Tried:
-    """What was asked for, what came out and what is right."""
+    """The transforms that are tried: their name, what came out, and what is right."""
     gradient = torch.tensor([1.0, 2.0, 3.0, 6.0], dtype=dtype, device=device)
     whole = LayerSlice(None, (4,), (), 0)
     measuring = backend.batch([0], [gradient], [(whole,)], units=1, measures=True)
@@ -49,8 +49,8 @@ def _transforms(
     measuring.normalize_([centered], ZScore(scale=False), StepContext())
     yield "a centered tensor", centered.tolist(), [-2.0, -1.0, 0.0, 3.0]
     mapped = gradient.clone()
-    given = backend.batch([0], [mapped], [(whole,)], units=1, measures=False)
-    given.apply_affine_([mapped], _coefficients(device, 1.0, 0.5))
+    mapping = backend.batch([0], [mapped], [(whole,)], units=1, measures=False)
+    mapping.apply_affine_([mapped], _coefficients(device, 1.0, 0.5))
     yield "an affine map", mapped.tolist(), [0.0, 0.5, 1.0, 2.5]
 
 

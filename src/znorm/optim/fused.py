@@ -132,7 +132,7 @@ class _States:
 
 @dataclass
 class FusedStep:
-    """What one step of an optimizer needs, and what that rests on.
+    """The parts of one step of an optimizer, and all that they rest on.
 
     Parameters
     ----------
@@ -166,7 +166,7 @@ class FusedStep:
     def still_holds(
         self, optimizer: Optimizer, attachment: Any, gradients: Sequence[Tensor | None]
     ) -> bool:
-        """Whether all is as it was, but for where gradients lie."""
+        """True if all is as it was, but for where gradients lie."""
         return (
             attachment is self.attachment
             and torch.get_num_threads() == self.threads
@@ -235,7 +235,7 @@ def _take_fused_step(optimizer: Optimizer, rule: UpdateRule) -> bool:
 
 
 def why_not_fused(optimizer: Optimizer, rule: UpdateRule, *, load: bool = True) -> str | None:
-    """What keeps the transform out of the update kernel, as far as it shows before a step.
+    """The reason that keeps the transform out of the kernel, as far as it shows before a step.
 
     Parameters
     ----------
@@ -343,12 +343,12 @@ def _make_fused_step(
 
 
 def _grouped(groups: Sequence[dict[str, Any]], rule: UpdateRule) -> list[tuple[int, bool]]:
-    """What kernels rest on of the groups: who belongs to which, and who has states."""
+    """The facts of the groups that kernels rest on: who belongs to which, and who has states."""
     return [(len(group["params"]), rule.keeps_state(group)) for group in groups]
 
 
 def _is_known(state: dict[str, Any] | None, parameter: Tensor, rule: UpdateRule) -> bool:
-    """Whether kernels can take a state up, if there is one: half of one is torch's to refuse."""
+    """True if kernels can take a state up, if there is one: half of one is torch's to refuse."""
     if not state:
         return True
     step = state.get("step")

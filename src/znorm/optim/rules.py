@@ -24,7 +24,7 @@ def init_adam_state(state: dict[str, Any], parameter: Tensor, amsgrad: bool) -> 
 
 
 def is_decoupled(group: dict[str, Any], default: bool) -> bool:
-    """Whether a group's weight decay is AdamW's; torch 2.6 has no such option, but two classes."""
+    """True if a group's weight decay is AdamW's; torch 2.6 has no such option, but two classes."""
     return bool(group.get("decoupled_weight_decay", default))
 
 

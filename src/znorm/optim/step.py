@@ -1,4 +1,4 @@
-"""What the optimizers of this package share: how a step is taken, and stochastic rounding."""
+"""The step of the optimizers of this package: which one is taken, and stochastic rounding."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def take_step(
 
 
 def _may_fuse(optimizer: Optimizer) -> bool:
-    """Whether the variant is left open, and torch's fused one is right here.
+    """True if the variant is left open, and torch's fused one is right here.
 
     On a CPU torch never takes it by itself. Not for half precision, where torch's fused SGD leaves
     weights as they are on some processors.
@@ -173,7 +173,7 @@ def _refuse_fused(optimizer: Optimizer) -> None:
 
 
 def _lies_in_one_order(optimizer: Optimizer, parameter: Tensor) -> bool:
-    """Whether gradient and states have the strides of a parameter, as far as they are dense."""
+    """True if gradient and states have the strides of a parameter, as far as they are dense."""
     others = [parameter.grad, *optimizer.state.get(parameter, {}).values()]
     shape = parameter.shape
     return parameter.grad is None or all(
@@ -267,7 +267,7 @@ def _transform_now(optimizer: Optimizer) -> None:
 
 
 def with_options(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
-    """What is pickled of an optimizer, with the attributes that torch's own leaves out."""
+    """The pickled state of an optimizer, with the attributes that torch's own leaves out."""
     kept = ("stochastic_rounding", SCALED_BY_STEP)
     return {**state, **{n: optimizer.__dict__[n] for n in kept if n in optimizer.__dict__}}
 

@@ -19,7 +19,7 @@ Granularity: TypeAlias = Literal["tensor", "channel", "global"]
 
 @dataclass(frozen=True)
 class ZScore:
-    """What compiled kernels need to decide a z-score by themselves, tensor by tensor.
+    """A z-score as compiled kernels decide it by themselves, tensor by tensor.
 
     Parameters
     ----------
@@ -44,7 +44,7 @@ class ZScore:
 
 @dataclass(frozen=True)
 class Clamp:
-    """What compiled kernels need to clamp each entry to ``[-bound, bound]``."""
+    """A clamp of each entry to ``[-bound, bound]``, as compiled kernels do it."""
 
     bound: float
 
@@ -133,11 +133,11 @@ class Transform:
         raise NotImplementedError(f"{type(self).__name__} is not elementwise")
 
     def fused_form(self) -> FusedForm | None:
-        """What compiled kernels can do of themselves; None if they are to be told coefficients."""
+        """The form that compiled kernels do by themselves; None if they are told coefficients."""
         return None
 
     def resets(self) -> Mapping[str, Hashable]:
-        """What is the same after the transform whatever it was before, and what it is set to.
+        """The properties that the transform sets anew whatever they were before, and their values.
 
         By "center" and "scale". A chain warns of a transform whose work another one undoes so.
         """

@@ -62,7 +62,7 @@ class Centralize(Transform):
         set_fields(self, select=freeze("Centralize", self.select))
 
     def decide(self, moments: Moments, parameters: Moments | None = None) -> Affine:
-        # A mean that went through other links is rounded: scale 0 keeps constant channels exact.
+        # A mean that others have changed is rounded: scale 0 keeps constant channels exact.
         return Affine(moments.mean, torch.where(moments.m2 == 0, 0.0, torch.ones_like(moments.m2)))
 
     def resets(self) -> Mapping[str, Hashable]:

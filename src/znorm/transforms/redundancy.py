@@ -60,13 +60,13 @@ def redundant(transforms: Sequence[Transform]) -> Iterator[str]:
 
 
 def _overlap(one: Transform, other: Transform) -> bool:
-    """Whether both surely act on a tensor: of rules that is known where they are the same."""
+    """True if both surely act on a tensor: of rules that is known where they are the same."""
     by_rules = any(not isinstance(transform.select, str) for transform in (one, other))
     return not by_rules or one.select == other.select
 
 
 def _changes(transform: Transform) -> set[str]:
-    """What of a gradient the transform can change, as far as it says so."""
+    """The properties of a gradient that the transform can change, as far as it says so."""
     if transform.is_clip and not transform.elementwise:
         return {"scale"}
     return set(transform.resets())
@@ -95,7 +95,7 @@ def _has_done(earlier: Transform, later: Transform) -> bool:
 
 
 def _lets_through(later: Transform, earlier: Transform) -> bool:
-    """Whether a change of scale reaches what comes after ``later`` as a change of scale."""
+    """True if a change of scale reaches what comes after ``later`` as a change of scale."""
     return (
         _changes(earlier) == {"scale"}
         and set(later.resets()) == {"center"}

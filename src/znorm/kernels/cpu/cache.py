@@ -1,4 +1,4 @@
-"""Where numba keeps what it compiles of the kernels."""
+"""The place where numba keeps what it compiles of the kernels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What one thread does of a step over a list of tensors; all threads call `run` at once.
+"""One thread's share of a step over a list of tensors; all threads call `run` at once.
 
 A tensor is decided and finished while it is in cache, whole, by whichever thread is free. Only
 what is too large for that to be fair is done by all threads together, which wait for each other
@@ -197,7 +197,7 @@ def from_table(table):
 
 @njit(**_OPTIONS)
 def _quarter(length):
-    """How many blocks a quarter of a large unit has."""
+    """The number of blocks in a quarter of a large unit."""
     return ((length + BLOCK - 1) // BLOCK + 3) // 4
 
 

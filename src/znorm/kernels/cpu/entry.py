@@ -32,7 +32,7 @@ def make_table(
     partial: _Array,
     sync: _Array,
 ) -> _Array:
-    """What `entry` is called with: arguments of `driver.run`, which must outlive it.
+    """The table that `entry` is called with: arguments of `driver.run`, which must outlive it.
 
     Returns
     -------

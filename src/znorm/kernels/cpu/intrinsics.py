@@ -1,4 +1,4 @@
-"""What numba does not have: raw pointers to three dtypes, atomics, and giving the core away.
+"""Intrinsics that numba lacks: pointers to three dtypes, atomics, and giving the core away.
 
 A pointer's dtype is told by a value of a stand-in type: numpy has no bfloat16, and numba no float16
 on a CPU. `DTYPES` names them. Loads widen to float32, stores round once to the nearest even.
@@ -68,7 +68,7 @@ def pointer_to(typing: Any, address: Any, like: Any) -> Any:
 
 @intrinsic
 def address_of(typing: Any, pointer: Any) -> Any:
-    """Where a pointer points."""
+    """The address that a pointer holds."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.ptrtoint(args[0], ir.IntType(64))

@@ -88,10 +88,10 @@ def clamp(address, start, length, bound, dtype):
         # NaN stays NaN.
         y = bound if x > bound else (-bound if x < -bound else x)
         store(g, i, y)
-        wide, held = np.float64(x), np.float64(y)
+        wide, clamped = np.float64(x), np.float64(y)
         total += wide
         square += wide * wide
-        dot += wide * held
-        after += held * held
+        dot += wide * clamped
+        after += clamped * clamped
         changed += 1.0 if x > bound or x < -bound else 0.0
     return total, square, dot, after, changed

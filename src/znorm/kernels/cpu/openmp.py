@@ -41,7 +41,7 @@ def _parallel() -> Callable[..., None] | None:
 
 
 def has_team() -> bool:
-    """Whether torch's threads can be had."""
+    """True if torch's threads can be had."""
     return not _forked and _parallel() is not None
 
 

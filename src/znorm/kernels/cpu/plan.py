@@ -1,4 +1,4 @@
-"""Where the tensors of a layout lie in memory, as the kernels need to know it."""
+"""A plan of where the tensors of a layout lie in memory, for the CPU kernels."""
 
 from __future__ import annotations
 
@@ -188,7 +188,7 @@ class Plan:
 
     @contextmanager
     def _several(self, enough: int) -> Iterator[bool]:
-        """Whether more threads than this one are to work; they are then this plan's to use."""
+        """True if more threads than this one are to work; they are then this plan's to use."""
         # Waking one takes longer than its share of a small list, and they may be another Python
         # thread's now.
         several = self.threads > 1 and self.elements >= enough and alone().acquire(blocking=False)

@@ -209,7 +209,7 @@ def _advance_sgd(addresses, steps, initialized, groups, hyperparameters, constan
 
 
 class Rule(NamedTuple):
-    """What the driver needs of a rule.
+    """A rule, as the driver needs it.
 
     Parameters
     ----------

@@ -48,7 +48,7 @@ _KINDS = {types.float32: _ONE, types.uint16: _FOUR, types.int16: _FOUR}
 
 @intrinsic
 def lanes_of(typing: Any, dtype: Any) -> Any:
-    """How many elements of a dtype are taken at a time."""
+    """The number of elements of a dtype that are taken at a time."""
     count = _WIDTH * _KINDS[dtype].vectors
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -181,7 +181,7 @@ def store_lanes(typing: Any, pointer: Any, index: Any, value: Any) -> Any:
 
 
 def _places(builder: Any, args: Any, dtype: Any) -> list[Any]:
-    """Where each vector lies."""
+    """The address of each vector."""
     kind = ir.VectorType(_SINGLE if dtype == types.float32 else ir.IntType(16), _WIDTH)
     places = []
     for number in range(_KINDS[dtype].vectors):

@@ -1,4 +1,4 @@
-"""What changes from step to step, on the device: addresses, hyperparameters, and scratch.
+"""Buffers on the device for what changes from step to step: addresses, numbers, and scratch.
 
 Kernels run in the order of a stream, and so do the writes to these buffers: nothing is copied from
 memory of the host that could change or be given back meanwhile, and nothing waits.

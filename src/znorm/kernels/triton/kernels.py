@@ -1,4 +1,4 @@
-"""What runs on the GPU: three small kernels in Triton, each over a whole list of tensors.
+"""Three small kernels in Triton, each over a whole list of tensors.
 
 Tensors are found by tables of their addresses, as numbers: one launch serves hundreds of them.
 Sums are float64, in a fixed order, with no atomics: the same bits on every run. Where a table holds

@@ -1,4 +1,4 @@
-"""Where the tensors of a layout lie in memory, cut into pieces for the GPU's programs."""
+"""A plan of where the tensors of a layout lie in memory, in pieces for the GPU's programs."""
 
 from __future__ import annotations
 

@@ -179,7 +179,7 @@ def _advance_sgd(
 
 
 class Rule(NamedTuple):
-    """What the launches need of a rule.
+    """A rule, as the launches need it.
 
     Parameters
     ----------
