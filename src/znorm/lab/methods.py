@@ -9,13 +9,15 @@ from typing import Any
 
 import znorm
 from znorm.lab.errors import ConfigurationError
+from znorm.lab.importing import import_users_module
 from znorm.lab.registry import lookup, unknown
 from znorm.transforms import TRANSFORMS, Transform
 
-__all__ = ["METHODS", "PUBLISHED", "Method", "label", "make_transform", "resolve"]
+__all__ = ["METHODS", "PUBLISHED", "Method", "external", "label", "make_transform", "resolve"]
 
-# A link as it is written in YAML and kept in a specification: {"ZNorm": {"eps": 1e-8}}.
-Links = tuple[dict[str, dict[str, Any]], ...]
+# Transforms as they are written in YAML and kept in a specification: {"ZNorm": {"eps": 1e-8}}. A
+# name is one of the library's table, or the place of a class: "package.module:Class".
+Written = tuple[dict[str, dict[str, Any]], ...]
 
 
 @dataclass(frozen=True)
@@ -29,14 +31,14 @@ class Method:
     about : str
         One line.
     transform : tuple of dict
-        Links of a chain, each a transform's name and its arguments.
+        A chain, of each transform its name and its arguments.
     weight_decay : float
         Decoupled under Adam and AdamW.
     """
 
     label: str
     about: str
-    transform: Links = field(default=())
+    transform: Written = field(default=())
     weight_decay: float = 0.0
 
 
@@ -85,6 +87,11 @@ METHODS: Mapping[str, Method] = {
         "scale each tensor to a norm of 0.1",
         ({"ClipNorm": {"threshold": 0.1}},),
     ),
+    "adaptive_clipping": Method(
+        "Adaptive clipping",
+        "scale each output channel to 0.01 of its weights' norm (Brock et al. 2021)",
+        ({"AdaptiveClip": {"threshold": 0.01}},),
+    ),
 }
 
 # The rows of the paper's tables, and what is compared where nothing else is asked for.
@@ -96,19 +103,36 @@ def label(name: str) -> str:
     return METHODS[name].label if name in METHODS else name
 
 
-def resolve(name: str, transform: Any, weight_decay: float | None) -> tuple[Links, float]:
-    """The links and the weight decay of a method, by its name or as the user wrote them.
+def external(transform: Any) -> list[str]:
+    """The names in a transform, as it is written, that are places of code outside of this package.
+
+    >>> external([{"ZNorm": {}}, {"clips:Mine": {"threshold": 0.1}}])
+    ['clips:Mine']
+    """
+    several = isinstance(transform, Sequence) and not isinstance(transform, str)
+    names = []
+    for item in transform if several else [transform]:
+        names += (
+            [item] if isinstance(item, str) else list(item if isinstance(item, Mapping) else [])
+        )
+    return [name for name in names if isinstance(name, str) and ":" in name]
+
+
+def resolve(name: str, transform: Any, weight_decay: float | None) -> tuple[Written, float]:
+    """The transforms and the weight decay of a method, by its name or as the user wrote them.
+
+    Code outside of this package is not imported.
 
     Raises
     ------
     ConfigurationError
-        For a name that is not known and comes without links, for a known one with others, for a
-        link that is not a transform or has wrong arguments.
+        For a name that is not known and comes without transforms, for a known one with others, for
+        what is not a transform or has wrong arguments.
     """
     known = METHODS.get(name)
     if known is None and transform is None and weight_decay is None:
         raise unknown("method", name, METHODS)
-    links = (known.transform if known else ()) if transform is None else _links(transform)
+    written = (known.transform if known else ()) if transform is None else _written(transform)
     if weight_decay is not None and (
         isinstance(weight_decay, bool) or not isinstance(weight_decay, int | float)
     ):
@@ -116,53 +140,72 @@ def resolve(name: str, transform: Any, weight_decay: float | None) -> tuple[Link
             f"method {name}: weight_decay must be a number, found {weight_decay!r}"
         )
     decay = (known.weight_decay if known else 0.0) if weight_decay is None else weight_decay
-    if known is not None and (links != known.transform or decay != known.weight_decay):
+    if known is not None and (written != known.transform or decay != known.weight_decay):
         raise ConfigurationError(
             f"method {name}: its transform and weight decay are fixed; give yours another name"
         )
-    make_transform(links)
-    return links, decay
+    make_transform(tuple(one for one in written if not external(one)))
+    return written, decay
 
 
-def _links(given: Any) -> Links:
-    """Links in the form of a specification: "ZNorm", {"ZNorm": {...}} or a list of these."""
-    items = given if isinstance(given, Sequence) and not isinstance(given, str) else [given]
-    links: list[dict[str, dict[str, Any]]] = []
-    for item in items:
-        link = {item: {}} if isinstance(item, str) else item
-        if not isinstance(link, Mapping) or len(link) != 1:
+def _written(transform: Any) -> Written:
+    """Transforms as a specification has them: of "ZNorm", {"ZNorm": {...}} or a list of these."""
+    several = isinstance(transform, Sequence) and not isinstance(transform, str)
+    written: list[dict[str, dict[str, Any]]] = []
+    for item in transform if several else [transform]:
+        one = {item: {}} if isinstance(item, str) else item
+        if not isinstance(one, Mapping) or len(one) != 1:
             raise ConfigurationError(
                 f"transform: expected a transform's name and its arguments, found {item!r}"
             )
-        ((kind, arguments),) = link.items()
-        lookup("transform", kind, TRANSFORMS)
+        ((name, arguments),) = one.items()
+        if not (isinstance(name, str) and ":" in name):
+            lookup("transform", name, TRANSFORMS)
         if arguments is not None and not isinstance(arguments, Mapping):
             raise ConfigurationError(
-                f"transform {kind}: expected arguments by name, found {arguments!r}"
+                f"transform {name}: expected arguments by name, found {arguments!r}"
             )
-        links.append({str(kind): dict(arguments or {})})
-    return tuple(links)
+        written.append({str(name): dict(arguments or {})})
+    return tuple(written)
 
 
-def make_transform(links: Links) -> Transform | None:
-    """The transform that links describe; None if there are none.
+def make_transform(written: Written) -> Transform | None:
+    """The transform that is written down; None if there is none.
+
+    Code that it names is imported: see :mod:`znorm.lab.trust`.
 
     Raises
     ------
     ConfigurationError
-        Naming the link and the argument.
+        Naming the transform and the argument.
     """
     made = []
-    for link in links:
-        ((kind, arguments),) = link.items()
-        valid = list(inspect.signature(TRANSFORMS[kind]).parameters)
+    for one in written:
+        ((name, arguments),) = one.items()
+        kind = _imported(name) if ":" in name else lookup("transform", name, TRANSFORMS)
+        valid = list(inspect.signature(kind).parameters)
         for argument in arguments:
             if argument not in valid:
-                raise unknown(f"argument of {kind}", argument, valid)
+                raise unknown(f"argument of {name}", argument, valid)
         try:
-            made.append(TRANSFORMS[kind](**arguments))
+            made.append(kind(**arguments))
         except (TypeError, ValueError) as error:
             raise ConfigurationError(f"transform: {error}") from None
     if not made:
         return None
     return made[0] if len(made) == 1 else znorm.chain(*made)
+
+
+def _imported(place: str) -> type[Transform]:
+    """The class of a user's own at a place such as "package.module:Class"."""
+    module, _, name = place.partition(":")
+    try:
+        kind = getattr(import_users_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ConfigurationError(f"transform {place}: cannot be imported ({error})") from None
+    if not (isinstance(kind, type) and issubclass(kind, Transform)):
+        raise ConfigurationError(
+            f"transform {place}: expected a class of the base znorm.transforms.Transform, found "
+            f"{kind!r}"
+        )
+    return kind

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-import os
-import sys
 from collections.abc import Mapping
-from importlib import import_module
 from typing import Any
 
 import torch
@@ -15,6 +12,7 @@ from torch import nn
 
 import znorm
 from znorm.lab.errors import ConfigurationError
+from znorm.lab.importing import import_users_module
 from znorm.lab.registry import unknown
 from znorm.transforms import Transform
 
@@ -45,14 +43,10 @@ def _class(name: str) -> type[torch.optim.Optimizer]:
     module, dot, attribute = name.rpartition(".")
     if not dot:
         raise unknown("optimizer", name, OPTIMIZERS)
-    # A module of the user's own may lie in the working folder.
-    sys.path.append(os.getcwd())
     try:
-        found = getattr(import_module(module), attribute)
-    except (Exception, SystemExit) as error:
+        found = getattr(import_users_module(module), attribute)
+    except (ImportError, AttributeError) as error:
         raise ConfigurationError(f"optimizer {name}: cannot be imported ({error})") from None
-    finally:
-        sys.path.remove(os.getcwd())
     if not (isinstance(found, type) and issubclass(found, torch.optim.Optimizer)):
         raise ConfigurationError(f"optimizer {name}: not a torch.optim.Optimizer")
     return found

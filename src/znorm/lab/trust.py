@@ -1,8 +1,9 @@
 """Whose code may run: names in a specification from a folder are data, as its weights are.
 
-A model ``package.module:function``, one of another library or an optimizer by its class's path is
-imported and called. That is done where the user's own command or code names it, or allows it
-(``--trust-models``), and not because a folder of runs says so, which anybody may have sent.
+A model ``package.module:function``, one of another library, a transform ``package.module:Class`` or
+an optimizer by its class's path is imported and called. That is done where the user's own command
+or code names it, or allows it (``--trust-models``), and not because a folder of runs says so, which
+anybody may have sent.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
+from znorm.lab import methods
 from znorm.lab.errors import ConfigurationError
 from znorm.lab.models import is_external
 from znorm.lab.spec import RunSpec
@@ -38,7 +40,8 @@ def external_names(spec: RunSpec | Mapping[str, Any]) -> list[str]:
         elsewhere = "." in name and not name.startswith("torch.optim.")
         if is_external(name) if key == "model" else elsewhere:
             names.append(name)
-    return names
+    transform = spec.get("transform") if isinstance(spec, Mapping) else spec.transform
+    return names + methods.external(transform)
 
 
 def names_of(specs: Iterable[RunSpec]) -> list[str]:
