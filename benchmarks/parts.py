@@ -23,7 +23,7 @@ from step import SETS, fused, made
 
 import znorm
 from znorm.kernels.cpu import drivers, entry
-from znorm.lab.machine import processor
+from znorm.lab.system import processor
 
 
 def parts(name: str, dtype: torch.dtype) -> dict[str, Callable[[], object]]:

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from znorm.lab import comparison
+from znorm.lab import api
 from znorm.lab.cli import run
+from znorm.lab.runs.folder import Run
 from znorm.lab.spec import resolve
-from znorm.lab.store import Run
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         found.update(choices)
         return []
 
-    monkeypatch.setattr(comparison, "compare", compare)
+    monkeypatch.setattr(api, "compare", compare)
     return found
 
 
@@ -146,7 +146,7 @@ def test_a_folder_without_permission_is_a_row(level: int, tmp_path: Path) -> Non
     closed = [(one := failed(tmp_path, "x")).folder, one.folder.parent][level]
     closed.chmod(0)
     try:
-        rows = comparison.status(tmp_path)
+        rows = api.status(tmp_path)
     finally:
         closed.chmod(0o755)
     assert [(row["status"], row["folder"]) for row in rows] == [("unreadable", str(closed))]
@@ -164,7 +164,7 @@ def test_a_folder_that_cannot_be_listed_is_a_row(
         return listed(path)
 
     monkeypatch.setattr(os, "scandir", refused)
-    (row,) = comparison.status(tmp_path)
+    (row,) = api.status(tmp_path)
     assert row["status"] == "unreadable"
     assert row["error"] == f"{one.folder.parent}: cannot be read (Permission denied)"
 

@@ -12,8 +12,8 @@ import pytest
 from znorm.lab.reporting import gradients
 from znorm.lab.reporting.gradients import gradients_by_depth
 from znorm.lab.reporting.tables import gather
+from znorm.lab.runs.folder import Run
 from znorm.lab.spec import resolve
-from znorm.lab.store import Run
 
 
 def receipt(before: dict[str, float], factor: float = 1.0) -> dict[str, dict[str, float]]:

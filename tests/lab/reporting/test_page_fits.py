@@ -17,11 +17,12 @@ import pytest
 from znorm.lab.errors import DataError
 from znorm.lab.methods import PUBLISHED
 from znorm.lab.metrics import DEFINITIONS
+from znorm.lab.paper.page import frame_of
 from znorm.lab.paper.record import Record
 from znorm.lab.reporting.page import write_page
 from znorm.lab.reporting.tables import COLUMNS
+from znorm.lab.runs.folder import Run
 from znorm.lab.spec import resolve
-from znorm.lab.store import Run
 from znorm.lab.tasks import TASKS
 
 WIDTHS = (390, 1400, 2560)
@@ -77,7 +78,8 @@ def page(root: Path, *tasks: str, record: Record | None = None) -> str:
         ]
     ]
     missing = DataError("no data here")
-    return write_page(root, runs, {run.spec.data_key: missing for run in runs}, record).read_text()
+    frame = None if record is None else frame_of(record)
+    return write_page(root, runs, {run.spec.data_key: missing for run in runs}, frame).read_text()
 
 
 PAGES: dict[str, tuple[tuple[str, ...], Record | None]] = {
@@ -161,11 +163,11 @@ def test_a_cell_is_labelled_with_the_title_of_its_column(text: str) -> None:
     grids = Grids(text).found
     for grid in grids:
         for row in grid.rows[1:]:
-            if grid.kind == "beside" or "Floor" in row[0].text:
+            if grid.kind == "paper" or "Floor" in row[0].text:
                 continue
             assert [cell.held["data-label"] for cell in row[1:]] == grid.titles[1:]
-    beside = [grid for grid in grids if grid.kind == "beside"]
-    for grid in beside:
+    papers = [grid for grid in grids if grid.kind == "paper"]
+    for grid in papers:
         assert len(grid.titles) == 3  # two scores: their six columns fit
         for row in grid.rows[3:]:
             if len(row) == 1:
@@ -173,7 +175,7 @@ def test_a_cell_is_labelled_with_the_title_of_its_column(text: str) -> None:
             labels = [cell.held["data-label"] for cell in row[1:]]
             assert labels == 2 * ["published", "here", "difference"]
             assert [cell.held["data-title"] for cell in row[1::3]] == grid.titles[1:]
-    assert not beside or [grid.titles[1] for grid in beside] == [
+    assert not papers or [grid.titles[1] for grid in papers] == [
         "Test accuracy, %",
         "Test F1",
         "Test Hausdorff, pixels",

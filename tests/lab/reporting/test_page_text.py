@@ -18,12 +18,13 @@ from rich.console import Console
 
 from znorm.lab.errors import DataError
 from znorm.lab.paper.record import Record
-from znorm.lab.planning import Cost, costs_on_terminal
-from znorm.lab.reporting.beside import beside_on_terminal, paper_tables
+from znorm.lab.paper.tables import paper_on_terminal, paper_tables
 from znorm.lab.reporting.page import write_page
 from znorm.lab.reporting.tables import gather, on_terminal
+from znorm.lab.runs.cost import Cost, costs_on_terminal
+from znorm.lab.runs.folder import Run
+from znorm.lab.runs.survey import Damaged, find
 from znorm.lab.spec import resolve
-from znorm.lab.store import Damaged, Run, find
 
 ERROR = "ValueError: unexpected token [/INST] in [batch] :smile: [red]\\[x]"
 
@@ -98,8 +99,8 @@ def test_brackets_in_an_error_are_shown_as_they_are(tmp_path: Path) -> None:
     run = made(tmp_path, "znorm", status="failed", error=ERROR, metrics={})
     (table,) = gather(tmp_path, [made(tmp_path), run])
     assert f"seed 0 failed: {ERROR}" in printed(on_terminal(table))
-    (beside,) = paper_tables(Record("reduced", {"table2": "pcam_mini"}), [table])
-    assert f"seed 0 failed: {ERROR}" in printed(beside_on_terminal(beside))
+    (paper,) = paper_tables(Record("reduced", {"table2": "pcam_mini"}), [table])
+    assert f"seed 0 failed: {ERROR}" in printed(paper_on_terminal(paper))
 
 
 def test_a_model_named_as_an_emoji_is_shown_as_it_is(tmp_path: Path) -> None:

@@ -11,8 +11,9 @@ import torch
 
 from znorm.lab.metrics import classification_scores
 from znorm.lab.reporting.tables import gather, on_terminal
+from znorm.lab.runs.folder import Run
+from znorm.lab.runs.survey import find
 from znorm.lab.spec import resolve
-from znorm.lab.store import Run, find
 
 # Test accuracy by epoch; the last one is the run's.
 SCORES = {

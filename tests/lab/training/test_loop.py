@@ -12,6 +12,7 @@ from torch.nn import functional as F
 import znorm
 from znorm.lab import models, tasks
 from znorm.lab.datasets import Dataset
+from znorm.lab.datasets.augmentation import augment_
 from znorm.lab.errors import ConfigurationError, Interrupted
 from znorm.lab.methods import METHODS, make_transform
 from znorm.lab.spec import RunSpec, resolve
@@ -19,7 +20,7 @@ from znorm.lab.training import loop
 from znorm.lab.training.checkpoint import hash_weights
 from znorm.lab.training.loop import Outcome, train
 from znorm.lab.training.pipeline import Pipeline
-from znorm.lab.training.sampler import augment_, batches
+from znorm.lab.training.sampler import batches
 
 
 class Watch:
@@ -290,13 +291,13 @@ def test_the_learning_rate_follows_its_schedule_and_survives_a_stop(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     rates: list[float] = []
-    original = loop._Loop._backward
+    original = loop.take_step
 
-    def noting(self: Any, *batch: Any) -> Any:
-        rates.append(self.optimizer.param_groups[0]["lr"])
-        return original(self, *batch)
+    def noting(of: Any, net: Any, optimizer: Any, *batch: Any) -> Any:
+        rates.append(optimizer.param_groups[0]["lr"])
+        return original(of, net, optimizer, *batch)
 
-    monkeypatch.setattr(loop._Loop, "_backward", noting)
+    monkeypatch.setattr(loop, "take_step", noting)
     of = spec(epochs=3, schedule="multistep:1,2", method="baseline")
     whole, checkpoints = run(of)
     assert rates == pytest.approx([1e-3] * 4 + [1e-4] * 4 + [1e-5] * 4)

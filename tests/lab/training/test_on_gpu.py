@@ -12,9 +12,10 @@ pytest.importorskip("pydantic")
 
 from waiting import nothing_waits
 from znorm import lab
-from znorm.lab import comparison, models, tasks
+from znorm.lab import models, tasks
 from znorm.lab.methods import make_transform
 from znorm.lab.optimizers import make_optimizer
+from znorm.lab.runs import runner
 from znorm.lab.spec import resolve
 from znorm.lab.training.checkpoint import Position
 from znorm.lab.training.loop import _Loop
@@ -124,13 +125,13 @@ def test_a_run_that_was_stopped_goes_on_with_the_same_bits(
     }
     (whole,) = lab.compare(**shared, out=tmp_path / "whole")
     asked = []
-    original = comparison._Watch.stop_requested
+    original = runner._Watch.stop_requested
 
     def stop_requested(self: Any) -> bool:
         asked.append(1)
         return len(asked) == 7 or original(self)
 
-    monkeypatch.setattr(comparison._Watch, "stop_requested", stop_requested)
+    monkeypatch.setattr(runner._Watch, "stop_requested", stop_requested)
     with pytest.raises(lab.Interrupted):
         lab.compare(**shared, out=tmp_path / "stopped")
     (stopped,) = lab.compare(**shared, out=tmp_path / "stopped")

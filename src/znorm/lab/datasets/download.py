@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, cast
 
 from znorm.lab.datasets.files import refuse_page
-from znorm.lab.datasets.sources import Download
+from znorm.lab.datasets.source import Download
 from znorm.lab.errors import DataError, DiskFullError, is_disk_full
 
 __all__ = ["Progress", "digest_of", "fetch", "unpack"]

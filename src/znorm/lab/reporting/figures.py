@@ -13,10 +13,10 @@ from typing import Any
 from PIL import Image
 
 from znorm.lab.datasets import Dataset
-from znorm.lab.floor import FLOORS
 from znorm.lab.reporting.svg import BLUE, GREY, ORANGE, as_svg, style
 from znorm.lab.reporting.tables import REFERENCE, Row, Table, images_of
-from znorm.lab.store import Run
+from znorm.lab.reporting.trivial_baseline import TRIVIAL_BASELINES
+from znorm.lab.runs.folder import Run
 from znorm.lab.tasks import TASKS
 
 __all__ = ["Curves", "curves", "patches"]
@@ -67,11 +67,11 @@ def _panel(
             _draw(axes, row, key, scale, colour)
         if axes.dataLim.width == 0:
             axes.set_xticks([1])  # a single epoch
-        score = (table.floor or {}).get("metrics", {}).get(key)
+        score = (table.trivial_baseline or {}).get("metrics", {}).get(key)
         if score is not None:
             axes.axhline(scale * score, color=GREY, linewidth=1, linestyle=":")
             axes.annotate(
-                f"floor: {FLOORS[TASKS[table.spec.task].output].label}",
+                f"floor: {TRIVIAL_BASELINES[TASKS[table.spec.task].output].label}",
                 (1, scale * score),
                 xycoords=("axes fraction", "data"),
                 ha="right",

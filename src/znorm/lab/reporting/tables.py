@@ -9,15 +9,15 @@ from typing import Any
 
 from rich.table import Table as RichTable
 
-from znorm.lab.floor import FLOORS
-from znorm.lab.floor import folder as floor_folder
-from znorm.lab.floor import kept as kept_floor
-from znorm.lab.methods import METHODS, label
-from znorm.lab.reporting.shown import link, literal
+from znorm.lab.methods import METHODS
+from znorm.lab.methods import label as label_of
+from znorm.lab.reporting import trivial_baseline
+from znorm.lab.reporting.trivial_baseline import TRIVIAL_BASELINES
+from znorm.lab.runs.folder import Run
 from znorm.lab.spec import RunSpec
 from znorm.lab.stats import Interval, t_interval
-from znorm.lab.store import Run
 from znorm.lab.tasks import TASKS
+from znorm.lab.text import link, literal
 
 __all__ = [
     "COLUMNS",
@@ -127,9 +127,9 @@ class Table:
         The headline first.
     rows : tuple of Row
         In the order of the registry of methods.
-    floor : dict or None
-        The result.json of the trivial floor, if it is of the runs' images.
-    floor_link : str
+    trivial_baseline : dict or None
+        Its result.json, if it is of the runs' images.
+    trivial_baseline_link : str
         Its place, relative to the page.
     """
 
@@ -137,8 +137,8 @@ class Table:
     runs: tuple[Run, ...]
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
-    floor: Mapping[str, Any] | None
-    floor_link: str
+    trivial_baseline: Mapping[str, Any] | None
+    trivial_baseline_link: str
 
     @property
     def seeds(self) -> int:
@@ -146,7 +146,7 @@ class Table:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What a reader must know of the runs as a whole, a line each."""
+        """Lines on the runs as a whole that a reader must know."""
         done = [run for run in self.runs if run.status == "done"]
         known = images_of(done)
         if len(known) < 2:
@@ -161,9 +161,9 @@ class Table:
         )
 
     @property
-    def beats_floor(self) -> bool | None:
-        """Whether the baseline's mean is above the floor; None where one of them is missing."""
-        score = (self.floor or {}).get("metrics", {}).get(self.columns[0].key)
+    def beats_trivial_baseline(self) -> bool | None:
+        """True where the baseline's mean is above it; None where one of them is missing."""
+        score = (self.trivial_baseline or {}).get("metrics", {}).get(self.columns[0].key)
         for row in self.rows:
             if row.method == REFERENCE and row.cells[0].interval is not None and score is not None:
                 return bool(row.cells[0].interval.mean > score)
@@ -179,21 +179,21 @@ def gather(root: Path, runs: Sequence[Run]) -> list[Table]:
     tables = []
     for members in groups.values():
         spec = members[0].spec
-        floor = kept_floor(root, spec)
-        of = None if floor is None else floor.get("fingerprint")
-        if of is not None and not images_of(members) <= {of}:
-            floor = None  # of other images
-        place = link(root, floor_folder(root, spec) / "result.json")
+        trivial = trivial_baseline.kept(root, spec)
+        images = None if trivial is None else trivial.get("fingerprint")
+        if images is not None and not images_of(members) <= {images}:
+            trivial = None
+        address = link(root, trivial_baseline.folder(root, spec) / "result.json")
         columns = _columns(members)
         rows = _rows(root, members, columns)
-        tables.append(Table(spec, tuple(members), columns, rows, floor, place))
+        tables.append(Table(spec, tuple(members), columns, rows, trivial, address))
     return tables
 
 
 def images_of(runs: Iterable[Run]) -> set[str]:
     """The fingerprints of the images that runs were trained on, of those that tell."""
-    found = ((run.result or {}).get("hashes", {}).get("data") for run in runs)
-    return {one for one in found if one}
+    fingerprints = ((run.result or {}).get("hashes", {}).get("data") for run in runs)
+    return {fingerprint for fingerprint in fingerprints if fingerprint}
 
 
 def _columns(runs: Sequence[Run]) -> tuple[Column, ...]:
@@ -221,7 +221,7 @@ def _rows(root: Path, runs: Sequence[Run], columns: Sequence[Column]) -> tuple[R
     for group in members.values():
         method = group[0].spec.method
         mine = sorted(group, key=lambda run: run.spec.seed)
-        title = label(method)
+        title = label_of(method)
         if names.count(method) > 1:
             title += f" ({group[0].spec.hash})"
         done = [run for run in mine if run.status == "done"]
@@ -380,11 +380,11 @@ def on_terminal(table: Table) -> RichTable:
         trouble = "; ".join(f"seed {value.seed} {value.text}" for value in row.troubles)
         reached = plain(row.epochs_to_baseline)
         rich.add_row(literal(row.label), *cells, literal(trouble or difference), reached)
-    score = (table.floor or {}).get("metrics", {}).get(table.columns[0].key)
+    score = (table.trivial_baseline or {}).get("metrics", {}).get(table.columns[0].key)
     if score is not None:
-        floor = FLOORS[TASKS[spec.task].output].label
+        label = TRIVIAL_BASELINES[TASKS[spec.task].output].label
         rich.add_section()
-        rich.add_row(f"Floor: {floor}", table.columns[0].show(score), *[""] * (len(shown) + 1))
+        rich.add_row(f"Floor: {label}", table.columns[0].show(score), *[""] * (len(shown) + 1))
     return rich
 
 

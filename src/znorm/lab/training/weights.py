@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from znorm.lab.datasets import Dataset
 from znorm.lab.errors import DataError
-from znorm.lab.store import is_count
+from znorm.lab.numbers import is_count
 
 __all__ = ["RESERVED", "Trained", "dump", "load"]
 

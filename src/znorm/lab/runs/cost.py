@@ -1,4 +1,4 @@
-"""What a grid of runs costs on this machine, from a few measured steps of each model."""
+"""The cost of a grid of runs on this machine, from a few measured steps of each model."""
 
 from __future__ import annotations
 
@@ -13,14 +13,13 @@ import torch
 from rich.table import Table as RichTable
 
 from znorm.lab import tasks, trust
-from znorm.lab.comparison import check_images
 from znorm.lab.datasets import Dataset
-from znorm.lab.losses import LOSSES
-from znorm.lab.reporting.shown import literal
+from znorm.lab.runs.folder import Run
 from znorm.lab.spec import RunSpec
-from znorm.lab.store import Run
+from znorm.lab.text import literal
 from znorm.lab.training import memory
-from znorm.lab.training.beginning import begin, first_images
+from znorm.lab.training.setup import check_images, first_images, set_up
+from znorm.lab.training.step import evaluation_loss, take_step
 
 __all__ = ["Cost", "costs_on_terminal", "plan"]
 
@@ -31,7 +30,7 @@ _STEPS = 3
 
 @dataclass(frozen=True)
 class Cost:
-    """What the runs of one configuration cost.
+    """The cost of the runs of one configuration.
 
     Parameters
     ----------
@@ -139,20 +138,14 @@ def _free(spec: RunSpec) -> int | None:
 
 def _paces(spec: RunSpec, dataset: Dataset, most: int) -> tuple[_Pace, float]:
     """Of training steps with at most so many images at once; seconds an image in evaluation."""
-    model, optimizer = begin(spec, dataset)
-    loss_of = LOSSES[spec.loss]
+    model, optimizer = set_up(spec, dataset)
 
     def step(images: torch.Tensor, targets: torch.Tensor) -> None:
-        with torch.autocast(spec.device, torch.bfloat16, enabled=spec.precision == "bfloat16"):
-            loss = loss_of(model(images), targets)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
+        take_step(spec, model, optimizer, images, targets)
 
     @torch.no_grad()
     def look(images: torch.Tensor, targets: torch.Tensor) -> None:
-        with torch.autocast(spec.device, torch.bfloat16, enabled=spec.precision == "bfloat16"):
-            loss_of(model(images), targets)
+        evaluation_loss(spec, model, images, targets)
 
     # What a GPU takes for a small batch says nothing of a large one.
     size = most if spec.device == "cuda" else min(2, most)

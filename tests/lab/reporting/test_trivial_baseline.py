@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from znorm.lab import tasks
-from znorm.lab.floor import floor, folder, kept
 from znorm.lab.reporting.figures import curves
 from znorm.lab.reporting.tables import gather
+from znorm.lab.reporting.trivial_baseline import folder, kept, trivial_baseline
+from znorm.lab.runs.folder import Run
 from znorm.lab.spec import resolve
-from znorm.lab.store import Run
 
 CHOICES = {"epochs": 1, "device": "cpu", "precision": "float32", "data.limit": 24}
 
@@ -34,11 +34,11 @@ def test_a_floor_that_is_no_score_is_worked_out_anew(tmp_path: Path, score: str)
     run.log({"event": "epoch", "epoch": 1, **metrics})
     run.finish({"status": "done", "metrics": metrics, "seconds": 1.0})
     (table,) = gather(tmp_path, [run])
-    assert table.floor is None
+    assert table.trivial_baseline is None
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         curves(table)
-    found = floor(tmp_path, spec, tasks.load(spec.task, spec.data))
+    found = trivial_baseline(tmp_path, spec, tasks.load(spec.task, spec.data))
     assert 0 <= found["metrics"]["test_accuracy"] <= 1
     assert json.loads(path.read_text()) == found
 
@@ -52,11 +52,11 @@ def test_a_floor_whose_fingerprint_is_none_is_worked_out_anew(
     path = folder(tmp_path, spec) / "result.json"
     path.parent.mkdir(parents=True)
     path.write_text(f'{{"metrics": {{"test_accuracy": 0.5}}, "fingerprint": {fingerprint}}}')
-    assert floor(tmp_path, spec, data)["fingerprint"] == data.fingerprint
+    assert trivial_baseline(tmp_path, spec, data)["fingerprint"] == data.fingerprint
 
 
 def test_a_floor_of_masks_keeps_its_channel_and_threshold(tmp_path: Path) -> None:
     spec = resolve({**CHOICES, "task": "phantom", "data.limit": 8})
-    found = floor(tmp_path, spec, tasks.load(spec.task, spec.data))
+    found = trivial_baseline(tmp_path, spec, tasks.load(spec.task, spec.data))
     assert found["metrics"]["threshold"] > 1
     assert kept(tmp_path, spec) == found

@@ -14,9 +14,11 @@ import pytest
 import torch
 
 from znorm import lab
-from znorm.lab import comparison
 from znorm.lab.cli import run as call
-from znorm.lab.store import Run, find, sealed, survey, unsealed
+from znorm.lab.runs import runner
+from znorm.lab.runs.files import sealed, unsealed
+from znorm.lab.runs.folder import Run
+from znorm.lab.runs.survey import find, survey
 
 SMALL: dict[str, Any] = {"epochs": 2, "limit": 24, "methods": ["baseline", "znorm"], "seeds": 1}
 ARGUMENTS = ["--epochs", "2", "--limit", "24", "--methods", "baseline,znorm", "--seeds", "1"]
@@ -216,10 +218,10 @@ def test_a_damaged_checkpoint_is_gone_past_or_said(
 
 def stopped(out: Path) -> list[Run]:
     """The ZNorm run of the comparison, stopped in its second epoch."""
-    from znorm.lab import comparison
+    from znorm.lab.runs import runner
 
     asked = 0
-    original = comparison._Watch.stop_requested
+    original = runner._Watch.stop_requested
 
     def stop_requested(self: Any) -> bool:
         nonlocal asked
@@ -227,12 +229,12 @@ def stopped(out: Path) -> list[Run]:
             asked += 1
         return asked == 2
 
-    comparison._Watch.stop_requested = stop_requested  # type: ignore[method-assign]
+    runner._Watch.stop_requested = stop_requested  # type: ignore[method-assign]
     try:
         with pytest.raises(lab.Interrupted):
             lab.compare(**{**SMALL, "methods": ["znorm"]}, out=out)
     finally:
-        comparison._Watch.stop_requested = original  # type: ignore[method-assign]
+        runner._Watch.stop_requested = original  # type: ignore[method-assign]
     return find(out)
 
 
@@ -333,7 +335,7 @@ def test_each_bit_of_a_checkpoint_counts() -> None:
 def test_a_folder_that_is_removed_while_it_trains_is_said(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from znorm.lab import comparison
+    from znorm.lab.runs import runner
 
     out = tmp_path / "runs"
 
@@ -342,7 +344,7 @@ def test_a_folder_that_is_removed_while_it_trains_is_said(
             shutil.rmtree(self.run.folder)
         return False
 
-    monkeypatch.setattr(comparison._Watch, "stop_requested", stop_requested)
+    monkeypatch.setattr(runner._Watch, "stop_requested", stop_requested)
     assert call(["compare", *ARGUMENTS, "--out", str(out)]) == 1
     said = capsys.readouterr()
     assert "was removed while the run was at work" in said.err
@@ -384,7 +386,7 @@ def test_a_checkpoint_that_no_run_writes_is_damaged(
         return bool(watch.run.history)
 
     with monkeypatch.context() as patch:
-        patch.setattr(comparison._Watch, "stop_requested", stopped)
+        patch.setattr(runner._Watch, "stop_requested", stopped)
         with pytest.raises(lab.Interrupted):
             lab.compare(**{**SMALL, "methods": ["znorm"]}, out=tmp_path)
     (one,) = find(tmp_path)

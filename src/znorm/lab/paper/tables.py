@@ -1,4 +1,4 @@
-"""The paper's tables with what was trained here beside its numbers."""
+"""The paper's tables: its published numbers beside those of the runs that were trained here."""
 
 from __future__ import annotations
 
@@ -11,11 +11,19 @@ from znorm.lab.methods import PUBLISHED, label
 from znorm.lab.paper.grids import TARGETS, deviations
 from znorm.lab.paper.published import published
 from znorm.lab.paper.record import Record
-from znorm.lab.reporting.shown import literal
 from znorm.lab.reporting.tables import COLUMNS, Cell, Column, Row, Table, Value, plain
 from znorm.lab.tasks import TASKS
+from znorm.lab.text import literal
 
-__all__ = ["Beside", "Block", "Line", "PaperTable", "beside_on_terminal", "paper_tables", "remarks"]
+__all__ = [
+    "MethodLine",
+    "ModelBlock",
+    "PaperTable",
+    "PublishedCell",
+    "paper_on_terminal",
+    "paper_tables",
+    "remarks",
+]
 
 # Ours beside theirs. The paper's Hausdorff distances fit the row variant, not a distance in pixels,
 # which it does not say: both of ours stand beside the one of theirs.
@@ -39,7 +47,7 @@ _DIGITS = {
 
 
 @dataclass(frozen=True)
-class Beside:
+class PublishedCell:
     """One cell of the paper.
 
     Parameters
@@ -62,16 +70,16 @@ class Beside:
 
 
 @dataclass(frozen=True)
-class Line:
+class MethodLine:
     """A method of a model."""
 
     label: str
-    cells: tuple[Beside, ...]
+    cells: tuple[PublishedCell, ...]
     troubles: tuple[Value, ...]
 
 
 @dataclass(frozen=True)
-class Block:
+class ModelBlock:
     """A model of a table, in one configuration that was trained here, or in none.
 
     Parameters
@@ -80,14 +88,14 @@ class Block:
     table : Table or None
         The runs.
     deviations : tuple of str
-        In what they differ from the paper's settings.
-    lines : tuple of Line
+        Their differences from the paper's settings.
+    lines : tuple of MethodLine
     """
 
     model: str
     table: Table | None
     deviations: tuple[str, ...]
-    lines: tuple[Line, ...]
+    lines: tuple[MethodLine, ...]
 
 
 @dataclass(frozen=True)
@@ -97,25 +105,25 @@ class PaperTable:
     Parameters
     ----------
     label, task : str
-        What it is called, and the name of its own task.
+        Its title, and the name of its own task.
     columns : tuple of Column
-    blocks : tuple of Block
+    blocks : tuple of ModelBlock
     """
 
     label: str
     task: str
     columns: tuple[Column, ...]
-    blocks: tuple[Block, ...]
+    blocks: tuple[ModelBlock, ...]
 
     @property
     def stands_in(self) -> bool:
-        """Whether another task was trained in place of the paper's."""
+        """True where another task was trained in place of the paper's."""
         return any(block.table and block.table.spec.task != self.task for block in self.blocks)
 
 
 def paper_tables(record: Record, tables: Sequence[Table]) -> list[PaperTable]:
     """Each table that was asked for, whole: every published number, trained here or not."""
-    found = []
+    whole = []
     for name, target in TARGETS.items():
         if target.table is None or name not in record.tasks:
             continue
@@ -137,27 +145,27 @@ def paper_tables(record: Record, tables: Sequence[Table]) -> list[PaperTable]:
             for table in mine or [None]:
                 away = () if table is None else tuple(deviations(table.spec, target.task))
                 lines = _lines(target.task, model, table, columns)
-                blocks.append(Block(model, table, away, lines))
-        found.append(PaperTable(target.label, target.task, columns, tuple(blocks)))
-    return found
+                blocks.append(ModelBlock(model, table, away, lines))
+        whole.append(PaperTable(target.label, target.task, columns, tuple(blocks)))
+    return whole
 
 
 def _lines(
     task: str, model: str, table: Table | None, columns: Sequence[Column]
-) -> tuple[Line, ...]:
+) -> tuple[MethodLine, ...]:
     rows: dict[str, Row] = {} if table is None else {row.method: row for row in table.rows}
     lines = []
     for method in dict.fromkeys((*PUBLISHED, *rows)):
         row = rows.get(method)
         title = label(method) if row is None else row.label
-        cells = tuple(_beside(task, model, method, column, table, row) for column in columns)
-        lines.append(Line(title, cells, () if row is None else row.troubles))
+        cells = tuple(_cell(task, model, method, column, table, row) for column in columns)
+        lines.append(MethodLine(title, cells, () if row is None else row.troubles))
     return tuple(lines)
 
 
-def _beside(
+def _cell(
     task: str, model: str, method: str, column: Column, table: Table | None, row: Row | None
-) -> Beside:
+) -> PublishedCell:
     metric = _METRICS[column.key]
     number = published().get((task, model, method, metric))
     here = None
@@ -169,10 +177,10 @@ def _beside(
         text = column.show(here.interval.mean - number)
         difference = text.replace("-", "−") if text.startswith("-") else f"+{text}"
     shown = None if number is None else f"{number * column.scale:.{_DIGITS[metric]}f}"
-    return Beside(f"{task} {model} {method} {metric}", shown, here, difference)
+    return PublishedCell(f"{task} {model} {method} {metric}", shown, here, difference)
 
 
-def beside_on_terminal(table: PaperTable) -> RichTable:
+def paper_on_terminal(table: PaperTable) -> RichTable:
     """The table for a terminal: published, here, and the difference."""
     rich = RichTable(title=f"{table.label} ({table.task})", title_justify="left")
     warnings = [text for block in table.blocks if block.table for text in block.table.warnings]
@@ -204,7 +212,7 @@ def beside_on_terminal(table: PaperTable) -> RichTable:
 
 
 def remarks(table: PaperTable) -> list[str]:
-    """A line a block: in what its runs differ from the paper's."""
+    """A line for each model whose runs differ from the paper's: the differences."""
     return [
         f"{table.label}, {block.model}: {'; '.join(block.deviations)}"
         for block in table.blocks

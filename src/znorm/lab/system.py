@@ -1,4 +1,4 @@
-"""What this machine has, and which kernels serve what."""
+"""Information on this system: versions, devices, threads, and the kernels that serve them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 import znorm
 from znorm import kernels
-from znorm.lab.training.device import resolve_precision
+from znorm.lab.device import resolve_precision
 from znorm.lab.versions import version_of
 
 __all__ = ["doctor", "processor"]
@@ -38,10 +38,10 @@ def doctor() -> dict[str, Any]:
     Examples
     --------
     >>> from znorm import lab
-    >>> found = lab.doctor()
-    >>> found["versions"]["znorm"]
+    >>> system = lab.doctor()
+    >>> system["versions"]["znorm"]
     '0.1.0'
-    >>> [entry["kernel"] for entry in found["kernels"] if entry["dtype"] == "float64"][0]
+    >>> [entry["kernel"] for entry in system["kernels"] if entry["dtype"] == "float64"][0]
     'reference'
     """
     devices = _devices()
@@ -77,12 +77,12 @@ def _kernel(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
 
 
 def _devices() -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = [
+    devices: list[dict[str, Any]] = [
         {"device": "cpu", "name": processor(), "memory_gb": _memory_gb()}
     ]
     for number in range(torch.cuda.device_count()):
         about = torch.cuda.get_device_properties(number)
-        found.append(
+        devices.append(
             {
                 "device": f"cuda:{number}",
                 "name": about.name,
@@ -90,8 +90,8 @@ def _devices() -> list[dict[str, Any]]:
             }
         )
     if torch.backends.mps.is_available():
-        found.append({"device": "mps", "name": processor(), "memory_gb": None})
-    return found
+        devices.append({"device": "mps", "name": processor(), "memory_gb": None})
+    return devices
 
 
 def processor() -> str:

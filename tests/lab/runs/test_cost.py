@@ -12,10 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from znorm import lab
-from znorm.lab import comparison, planning, tasks, trust
-from znorm.lab.planning import costs_on_terminal, plan
+from znorm.lab import tasks, trust
+from znorm.lab.runs import cost as costs
+from znorm.lab.runs.cost import costs_on_terminal, plan
+from znorm.lab.runs.folder import Run
+from znorm.lab.runs.grid import grid
 from znorm.lab.spec import RunSpec, resolve
-from znorm.lab.store import Run
 from znorm.lab.training import memory
 from znorm.lab.training.memory import Need
 
@@ -83,7 +85,7 @@ def test_what_a_step_keeps_is_no_more_than_a_whole_batch_keeps(model: str, preci
     of = spec(model=model, precision=precision)
     data = tasks.load(of.task, of.data)
     need = memory.need(of, data)
-    whole = memory._kept(of, memory.begin(of, data)[0], data, 32)
+    whole = memory._kept(of, memory.set_up(of, data)[0], data, 32)
     weights = 3 * 4 * 853_018
     assert need.of(32) - weights == pytest.approx(whole, rel=0.02)
 
@@ -173,9 +175,9 @@ def test_the_cost_is_steps_times_their_time(
         size = len(images)
         return 0.1 + 0.02 * size if work.__name__ == "step" else 0.005 * size
 
-    monkeypatch.setattr(planning, "_timed", timed)
+    monkeypatch.setattr(costs, "_timed", timed)
     choices = {"model": "resnet20", "epochs": 3, "batch_size": 16, "device": "cpu"}
-    specs = comparison.grid("baseline,znorm", 2, {**choices, "precision": "float32"})
+    specs = grid("baseline,znorm", 2, {**choices, "precision": "float32"})
     one = Run.at(tmp_path, specs[0])
     one.announce()
     metrics = {"train_loss": 0.5, "test_accuracy": 0.5}
@@ -191,12 +193,12 @@ def test_the_cost_is_steps_times_their_time(
     assert cost.training == pytest.approx(len(data.train) / epoch)
     assert (cost.runs, cost.left, cost.micro_batch) == (4, 3, None)
     # In pieces, each of which costs what does not depend on its images.
-    pieces = comparison.grid("znorm", 1, {**choices, "precision": "float32", "micro_batch": 4})
+    pieces = grid("znorm", 1, {**choices, "precision": "float32", "micro_batch": 4})
     (cost,) = plan(pieces, tmp_path)
     epoch = 0.1 * steps * 4 + 0.02 * len(data.train)
     assert cost.seconds == pytest.approx(3 * (epoch + looks))
     masks = {"task": "phantom", "epochs": 2, "batch_size": 16, "device": "cpu"}
-    (of,) = comparison.grid("znorm", 1, {**masks, "precision": "float32"})
+    (of,) = grid("znorm", 1, {**masks, "precision": "float32"})
     (cost,) = plan([of], tmp_path)
     # 192, 48 and 80 slices; those for test once more at the end.
     assert cost.seconds == pytest.approx(2 * (0.1 * 12 + 0.02 * 192 + 0.005 * 128) + 0.005 * 80)
@@ -216,7 +218,7 @@ def test_a_plan_says_what_fits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
 def test_a_plan_finds_what_fits_where_the_least_was_too_little(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    real = planning._paces
+    real = costs._paces
     tried = []
 
     def paces(of: RunSpec, data: Any, most: int) -> Any:
@@ -225,7 +227,7 @@ def test_a_plan_finds_what_fits_where_the_least_was_too_little(
             raise torch.OutOfMemoryError("CUDA out of memory")
         return real(of, data, 2)
 
-    monkeypatch.setattr(planning, "_paces", paces)
+    monkeypatch.setattr(costs, "_paces", paces)
     (cost,) = plan([spec(batch_size=64)], tmp_path)
     assert (tried, cost.micro_batch) == ([64, 32, 16], 16)
     with pytest.raises(lab.ConfigurationError, match="too few"):

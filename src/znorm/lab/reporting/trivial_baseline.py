@@ -1,4 +1,4 @@
-"""A trivial floor for each kind of task: a net that does not beat it has learned little.
+"""A trivial baseline for each kind of task: a net that does not beat it has learned little.
 
 For classes, colour statistics and logistic regression; for masks, the best threshold of one
 channel.
@@ -18,37 +18,38 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from znorm.lab.datasets import Dataset, Part
+from znorm.lab.datasets import Dataset, Split
 from znorm.lab.errors import DataError
 from znorm.lab.metrics import Counts, count
+from znorm.lab.numbers import is_number
+from znorm.lab.runs.files import check_within, read_json, write_atomically
 from znorm.lab.spec import RunSpec
-from znorm.lab.store import check_within, is_number, read_json, write_atomically
 from znorm.lab.tasks import TASKS
 
-__all__ = ["FLOORS", "Floor", "floor", "folder", "kept"]
+__all__ = ["TRIVIAL_BASELINES", "TrivialBaseline", "folder", "kept", "trivial_baseline"]
 
 # Training images that the logistic regression is fitted on: more hardly change it.
 LARGEST = 10_000
 
 
 @dataclass(frozen=True)
-class Floor:
-    """What a floor's folder and row are called, and what it is in a sentence."""
+class TrivialBaseline:
+    """The name of a trivial baseline's folder, the label of its row, and a sentence on it."""
 
     name: str
     label: str
     about: str
 
 
-FLOORS: Mapping[str, Floor] = {
-    "classes": Floor(
+TRIVIAL_BASELINES: Mapping[str, TrivialBaseline] = {
+    "classes": TrivialBaseline(
         "colour_statistics",
         "colour statistics",
         "logistic regression, classes weighted equally, on the mean, standard deviation and "
         "quantiles (5, 25, 50, 75 and 95 %) of each image's colour channels, fitted on at most "
         f"{LARGEST:,} training images",
     ),
-    "mask": Floor(
+    "mask": TrivialBaseline(
         "threshold",
         "one threshold",
         "every pixel marked in which one channel is at least a threshold, channel and threshold "
@@ -58,15 +59,15 @@ FLOORS: Mapping[str, Floor] = {
 
 
 def folder(root: str | os.PathLike[str], spec: RunSpec) -> Path:
-    """Where the floor of a run's task and data parts is kept."""
-    kind = FLOORS[TASKS[spec.task].output]
+    """The folder of the trivial baseline of a run's task and images."""
+    kind = TRIVIAL_BASELINES[TASKS[spec.task].output]
     content = json.dumps([kind.about, spec.data.key])
     key = hashlib.sha256(content.encode()).hexdigest()[:8]
     return Path(root) / spec.task / f"{kind.name}__{key}"
 
 
 def kept(root: str | os.PathLike[str], spec: RunSpec) -> dict[str, Any] | None:
-    """The floor's result.json; None if there is none that can be used."""
+    """The trivial baseline's result.json; None if there is none that can be used."""
     try:
         content = read_json(folder(root, spec) / "result.json")
     except (FileNotFoundError, DataError):
@@ -81,10 +82,12 @@ def kept(root: str | os.PathLike[str], spec: RunSpec) -> dict[str, Any] | None:
     return content if usable else None
 
 
-def floor(root: str | os.PathLike[str], spec: RunSpec, dataset: Dataset) -> dict[str, Any]:
-    """The floor's result.json, worked out if it is not there yet, or is of other images.
+def trivial_baseline(
+    root: str | os.PathLike[str], spec: RunSpec, dataset: Dataset
+) -> dict[str, Any]:
+    """The trivial baseline's result.json, worked out if it is not there yet, or is of other images.
 
-    Like the nets it is fitted on the training part alone.
+    Like the nets it is fitted on the training split alone.
     """
     known = kept(root, spec)
     # Earlier versions did not write down of which images it is.
@@ -96,7 +99,7 @@ def floor(root: str | os.PathLike[str], spec: RunSpec, dataset: Dataset) -> dict
     check_within(Path(root), path)
     result = {
         "status": "done",
-        "about": FLOORS[TASKS[spec.task].output].about,
+        "about": TRIVIAL_BASELINES[TASKS[spec.task].output].about,
         "data": spec.data.model_dump(mode="json", exclude={"augment"}, exclude_none=True),
         "fingerprint": dataset.fingerprint,
         "metrics": _threshold(dataset) if dataset.train.has_masks else _colours(dataset),
@@ -120,15 +123,15 @@ def _colours(dataset: Dataset) -> dict[str, float]:
     )
     classifier.fit(_features(train), train.labels.numpy())
     return {
-        f"{name}_accuracy": float(classifier.score(_features(part), part.labels.numpy()))
-        for name, part in (("train", train), ("test", dataset.test))
-        if len(part)
+        f"{name}_accuracy": float(classifier.score(_features(split), split.labels.numpy()))
+        for name, split in (("train", train), ("test", dataset.test))
+        if len(split)
     }
 
 
-def _features(part: Part) -> npt.NDArray[np.float64]:
+def _features(split: Split) -> npt.NDArray[np.float64]:
     rows = []
-    for block in part.blocks():
+    for block in split.blocks():
         pixels = block.images.numpy().astype(np.float64)
         quantiles = np.quantile(pixels, [0.05, 0.25, 0.5, 0.75, 0.95], axis=(2, 3))
         rows.append(np.concatenate([pixels.mean((2, 3)), pixels.std((2, 3)), *quantiles], axis=1))
@@ -152,16 +155,16 @@ def _threshold(dataset: Dataset) -> dict[str, float]:
     f1 = 2 * tp / (2 * tp + fp + fn).clamp(min=1)
     channel, threshold = divmod(int(f1.argmax()), 256)
     metrics = {"channel": float(channel), "threshold": float(threshold)}
-    for name, part in (("train", dataset.train), ("test", dataset.test)):
-        pooled = _pooled(part, channel, threshold)
+    for name, split in (("train", dataset.train), ("test", dataset.test)):
+        pooled = _pooled(split, channel, threshold)
         metrics[f"{name}_f1"] = float(pooled.dice())
         metrics[f"{name}_tversky"] = float(pooled.tversky())
     return metrics
 
 
-def _pooled(part: Part, channel: int, threshold: int) -> Counts:
+def _pooled(split: Split, channel: int, threshold: int) -> Counts:
     total = torch.zeros(4, 1, dtype=torch.int64)
-    for block in part.blocks():
+    for block in split.blocks():
         counts = count(block.images[:, channel] >= threshold, block.targets).pooled()
         total += torch.stack([counts.tp, counts.fp, counts.fn, counts.tn])
     tp, fp, fn, tn = total.unbind()

@@ -1,4 +1,4 @@
-"""The receipt of one epoch's gradients, also where a run is stopped within the epoch."""
+"""Statistics of one epoch's gradients: its receipt, also where a run is stopped within it."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import znorm
 from znorm.receipts import FIELDS
 from znorm.transforms import Transform
 
-__all__ = ["Observation", "joined"]
+__all__ = ["GradientStatistics", "joined"]
 
 Receipt = Mapping[str, Mapping[str, float]]
 
 
-class Observation:
-    """A transform, or none, attached to an optimizer that has none of its own.
+class GradientStatistics:
+    """The receipt of a transform, or of none, attached to an optimizer that has none of its own.
 
     Parameters
     ----------
@@ -29,25 +29,24 @@ class Observation:
     def __init__(
         self, optimizer: torch.optim.Optimizer, transform: Transform | None, model: nn.Module
     ) -> None:
-        self._held = optimizer, transform, model
+        self._optimizer, self._transform, self._model = optimizer, transform, model
         # Of each layer its weights: two or more dims.
         self._layers = {name for name, weight in model.named_parameters() if weight.dim() > 1}
         self._attachment = self._attach()
 
     def _attach(self) -> znorm.Attachment:
-        optimizer, transform, model = self._held
-        return znorm.attach(optimizer, transform, model=model)
+        return znorm.attach(self._optimizer, self._transform, model=self._model)
 
     def read(self, earlier: Receipt) -> dict[str, dict[str, float]]:
-        """What was seen since the last reading, joined to what was seen before that."""
-        seen = {
+        """The receipt of the steps since the last reading, joined to an earlier one."""
+        recent = {
             name: values
             for name, values in self._attachment.receipt().items()
             if name in self._layers
         }
         self._attachment.detach()
         self._attachment = self._attach()
-        return joined(earlier, seen)
+        return joined(earlier, recent)
 
 
 def joined(first: Receipt, second: Receipt) -> dict[str, dict[str, float]]:
@@ -60,10 +59,10 @@ def joined(first: Receipt, second: Receipt) -> dict[str, dict[str, float]]:
     """
     both: dict[str, dict[str, float]] = {}
     for name in {**first, **second}:
-        found = [receipt[name] for receipt in (first, second) if name in receipt]
-        steps = sum(values["steps"] for values in found)
+        parts = [receipt[name] for receipt in (first, second) if name in receipt]
+        steps = sum(values["steps"] for values in parts)
         both[name] = {
-            key: sum(values[key] * values["steps"] for values in found) / steps for key in FIELDS
+            key: sum(values[key] * values["steps"] for values in parts) / steps for key in FIELDS
         }
         both[name]["steps"] = steps
     return both

@@ -17,13 +17,16 @@ import torch
 from rich.console import Console
 
 from znorm import lab
-from znorm.lab import comparison, models, tasks
-from znorm.lab.datasets import Part
-from znorm.lab.floor import floor
-from znorm.lab.progress import Silent, Terminal
+from znorm.lab import models, tasks
+from znorm.lab.datasets import Split
 from znorm.lab.reporting.tables import gather
+from znorm.lab.reporting.trivial_baseline import trivial_baseline
+from znorm.lab.runs import runner
+from znorm.lab.runs.folder import Run
+from znorm.lab.runs.grid import grid
+from znorm.lab.runs.progress import Silent, Terminal
+from znorm.lab.runs.survey import find
 from znorm.lab.spec import resolve
-from znorm.lab.store import Run, find
 from znorm.lab.training.memory import is_out_of_memory
 
 SMALL: dict[str, Any] = {
@@ -82,7 +85,7 @@ def test_the_same_call_again_trains_nothing(
     compared: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = snapshot(compared)
-    monkeypatch.setattr(comparison, "train", None)
+    monkeypatch.setattr(runner, "train", None)
     lab.compare(methods=["znorm", "baseline"], seeds=2, out=compared, **SMALL)
     assert snapshot(compared) == before
 
@@ -180,10 +183,10 @@ def test_the_difference_pairs_runs_of_one_seed_and_has_the_sign_of_the_gain(
 
 def test_the_floor_is_fitted_on_the_training_part_alone(tmp_path: Path) -> None:
     data = tasks.load("pcam_mini", resolve({"data.limit": 60}).data)
-    shuffled = Part(data.test.images, 1 - data.test.labels)
-    spec = comparison.grid(["baseline"], 1, {})[0]
-    one = floor(tmp_path / "one", spec, data)["metrics"]
-    other = floor(tmp_path / "two", spec, replace(data, test=shuffled))["metrics"]
+    shuffled = Split(data.test.images, 1 - data.test.labels)
+    spec = grid(["baseline"], 1, {})[0]
+    one = trivial_baseline(tmp_path / "one", spec, data)["metrics"]
+    other = trivial_baseline(tmp_path / "two", spec, replace(data, test=shuffled))["metrics"]
     assert one["train_accuracy"] == other["train_accuracy"] > 0.7
     assert one["test_accuracy"] == pytest.approx(1 - other["test_accuracy"])
 
@@ -191,14 +194,14 @@ def test_the_floor_is_fitted_on_the_training_part_alone(tmp_path: Path) -> None:
 def test_a_failed_and_a_diverged_run_are_recorded_and_the_grid_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = comparison.train
+    original = runner.train
 
     def failing(spec: Any, *rest: Any) -> Any:
         if spec.method == "baseline":
             raise RuntimeError("out of\nmemory")
         return original(spec, *rest)
 
-    monkeypatch.setattr(comparison, "train", failing)
+    monkeypatch.setattr(runner, "train", failing)
     runs = lab.compare(
         methods=["baseline", "gradient_centralization"], seeds=1, lr=1e30, out=tmp_path, **SMALL
     )
@@ -293,14 +296,14 @@ def test_weights_are_there_before_the_result(
 
 
 def test_a_partial_grid_can_be_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    original: Callable[..., Any] = comparison.train
+    original: Callable[..., Any] = runner.train
 
     def stopping(spec: Any, *rest: Any) -> Any:
         if spec.method == "znorm":
             raise lab.Interrupted
         return original(spec, *rest)
 
-    monkeypatch.setattr(comparison, "train", stopping)
+    monkeypatch.setattr(runner, "train", stopping)
     with pytest.raises(lab.Interrupted):
         lab.compare(methods=["baseline", "znorm"], seeds=2, out=tmp_path, **SMALL)
     states = [(row["method"], row["seed"], row["status"]) for row in lab.status(tmp_path)]
@@ -314,7 +317,7 @@ def test_a_partial_grid_can_be_reported(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_a_run_that_another_process_holds_is_left_to_it(tmp_path: Path) -> None:
-    held = Run.at(tmp_path, comparison.grid(["znorm"], 1, _choices())[0])
+    held = Run.at(tmp_path, grid(["znorm"], 1, _choices())[0])
     with held.claim():
         runs = lab.compare(methods=["znorm"], seeds=1, out=tmp_path, **SMALL)
         assert runs[0].result is None
@@ -354,7 +357,7 @@ def test_a_run_whose_evaluation_is_not_finite_is_recorded_and_the_grid_goes_on(
 def test_a_checkpoint_that_is_none_is_named_and_costs_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    held = Run.at(tmp_path, comparison.grid(["znorm"], 1, _choices())[0])
+    held = Run.at(tmp_path, grid(["znorm"], 1, _choices())[0])
     held.announce()
     held.save_checkpoint(b"garbage")
     with pytest.raises(lab.DataError, match=r"checkpoint\.pt: not the state of this run") as caught:
@@ -381,7 +384,7 @@ def test_a_run_that_ended_between_the_look_and_the_claim_is_left_as_it_is(
     looks = iter([None])
     real = Run.result.fget  # type: ignore[attr-defined]
     monkeypatch.setattr(Run, "result", property(lambda self: next(looks, real(self))))
-    comparison.execute([one], Silent())
+    runner.execute([one], Silent())
     assert (one.folder / "result.json").read_bytes() == before
 
 
@@ -410,7 +413,7 @@ def test_a_terminal_of_any_width_shows_the_counts_and_the_time_left(
 ) -> None:
     console = Console(width=width, force_terminal=True, file=io.StringIO(), color_system=None)
     display = Terminal(console)
-    runs = [Run.at(tmp_path, spec) for spec in comparison.grid(None, 1, _choices())]
+    runs = [Run.at(tmp_path, spec) for spec in grid(None, 1, _choices())]
     display.begin(runs)
     display.run_begins(1, runs[1])
     display.remaining.start -= 100

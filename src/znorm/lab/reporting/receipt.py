@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from znorm.lab.errors import ConfigurationError
-from znorm.lab.reporting.shown import readable
 from znorm.lab.reporting.svg import BLUE, GREY, ORANGE, drawing
+from znorm.lab.text import readable
 
 __all__ = ["draw_receipt"]
 

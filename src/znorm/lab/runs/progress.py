@@ -11,8 +11,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Column
 
 from znorm.lab.errors import DataError
+from znorm.lab.runs.folder import Run
 from znorm.lab.spec import RunSpec
-from znorm.lab.store import Run
 from znorm.lab.tasks import TASKS
 
 __all__ = ["Display", "Plain", "Silent", "Terminal", "choose"]

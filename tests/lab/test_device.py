@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 from torch import nn
 
-from znorm.lab import models
-from znorm.lab.training import device
+from znorm.lab import device, models
 
 
 @pytest.mark.parametrize("name", models.MODELS)

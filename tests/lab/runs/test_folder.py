@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 
 from znorm.lab.errors import DataError, DiskFullError, is_disk_full
+from znorm.lab.runs.files import write_atomically
+from znorm.lab.runs.folder import Run
+from znorm.lab.runs.survey import find, survey
 from znorm.lab.spec import resolve
-from znorm.lab.store import Run, find, survey, write_atomically
 
 EPOCH = '{"event": "epoch", "epoch": 1, "train_loss": 0.5, "test_accuracy": 0.5}'
 
@@ -61,7 +63,7 @@ def test_a_line_cut_off_by_a_kill_is_passed_over(run: Run) -> None:
 def test_one_process_at_a_time_and_a_killed_one_holds_nothing(run: Run) -> None:
     run.announce()
     code = (
-        "import sys, time; from znorm.lab.store import Run\n"
+        "import sys, time; from znorm.lab.runs.folder import Run\n"
         f"with Run.open({str(run.folder)!r}).claim() as mine:\n"
         "    print(mine, flush=True); time.sleep(60)"
     )

@@ -1,4 +1,4 @@
-"""What a page says of the data of its runs, also once the images are gone."""
+"""The facts on a page about the images of its runs, also once the images are gone."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from pydantic import TypeAdapter, ValidationError
 
 from znorm.lab.datasets import Dataset
 from znorm.lab.errors import DataError
+from znorm.lab.runs.files import check_within, read_file, write_atomically
 from znorm.lab.spec import RunSpec
-from znorm.lab.store import check_within, read_file, write_atomically
 
 __all__ = ["DataCard", "data_card"]
 
 
 @dataclass(frozen=True)
 class DataCard:
-    """What is known of a data set.
+    """The facts on a data set.
 
     Parameters
     ----------
@@ -58,7 +58,7 @@ def data_card(
     # One without a fingerprint is of runs that do not tell, as those of earlier versions.
     unnamed = _place(root, spec, "")
     if isinstance(dataset, Dataset):
-        parts = {
+        splits = {
             "training": dataset.train,
             "validation": dataset.validation,
             "test": dataset.test,
@@ -66,7 +66,7 @@ def data_card(
         number = len(dataset.classes)
         card = DataCard(
             dataset.classes,
-            {name: tuple(part.class_counts(number)) for name, part in parts.items()},
+            {name: tuple(part.class_counts(number)) for name, part in splits.items()},
             dataset.notes,
         )
         content = (json.dumps(asdict(card), indent=2) + "\n").encode()
