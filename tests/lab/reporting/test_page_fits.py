@@ -20,7 +20,7 @@ from znorm.lab.metrics import DEFINITIONS
 from znorm.lab.paper.page import frame_of
 from znorm.lab.paper.record import Record
 from znorm.lab.reporting.page import write_page
-from znorm.lab.reporting.tables import COLUMNS
+from znorm.lab.reporting.tables import columns_of
 from znorm.lab.runs.folder import Run
 from znorm.lab.spec import resolve
 from znorm.lab.tasks import TASKS
@@ -54,7 +54,7 @@ def made(root: Path, task: str, method: str, seed: int, **choices: Any) -> Run:
     if (method, seed) == ("gradient_clipping", 1):
         run.finish({"status": "failed", "metrics": {}, "error": ERROR})
         return run
-    columns = COLUMNS[TASKS[task].output]
+    columns = columns_of(TASKS[task].output)
     metrics = {column.key: 0.1234 + 0.17 * seed for column in columns}
     if task == "phantom":
         metrics["test_hausdorff"] = 123.45 + 100 * seed
@@ -150,7 +150,7 @@ def test_the_comparison_comes_first_and_every_other_column_below_it(
     text = page(tmp_path, task)
     first, second = Grids(text).found
     assert (first.kind, first.titles) == ("headline", HEADS[task])
-    columns = COLUMNS[TASKS[task].output]
+    columns = columns_of(TASKS[task].output)
     titles = [column.title for column in columns[1:]]
     assert (second.kind, second.titles) == ("further", ["Method", *titles])
     for column in columns:

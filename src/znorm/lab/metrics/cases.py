@@ -12,6 +12,7 @@ from torch import Tensor
 
 from znorm.lab.metrics.distance import hausdorff_percentiles, hausdorff_rows
 from znorm.lab.metrics.masks import Mask, as_masks
+from znorm.lab.metrics.scores import MASK_SCORES
 from znorm.lab.metrics.segmentation import Counts, count
 
 __all__ = ["Cases"]
@@ -168,9 +169,8 @@ class Cases:
             levels["_per_patient"] = self.counts.by(self.patients)
         scores: dict[str, float] = {}
         for level, counts in levels.items():
-            scores[f"f1{level}"] = float(counts.dice().mean())
-            scores[f"tversky{level}"] = float(counts.tversky().mean())
-            scores[f"iou{level}"] = float(counts.iou().mean())
+            for name, score in MASK_SCORES.items():
+                scores[f"{name}{level}"] = float(score.compute(counts).mean())
         either = self.target_found | self.prediction_found
         both = self.target_found & self.prediction_found
         for name, values in (

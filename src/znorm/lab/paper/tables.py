@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from rich.table import Table as RichTable
 
 from znorm.lab.methods import PUBLISHED, label
+from znorm.lab.metrics.score import Column
 from znorm.lab.paper.grids import TARGETS, deviations
 from znorm.lab.paper.published import published
 from znorm.lab.paper.record import Record
-from znorm.lab.reporting.tables import COLUMNS, Cell, Column, Row, Table, Value, plain
+from znorm.lab.reporting.tables import Cell, Row, Table, Value, columns_of, plain
 from znorm.lab.tasks import TASKS
 from znorm.lab.text import literal
 
@@ -130,7 +131,7 @@ def paper_tables(record: Record, tables: Sequence[Table]) -> list[PaperTable]:
         metrics = {metric for task, _, _, metric in published() if task == target.task}
         columns = tuple(
             column
-            for column in COLUMNS[TASKS[target.task].output]
+            for column in columns_of(TASKS[target.task].output)
             if _METRICS.get(column.key) in metrics
         )
         blocks = []

@@ -13,7 +13,7 @@ from markupsafe import Markup
 import znorm
 from znorm.lab.datasets import Dataset
 from znorm.lab.errors import DataError
-from znorm.lab.metrics import DEFINITIONS
+from znorm.lab.metrics.scores import definition_of
 from znorm.lab.reporting.data_card import data_card
 from znorm.lab.reporting.figures import curves, patches
 from znorm.lab.reporting.gradients import gradients_by_depth
@@ -168,12 +168,11 @@ def _section(
 
 
 def _definitions(table: Table) -> list[tuple[str, str]]:
-    """A sentence on the score of each column."""
-    return [
-        (column.title, DEFINITIONS[name])
-        for column in table.columns
-        if (name := column.key.removeprefix("test_")) in DEFINITIONS
+    """A sentence on the score of each column that has one."""
+    sentences = [
+        (column.title, definition_of(column.key.removeprefix("test_"))) for column in table.columns
     ]
+    return [(title, sentence) for title, sentence in sentences if sentence is not None]
 
 
 def _relative(root: Path, folder: Path) -> str:

@@ -11,6 +11,8 @@ from rich.table import Table as RichTable
 
 from znorm.lab.methods import METHODS
 from znorm.lab.methods import label as label_of
+from znorm.lab.metrics.score import Column
+from znorm.lab.metrics.scores import columns_of as score_columns
 from znorm.lab.reporting import trivial_baseline
 from znorm.lab.reporting.trivial_baseline import TRIVIAL_BASELINES
 from znorm.lab.runs.folder import Run
@@ -20,12 +22,11 @@ from znorm.lab.tasks import TASKS
 from znorm.lab.text import link, literal
 
 __all__ = [
-    "COLUMNS",
     "Cell",
-    "Column",
     "Row",
     "Table",
     "Value",
+    "columns_of",
     "gather",
     "images_of",
     "on_terminal",
@@ -35,51 +36,27 @@ __all__ = [
 REFERENCE = "baseline"
 
 
-@dataclass(frozen=True)
-class Column:
-    """One metric of the table: its name in result.json, its title, and how it is printed.
-
-    One for ``two_classes`` has no column where no run has it: with more classes it is undefined.
-    """
-
-    key: str
-    title: str
-    digits: int
-    scale: float = 1.0
-    two_classes: bool = False
-
-    def show(self, value: float) -> str:
-        return f"{value * self.scale:.{self.digits}f}"
-
-
-# For each kind of task; the first is the headline, by which methods are compared.
-COLUMNS: Mapping[str, tuple[Column, ...]] = {
-    "classes": (
-        Column("test_accuracy", "Test accuracy, %", 2, 100.0),
-        Column("test_auroc", "Test AUROC", 4, two_classes=True),
-        Column("test_sensitivity", "Test sensitivity, %", 2, 100.0, two_classes=True),
-        Column("test_specificity", "Test specificity, %", 2, 100.0, two_classes=True),
-        Column("test_calibration_error", "Test calibration error", 4, two_classes=True),
-        Column("train_loss", "Train loss", 4),
-        Column("best_validation_test_accuracy", "Test accuracy at best validation, %", 2, 100.0),
-        Column("seconds", "Time, s", 1),
+_COMMON = (
+    Column("train_loss", "Train loss", 4, place=60),
+    Column("seconds", "Time, s", 1, place=80),
+)
+_AT_BEST_VALIDATION = {
+    "classes": Column(
+        "best_validation_test_accuracy", "Test accuracy at best validation, %", 2, 100.0, place=70
     ),
-    "mask": (
-        Column("test_f1", "Test F1", 4),
-        Column("test_tversky", "Test Tversky", 4),
-        Column("test_hausdorff", "Test Hausdorff, pixels", 2),
-        Column("test_hausdorff_rows", "Test Hausdorff, row variant", 2),
-        Column("test_f1_per_patient", "Test F1 per patient", 4),
-        Column("train_loss", "Train loss", 4),
-        Column("best_validation_test_f1", "Test F1 at best validation", 4),
-        Column("seconds", "Time, s", 1),
-    ),
+    "mask": Column("best_validation_test_f1", "Test F1 at best validation", 4, place=70),
 }
 # Those that a terminal has room for.
 TERMINAL = {
     "classes": ("test_accuracy", "train_loss", "seconds"),
     "mask": ("test_f1", "test_tversky", "test_hausdorff", "seconds"),
 }
+
+
+def columns_of(output: str) -> list[Column]:
+    """The columns of a kind of task; the first is the headline, by which methods are compared."""
+    columns = [*score_columns(output), *_COMMON, _AT_BEST_VALIDATION[output]]
+    return sorted(columns, key=lambda column: column.place)
 
 
 @dataclass(frozen=True)
@@ -201,7 +178,7 @@ def _columns(runs: Sequence[Run]) -> tuple[Column, ...]:
     done = [run.metrics for run in runs if run.status == "done"]
     return tuple(
         column
-        for column in COLUMNS[TASKS[runs[0].spec.task].output]
+        for column in columns_of(TASKS[runs[0].spec.task].output)
         if not (column.two_classes and done) or any(column.key in metrics for metrics in done)
     )
 

@@ -7,6 +7,7 @@ from torch import nn
 
 from znorm.lab.datasets import Split
 from znorm.lab.metrics import Cases, classification_scores, count
+from znorm.lab.metrics.scores import MASK_SCORES
 from znorm.lab.spec import RunSpec
 from znorm.lab.training.pipeline import Pipeline
 from znorm.lab.training.step import evaluation_loss, forward
@@ -21,7 +22,7 @@ def evaluate(spec: RunSpec, model: nn.Module, pipeline: Pipeline, split: Split) 
     Returns
     -------
     dict of str to float
-        ``loss`` and, for labels, all scores; for masks ``f1``, ``tversky`` and ``iou``, pooled.
+        ``loss`` and all scores of classes, or those of masks that follow from counts, pooled.
     """
     if not len(split):
         return {}
@@ -40,12 +41,8 @@ def evaluate(spec: RunSpec, model: nn.Module, pipeline: Pipeline, split: Split) 
     if not split.has_masks:
         return {**classification_scores(predicted, truths), "loss": mean_loss}
     counts = count(predicted, truths).pooled()
-    return {
-        "loss": mean_loss,
-        "f1": float(counts.dice()),
-        "tversky": float(counts.tversky()),
-        "iou": float(counts.iou()),
-    }
+    scores = {name: float(score.compute(counts)) for name, score in MASK_SCORES.items()}
+    return {"loss": mean_loss, **scores}
 
 
 @torch.no_grad()
