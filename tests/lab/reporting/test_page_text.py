@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import os
@@ -13,12 +14,17 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote_to_bytes, urlsplit
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
 from rich.console import Console
 
+from znorm.lab.datasets import Dataset, Split
 from znorm.lab.errors import DataError
 from znorm.lab.paper.record import Record
 from znorm.lab.paper.tables import paper_on_terminal, paper_tables
+from znorm.lab.reporting.figures import patches
 from znorm.lab.reporting.page import write_page
 from znorm.lab.reporting.tables import gather, on_terminal
 from znorm.lab.runs.cost import Cost, costs_on_terminal
@@ -110,3 +116,13 @@ def test_a_model_named_as_an_emoji_is_shown_as_it_is(tmp_path: Path) -> None:
     assert "nets:smile:x" in printed(costs_on_terminal([cost]))
     named = type(table)(spec, table.runs, table.columns, table.rows, None, "")
     assert "nets:smile:x" in printed(on_terminal(named))
+
+
+def test_grey_pictures_are_shown_as_such() -> None:
+    grey = torch.arange(2 * 16, dtype=torch.uint8).reshape(2, 1, 4, 4)
+    split = Split(grey, torch.tensor([0, 1]))
+    shown = patches(Dataset(split, split, split, ("a", "b")))
+    for (_, (uri,)), image in zip(shown, grey, strict=True):
+        content = base64.b64decode(uri.removeprefix("data:image/png;base64,"))
+        pixels = np.asarray(Image.open(io.BytesIO(content)))
+        assert pixels.tolist() == np.stack([image[0].numpy()] * 3, -1).tolist()

@@ -111,7 +111,7 @@ def _draw_mean(
 def patches(dataset: Dataset, each: int = 8) -> list[tuple[str, list[str]]]:
     """Test images of each class as data URIs, the true masks' outlines drawn in.
 
-    The first of each class; of masks, some spread over the part, since neighbours are alike.
+    The first of each class; of masks, some spread over the split, since neighbours are alike.
     """
     from scipy.ndimage import binary_erosion
 
@@ -119,10 +119,12 @@ def patches(dataset: Dataset, each: int = 8) -> list[tuple[str, list[str]]]:
     for number, name in enumerate(dataset.classes):
         members = (dataset.test.labels == number).nonzero().flatten()
         step = max(1, len(members) // each) if dataset.test.has_masks else 1
-        part = dataset.test.take(members[::step][:each])
-        pictures = part.images[:, :3].permute(0, 2, 3, 1).contiguous().numpy()
-        if part.has_masks:
-            for picture, mask in zip(pictures, part.targets.numpy().astype(bool), strict=True):
+        few = dataset.test.take(members[::step][:each])
+        images = few.images.expand(-1, 3, -1, -1) if few.images.shape[1] == 1 else few.images
+        # A copy: outlines are drawn into it.
+        pictures = images[:, :3].permute(0, 2, 3, 1).numpy().copy()
+        if few.has_masks:
+            for picture, mask in zip(pictures, few.targets.numpy().astype(bool), strict=True):
                 picture[mask & ~binary_erosion(mask)] = (255, 60, 60)
         shown.append((name, [_png(picture) for picture in pictures]))
     return shown
