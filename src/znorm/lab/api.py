@@ -191,7 +191,7 @@ def report_and_damaged(
 
 
 def status(out: PathLike = "runs") -> list[dict[str, Any]]:
-    """Where each run below ``out`` stands: one dict a run.
+    """The status of each run below ``out``: one dict a run.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""What there is: tasks, models and methods by name."""
+"""Tasks, models and methods by name, with a line about each."""
 
 from __future__ import annotations
 

@@ -452,7 +452,7 @@ def _exit_code(runs: Sequence[Run]) -> int:
 
 
 def _ended(one: Run) -> str | None:
-    """How a run stands; None if its files cannot be read, which has been said."""
+    """The status of a run; None if its files cannot be read, which has been said."""
     try:
         one.check_readable()
         return one.status

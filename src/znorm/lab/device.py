@@ -1,4 +1,4 @@
-"""Which device and precision a run uses where the user leaves it open."""
+"""The device and the precision of a run where the user leaves them open."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PRECISIONS = ("auto", "float32", "bfloat16")
 
 
 def is_there(device: str) -> bool:
-    """Whether this machine has such a device."""
+    """Tell whether this machine has such a device."""
     if device == "cuda":
         return torch.cuda.is_available()
     return device == "cpu" or (device == "mps" and torch.backends.mps.is_available())
@@ -36,8 +36,8 @@ def resolve_device(name: str) -> str:
     if name == "auto":
         return next(device for device, present in available.items() if present)
     if not available[name]:
-        found = ", ".join(device for device, present in available.items() if present)
-        raise ConfigurationError(f"device {name} is not available here; available: {found}")
+        present = ", ".join(device for device, here in available.items() if here)
+        raise ConfigurationError(f"device {name} is not available here; available: {present}")
     return name
 
 

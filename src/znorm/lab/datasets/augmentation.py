@@ -70,7 +70,7 @@ def augment_(
 
 
 def drawn(kind: str, seed: int, epoch: int, index: Tensor) -> Tensor:
-    """What an augmentation draws for each image, on the CPU: f(seed, epoch, index).
+    """The random numbers of an augmentation for each image, on the CPU: f(seed, epoch, index).
 
     Returns
     -------

@@ -243,11 +243,11 @@ def _read_folder(name: str, path: Path) -> Split:
     files: list[Path] = []
     labels: list[int] = []
     for label, title in enumerate(CLASSES):
-        found = sorted(p for p in (path / title).glob("*") if p.suffix.lower() in PICTURES)
-        if not found:
+        pictures = sorted(p for p in (path / title).glob("*") if p.suffix.lower() in PICTURES)
+        if not pictures:
             raise DataError(f"{path / title}: expected a folder of pictures, found none")
-        files += found
-        labels += [label] * len(found)
+        files += pictures
+        labels += [label] * len(pictures)
 
     def fill(pixels: Pixels) -> None:
         for row, file in enumerate(files):

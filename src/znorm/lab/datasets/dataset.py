@@ -71,7 +71,7 @@ class Split:
         )
 
     def class_counts(self, classes: int) -> list[int]:
-        """How many images each class has; of masks, how many mark nothing and how many do."""
+        """The number of images of each class; of masks, of those that mark nothing and that do."""
         counts: list[int] = self.labels.bincount(minlength=classes).tolist()
         return counts
 

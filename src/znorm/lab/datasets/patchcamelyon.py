@@ -208,7 +208,7 @@ def patches_here() -> dict[str, str]:
 
 
 def _patches() -> dict[str, Patch]:
-    """What train_labels.csv lists, by id."""
+    """The patches that train_labels.csv lists, by id."""
     table, train, here = folder() / "train_labels.csv", folder() / "train", patches_here()
     patches: dict[str, Patch] = {}
     for line, row in _rows(table):

@@ -43,10 +43,10 @@ def load(validation: float) -> Dataset:
         content = file.read_bytes()
     except OSError as error:
         raise DataError(f"{file}: cannot be read ({error.strerror}); install znorm again") from None
-    found = hashlib.sha256(content).hexdigest()
-    if found != SHA256:
+    actual = hashlib.sha256(content).hexdigest()
+    if actual != SHA256:
         raise DataError(
-            f"{file}: expected sha256 {SHA256[:12]}, found {found[:12]}; install znorm again"
+            f"{file}: expected sha256 {SHA256[:12]}, found {actual[:12]}; install znorm again"
         )
     with resources.as_file(file) as path, np.load(path) as archive:
         images = torch.from_numpy(archive["images"]).permute(0, 3, 1, 2).contiguous()

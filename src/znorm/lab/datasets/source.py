@@ -70,7 +70,7 @@ class Origin:
 
 
 class State(NamedTuple):
-    """How much of a data set is on this machine, and what there is, in a few words."""
+    """The state of a data set on this machine, and what there is of it, in a few words."""
 
     state: Literal["whole", "part", "missing"]
     found: str = ""

@@ -21,7 +21,7 @@ PatientsBySplit = dict[str, list[str]]
 
 
 def held_out(names: Sequence[bytes], strata: Sequence[int], share: float) -> npt.NDArray[np.bool_]:
-    """Which items are set apart: in each stratum those whose names hash lowest.
+    """The items that are set apart: in each stratum those whose names hash lowest.
 
     The choice depends on names alone, so that it is the same in every run and on every machine.
 

@@ -19,7 +19,7 @@ _LOSSES = {
 
 @dataclass(frozen=True)
 class Task:
-    """What is learned.
+    """A data set, what a net gives for it, and the defaults of a run.
 
     Parameters
     ----------

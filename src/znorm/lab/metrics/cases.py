@@ -1,4 +1,4 @@
-"""What is kept of each case of a segmentation, and the scores that follow from it."""
+"""The record of each case of a segmentation, and the scores that follow from it."""
 
 from __future__ import annotations
 
@@ -64,12 +64,12 @@ class Cases:
 
     @property
     def target_found(self) -> Tensor:
-        """Where the truth has tumour: bool of shape (N,)."""
+        """True where the truth has tumour: bool of shape (N,)."""
         return self.counts.tp + self.counts.fn > 0
 
     @property
     def prediction_found(self) -> Tensor:
-        """Where the prediction has tumour: bool of shape (N,)."""
+        """True where the prediction has tumour: bool of shape (N,)."""
         return self.counts.tp + self.counts.fp > 0
 
     @classmethod

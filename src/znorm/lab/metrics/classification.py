@@ -24,7 +24,7 @@ __all__ = [
 
 
 def correct(logits: Tensor, labels: Tensor) -> Tensor:
-    """How many of the largest logits are those of the label.
+    """The number of cases whose largest logit is that of the label.
 
     Parameters
     ----------
@@ -47,7 +47,7 @@ def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def confusion_matrix(prediction: Tensor, target: Tensor, classes: int) -> Tensor:
-    """How many cases of each class were predicted as each class.
+    """The number of cases of each class that were predicted as each class.
 
     Parameters
     ----------
@@ -98,7 +98,7 @@ def sensitivity(confusion: Tensor) -> float:
     >>> sensitivity(torch.tensor([[5, 1], [1, 3]]))
     0.75
     """
-    return _found("sensitivity", confusion, 1)
+    return _recall("sensitivity", confusion, 1)
 
 
 def specificity(confusion: Tensor) -> float:
@@ -112,10 +112,10 @@ def specificity(confusion: Tensor) -> float:
     >>> specificity(torch.tensor([[3, 1], [1, 5]]))
     0.75
     """
-    return _found("specificity", confusion, 0)
+    return _recall("specificity", confusion, 0)
 
 
-def _found(owner: str, confusion: Tensor, label: int) -> float:
+def _recall(owner: str, confusion: Tensor, label: int) -> float:
     if tuple(confusion.shape) != (2, 2):
         raise ValueError(
             f"{owner}: confusion must have shape (2, 2), found {tuple(confusion.shape)}; it is "

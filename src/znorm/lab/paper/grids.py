@@ -104,7 +104,7 @@ TARGETS: Mapping[str, Target] = {
 
 @dataclass(frozen=True)
 class Scale:
-    """How much of each target is run.
+    """The size of the runs of each target.
 
     Parameters
     ----------
@@ -156,10 +156,10 @@ def settings(task: str, scale: Scale, choices: Mapping[str, Any]) -> dict[str, A
     A schedule's milestones keep their place in the run: 30 of 50 epochs is 6 of 10.
     """
     chosen = {**scale.choices.get(task, {}), **choices}
-    own = TASKS[task]
-    epochs = chosen.get("epochs", own.epochs)
-    if "schedule" not in chosen and epochs != own.epochs and isinstance(epochs, int):
-        chosen["schedule"] = _shrunk(own.schedule, own.epochs, epochs)
+    defaults = TASKS[task]
+    epochs = chosen.get("epochs", defaults.epochs)
+    if "schedule" not in chosen and epochs != defaults.epochs and isinstance(epochs, int):
+        chosen["schedule"] = _shrunk(defaults.schedule, defaults.epochs, epochs)
     return chosen
 
 
@@ -174,12 +174,12 @@ def _shrunk(schedule: str, epochs: int, wanted: int) -> str:
 
 def against_stated(spec: RunSpec, task: str) -> list[str]:
     """The settings of a run that are not those that the paper states for a task."""
-    own, differences = TASKS[task], []
+    stated, differences = TASKS[task], []
     for what, here, there in (
-        ("epochs", spec.epochs, own.epochs),
-        ("batches of", spec.batch_size, own.batch_size),
-        ("learning rate", spec.learning_rate, own.learning_rate),
-        ("augmentation", spec.data.augment, own.augment),
+        ("epochs", spec.epochs, stated.epochs),
+        ("batches of", spec.batch_size, stated.batch_size),
+        ("learning rate", spec.learning_rate, stated.learning_rate),
+        ("augmentation", spec.data.augment, stated.augment),
         ("optimizer", spec.optimizer, "adam"),
     ):
         if here != there:
@@ -188,8 +188,8 @@ def against_stated(spec: RunSpec, task: str) -> list[str]:
     for option, value in spec.optimizer_options.items():
         if usual.get(option) != value:
             differences.append(f"{spec.optimizer}'s {option} {value}")
-    if spec.schedule != _shrunk(own.schedule, own.epochs, spec.epochs):
-        differences.append(f"schedule {spec.schedule}, not {own.schedule}")
+    if spec.schedule != _shrunk(stated.schedule, stated.epochs, spec.epochs):
+        differences.append(f"schedule {spec.schedule}, not {stated.schedule}")
     if spec.data.limit is not None:
         differences.append(f"at most {spec.data.limit:,} images of each part")
     return differences
@@ -200,12 +200,12 @@ def deviations(spec: RunSpec, task: str) -> list[str]:
 
     Settings that the paper does not state count too, where they are not the task's defaults.
     """
-    own, differences = TASKS[task], []
+    stated, differences = TASKS[task], []
     if spec.task != task:
-        differences.append(f"{TASKS[spec.task].label} stands in for {own.label}")
+        differences.append(f"{TASKS[spec.task].label} stands in for {stated.label}")
     differences += against_stated(spec, task)
-    if spec.loss != own.loss:
-        differences.append(f"loss {spec.loss}, not {own.loss}")
+    if spec.loss != stated.loss:
+        differences.append(f"loss {spec.loss}, not {stated.loss}")
     if spec.micro_batch is not None:
         differences.append(f"batches in pieces of {spec.micro_batch}")
     usual = models.options_of(spec.model, {})

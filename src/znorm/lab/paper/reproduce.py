@@ -124,12 +124,12 @@ def _specs(
     except MissingDataError:
         if size.result:
             raise
-    own = TASKS[target.task]
+    defaults = TASKS[target.task]
     # All but the images is as it would have been.
     choices = {
-        "learning_rate": own.learning_rate,
-        "schedule": own.schedule,
-        "data.augment": own.augment,
+        "learning_rate": defaults.learning_rate,
+        "schedule": defaults.schedule,
+        "data.augment": defaults.augment,
         **{key: value for key, value in choices.items() if key not in _PARTS},
         "task": target.stand_in,
     }
@@ -215,9 +215,9 @@ def reproduce(options: ReproduceOptions) -> list[Run]:
     asked.joined(root)  # another scale there is said now, and written once all is checked
     display = options.display or Silent()
     for name, task in record.tasks.items():
-        own = TARGETS[name].task
-        if task != own:
-            display.note(f"{name}: {own} is not here ({data_root()}); {task} stands in for it")
+        named = TARGETS[name].task
+        if task != named:
+            display.note(f"{name}: {named} is not here ({data_root()}); {task} stands in for it")
     runs = [Run.at(root, spec) for spec in specs]
     execute(
         runs,

@@ -62,10 +62,10 @@ def read_pictures(
         raise DataError(f"{files[lacking]}: has no mask, and others have; give all or none one")
     mode = "L" if len(trained.mean) == 1 else "RGB"
     size = trained.image_size
-    pixels = np.stack([read_picture(files[name], mode, size, own=True) for name in names])
+    pixels = np.stack([read_picture(files[name], mode, size, of_user=True) for name in names])
     images = torch.from_numpy(pixels.reshape(len(names), *size, -1)).permute(0, 3, 1, 2)
     if masks:
-        marked = np.stack([read_mask(masks[name], size, own=True) for name in names])
+        marked = np.stack([read_mask(masks[name], size, of_user=True) for name in names])
         return names, Split(images, torch.from_numpy(marked), names), True
     shape = (len(names), *size) if output == "mask" else (len(names),)
     kind = torch.uint8 if output == "mask" else torch.int64

@@ -68,8 +68,10 @@ def notable(scores: Sequence[float], present: Sequence[bool]) -> dict[str, int]:
     ranked = sorted((i for i, there in enumerate(present) if there), key=lambda i: scores[i])
     if not ranked:
         return {}
-    found = {"best": ranked[-1], "median": ranked[(len(ranked) - 1) // 2], "worst": ranked[0]}
-    return {name: i for n, (name, i) in enumerate(found.items()) if i not in [*found.values()][:n]}
+    places = {"best": ranked[-1], "median": ranked[(len(ranked) - 1) // 2], "worst": ranked[0]}
+    return {
+        name: i for n, (name, i) in enumerate(places.items()) if i not in [*places.values()][:n]
+    }
 
 
 def draw_cases(cases: Sequence[Case], file: Any = None) -> str:

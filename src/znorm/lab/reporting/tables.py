@@ -251,7 +251,7 @@ def _rows(root: Path, runs: Sequence[Run], columns: Sequence[Column]) -> tuple[R
 def _epochs_to_baseline(
     root: Path, headline: Column, runs: Sequence[Run], reference: Mapping[int, Run]
 ) -> Cell:
-    """In how many epochs each run first scored what the baseline of its seed scored at its end.
+    """The epoch in which each run first scored what the baseline of its seed scored at its end.
 
     The mean stands for runs that all got there; else how many did. One that diverged or failed did
     not. Where events.jsonl is not whole, nothing is said of any.
@@ -268,15 +268,15 @@ def _epochs_to_baseline(
         Value(run.spec.seed, "not reached" if epoch is None else str(epoch), _events(root, run))
         for run, epoch in zip(runs, epochs, strict=True)
     )
-    found = [epoch for epoch in epochs if epoch is not None]
-    if not epochs or len(found) < len(epochs):
-        text = f"reached by {len(found)} of {len(epochs)}" if epochs else "–"
+    reached_in = [epoch for epoch in epochs if epoch is not None]
+    if not epochs or len(reached_in) < len(epochs):
+        text = f"reached by {len(reached_in)} of {len(epochs)}" if epochs else "–"
         return Cell(None, text, "", values)
-    return _summary(Column("epoch", "", 1), found, values, mixed=len(images_of(runs)) > 1)
+    return _summary(Column("epoch", "", 1), reached_in, values, mixed=len(images_of(runs)) > 1)
 
 
 def _alike(run: Run, other: Run) -> bool:
-    """Whether two runs had the same images, initial weights and batches, if that is known."""
+    """Tell whether two runs had the same images, initial weights and batches, if that is known."""
     mine, theirs = ((one.result or {}).get("hashes", {}) for one in (run, other))
     shared = ("data", "initial_weights", "batches")
     return all(mine[key] == theirs[key] for key in shared if mine.get(key) and theirs.get(key))
@@ -317,7 +317,7 @@ def _summary(
 
 
 def _lacks_epochs(run: Run) -> str | None:
-    """What is missing of a finished run's events, if they are there at all."""
+    """A word on events of a finished run that are missing, if they are there at all."""
     there = (run.folder / "events.jsonl").exists()
     epochs = len(run.history)
     if not there or epochs >= run.spec.epochs:

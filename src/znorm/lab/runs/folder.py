@@ -52,7 +52,7 @@ class Run:
 
     @classmethod
     def at(cls, root: str | os.PathLike[str], spec: RunSpec) -> Run:
-        """Where the run with this specification belongs under ``root``."""
+        """The run with this specification, in its place under ``root``."""
         method = f"{spec.method}__{spec.hash}"
         return cls(Path(root) / spec.task / spec.model / method / f"seed-{spec.seed}", spec)
 
@@ -97,7 +97,7 @@ class Run:
 
     @property
     def result(self) -> dict[str, Any] | None:
-        """What result.json holds, or None before the run has ended."""
+        """The content of result.json; None before the run has ended."""
         path = self.folder / "result.json"
         try:
             content = read_json(path)
@@ -305,7 +305,7 @@ class Run:
         write_atomically(self.folder / "weights.pt", content)
 
     def cases(self) -> Cases | None:
-        """What :meth:`save_cases` wrote; None if there is no such file.
+        """The cases that :meth:`save_cases` wrote; None if there is no such file.
 
         Raises
         ------

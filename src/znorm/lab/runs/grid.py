@@ -65,19 +65,19 @@ def grid(
     return list(specs.values())
 
 
-def _method(given: str | Mapping[str, Any]) -> dict[str, Any]:
-    if not isinstance(given, Mapping):
-        return {"method": given}
-    for key in given:
+def _method(method: str | Mapping[str, Any]) -> dict[str, Any]:
+    if not isinstance(method, Mapping):
+        return {"method": method}
+    for key in method:
         if key not in ("name", "transform", "weight_decay"):
             raise unknown("key of a method", key, ("name", "transform", "weight_decay"))
-    if not isinstance(given.get("name"), str):
-        raise ConfigurationError(f"methods: a method of your own needs a name, found {given!r}")
-    transform = given.get("transform")
+    if not isinstance(method.get("name"), str):
+        raise ConfigurationError(f"methods: a method of your own needs a name, found {method!r}")
+    transform = method.get("transform")
     return {
-        "method": given["name"],
+        "method": method["name"],
         "transform": () if transform is None else transform,
-        "weight_decay": given.get("weight_decay"),
+        "weight_decay": method.get("weight_decay"),
     }
 
 

@@ -1,4 +1,4 @@
-"""What a person sees while a grid runs: bars on a terminal, plain lines elsewhere."""
+"""The progress of a grid as a person sees it: bars on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Display(Protocol):
 
 
 def name(run: Run) -> str:
-    """How a run is called on screen."""
+    """The name of a run on screen."""
     return f"{run.spec.model} {run.spec.method} seed {run.spec.seed}"
 
 
@@ -207,7 +207,7 @@ class Terminal(Silent):
 
 
 def ending(run: Run) -> str:
-    """How a run ended, in a few words."""
+    """The end of a run, in a few words."""
     result = run.result
     if result is None:
         return run.status

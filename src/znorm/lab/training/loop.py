@@ -49,13 +49,13 @@ class Watch(Protocol):
         """Something that whoever reads the run's numbers must know."""
 
     def stop_requested(self) -> bool:
-        """Whether to save and stop."""
+        """Ask whether to save and stop."""
         ...
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended.
+    """The end of a run.
 
     Parameters
     ----------
@@ -147,7 +147,7 @@ def _resumed(
     optimizer: torch.optim.Optimizer,
     watch: Watch,
 ) -> Position | None:
-    """Where the run stands by the last checkpoint that is whole; None if there is none at all."""
+    """The position of the last checkpoint that is whole; None if there is none at all."""
     problems: list[str] = []
     for content in saved:
         try:
