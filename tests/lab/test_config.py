@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
+from lab.kit import recorded
 from znorm.lab import api
 from znorm.lab.cli import run
 from znorm.lab.runs.folder import Run
-from znorm.lab.spec import resolve
 
 
 @pytest.fixture
@@ -98,10 +98,8 @@ def test_a_file_without_an_end_is_read_as_far_as_it_may_be_long(
 
 
 def failed(root: Path, error: str) -> Run:
-    one = Run.at(root, resolve({}))
-    one.announce()
-    one.finish({"status": "failed", "error": error, "reason": "error", "metrics": {}})
-    return one
+    result = {"status": "failed", "error": error, "reason": "error", "metrics": {}}
+    return recorded(root, {}, result=result)
 
 
 def test_what_stands_in_brackets_is_shown_as_it_is(

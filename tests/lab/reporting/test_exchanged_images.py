@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from lab.kit import PLAIN, finished, recorded
 from znorm.lab import tasks
 from znorm.lab.datasets import Dataset, Split
 from znorm.lab.errors import DataError
@@ -23,7 +24,7 @@ from znorm.lab.reporting.trivial_baseline import folder, trivial_baseline
 from znorm.lab.runs.folder import Run
 from znorm.lab.spec import resolve
 
-CHOICES = {"epochs": 1, "device": "cpu", "precision": "float32", "data.limit": 24}
+CHOICES = {**PLAIN, "epochs": 1, "data.limit": 24}
 
 
 def made(root: Path, images: dict[int, str | None]) -> list[Run]:
@@ -31,15 +32,11 @@ def made(root: Path, images: dict[int, str | None]) -> list[Run]:
     runs = []
     for seed, data in images.items():
         for method, gain in (("baseline", 0.0), ("znorm", 0.1)):
-            run = Run.at(root, resolve({**CHOICES, "method": method, "seed": seed}))
-            run.announce()
+            choices = {**CHOICES, "method": method, "seed": seed}
             score = 0.5 + 0.1 * seed + gain
             metrics = {"test_accuracy": score, "train_loss": 1.0}
-            run.log({"event": "epoch", "epoch": 1, **metrics})
             hashes = {} if data is None else {"data": data}
-            result = {"status": "done", "metrics": metrics, "seconds": 1.0, "hashes": hashes}
-            run.finish(result)
-            runs.append(run)
+            runs.append(recorded(root, choices, [metrics], finished(metrics, hashes=hashes)))
     return runs
 
 

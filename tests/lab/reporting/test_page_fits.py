@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from lab.kit import finished, recorded
 from znorm.lab.errors import DataError
 from znorm.lab.methods import PUBLISHED
 from znorm.lab.metrics import DEFINITIONS
@@ -22,7 +23,6 @@ from znorm.lab.paper.record import Record
 from znorm.lab.reporting.page import write_page
 from znorm.lab.reporting.tables import columns_of
 from znorm.lab.runs.folder import Run
-from znorm.lab.spec import resolve
 from znorm.lab.tasks import TASKS
 
 WIDTHS = (390, 1400, 2560)
@@ -49,20 +49,17 @@ HEADS = {
 def made(root: Path, task: str, method: str, seed: int, **choices: Any) -> Run:
     """A run as if it had been trained, its scores as wide as scores get."""
     chosen = {"task": task, "model": MODELS[task], "method": method, "seed": seed, "epochs": 2}
-    run = Run.at(root, resolve({**chosen, "device": "cpu", "precision": "float32", **choices}))
-    run.announce()
     if (method, seed) == ("gradient_clipping", 1):
-        run.finish({"status": "failed", "metrics": {}, "error": ERROR})
-        return run
+        failed = {"status": "failed", "metrics": {}, "error": ERROR}
+        return recorded(root, {**chosen, **choices}, result=failed)
     columns = columns_of(TASKS[task].output)
     metrics = {column.key: 0.1234 + 0.17 * seed for column in columns}
     if task == "phantom":
         metrics["test_hausdorff"] = 123.45 + 100 * seed
     headline = columns[0].key
-    for epoch in (1, 2):
-        run.log({"event": "epoch", "epoch": epoch, headline: metrics[headline], "train_loss": 0.5})
-    run.finish({"status": "done", "metrics": metrics, "seconds": 12345.6 * (1 + seed)})
-    return run
+    epochs = 2 * [{headline: metrics[headline], "train_loss": 0.5}]
+    result = finished(metrics, seconds=12345.6 * (1 + seed))
+    return recorded(root, {**chosen, **choices}, epochs, result)
 
 
 def page(root: Path, *tasks: str, record: Record | None = None) -> str:

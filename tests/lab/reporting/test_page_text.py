@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 from rich.console import Console
 
+from lab.kit import finished, recorded
 from znorm.lab.datasets import Dataset, Split
 from znorm.lab.errors import DataError
 from znorm.lab.paper.record import Record
@@ -30,19 +31,14 @@ from znorm.lab.reporting.tables import gather, on_terminal
 from znorm.lab.runs.cost import Cost, costs_on_terminal
 from znorm.lab.runs.folder import Run
 from znorm.lab.runs.survey import Damaged, find
-from znorm.lab.spec import resolve
 
 ERROR = "ValueError: unexpected token [/INST] in [batch] :smile: [red]\\[x]"
 
 
 def made(root: Path, method: str = "baseline", **result: Any) -> Run:
     choices = {"method": method, "model": "resnet56", "epochs": 1}
-    run = Run.at(root, resolve({**choices, "device": "cpu", "precision": "float32"}))
-    run.announce()
     metrics = {"test_accuracy": 0.5, "train_loss": 1.0}
-    run.log({"event": "epoch", "epoch": 1, **metrics})
-    run.finish({"status": "done", "metrics": metrics, "seconds": 1.0, **result})
-    return run
+    return recorded(root, choices, [metrics], {**finished(metrics), **result})
 
 
 def page(root: Path, runs: list[Run], damaged: tuple[Damaged, ...] = ()) -> str:

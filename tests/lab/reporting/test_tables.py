@@ -9,11 +9,11 @@ from pathlib import Path
 
 import torch
 
+from lab.kit import finished, recorded
 from znorm.lab.metrics import classification_scores
 from znorm.lab.reporting.tables import gather, on_terminal
 from znorm.lab.runs.folder import Run
 from znorm.lab.runs.survey import find
-from znorm.lab.spec import resolve
 
 # Test accuracy by epoch; the last one is the run's.
 SCORES = {
@@ -30,15 +30,9 @@ SCORES = {
 def made(root: Path) -> list[Run]:
     runs = []
     for (method, seed), scores in SCORES.items():
-        choices = {"method": method, "seed": seed, "epochs": 3, "device": "cpu"}
-        run = Run.at(root, resolve({**choices, "precision": "float32"}))
-        run.announce()
-        for epoch, score in enumerate(scores, 1):
-            event = {"event": "epoch", "epoch": epoch, "train_loss": 1.0}
-            run.log({**event, "test_accuracy": score})
-        metrics = {"test_accuracy": scores[-1], "train_loss": 1.0}
-        run.finish({"status": "done", "metrics": metrics, "seconds": 1.0})
-        runs.append(run)
+        choices = {"method": method, "seed": seed, "epochs": 3}
+        epochs = [{"train_loss": 1.0, "test_accuracy": score} for score in scores]
+        runs.append(recorded(root, choices, epochs, finished(epochs[-1])))
     return runs
 
 

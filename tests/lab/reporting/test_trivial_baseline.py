@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from lab.kit import PLAIN, finished, recorded
 from znorm.lab import tasks
 from znorm.lab.reporting.figures import curves
 from znorm.lab.reporting.tables import gather
 from znorm.lab.reporting.trivial_baseline import folder, kept, trivial_baseline
-from znorm.lab.runs.folder import Run
 from znorm.lab.spec import resolve
 
-CHOICES = {"epochs": 1, "device": "cpu", "precision": "float32", "data.limit": 24}
+CHOICES = {**PLAIN, "epochs": 1, "data.limit": 24}
 
 
 @pytest.mark.parametrize(
@@ -28,11 +28,8 @@ def test_a_floor_that_is_no_score_is_worked_out_anew(tmp_path: Path, score: str)
     path.parent.mkdir(parents=True)
     path.write_text(f'{{"metrics": {{"test_accuracy": {score}, "train_accuracy": 0.5}}}}')
     assert kept(tmp_path, spec) is None
-    run = Run.at(tmp_path, spec)
-    run.announce()
     metrics = {"test_accuracy": 0.5, "train_loss": 1.0}
-    run.log({"event": "epoch", "epoch": 1, **metrics})
-    run.finish({"status": "done", "metrics": metrics, "seconds": 1.0})
+    run = recorded(tmp_path, CHOICES, [metrics], finished(metrics))
     (table,) = gather(tmp_path, [run])
     assert table.trivial_baseline is None
     with warnings.catch_warnings():

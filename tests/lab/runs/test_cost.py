@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lab.kit import finished
 from znorm import lab
 from znorm.lab import tasks, trust
 from znorm.lab.runs import cost as costs
@@ -180,8 +181,7 @@ def test_the_cost_is_steps_times_their_time(
     specs = grid("baseline,znorm", 2, {**choices, "precision": "float32"})
     one = Run.at(tmp_path, specs[0])
     one.announce()
-    metrics = {"train_loss": 0.5, "test_accuracy": 0.5}
-    one.finish({"status": "done", "metrics": metrics, "seconds": 1.0})
+    one.finish(finished({"train_loss": 0.5, "test_accuracy": 0.5}))
     heard: list[str] = []
     (cost,) = plan(specs, tmp_path, lambda spec: heard.append(spec.model))
     assert heard == ["resnet20"]

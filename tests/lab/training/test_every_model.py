@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import znorm
+from lab.kit import Watch
 from znorm.lab import models
 from znorm.lab.datasets import Dataset, Split
 from znorm.lab.losses import LOSSES
@@ -30,15 +29,6 @@ LARGE = (
     "resnet50_unet",
     "unetplusplus",
 )
-
-
-class Watch:
-    def step(self, epoch: int, step: int, steps: int) -> None: ...
-    def epoch(self, entry: dict[str, Any]) -> None: ...
-    def note(self, text: str) -> None: ...
-
-    def stop_requested(self) -> bool:
-        return False
 
 
 def made_up(output: str) -> Dataset:

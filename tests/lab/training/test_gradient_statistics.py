@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from lab.kit import PLAIN, Watch
 from znorm.lab import models, tasks
 from znorm.lab.errors import Interrupted
 from znorm.lab.spec import RunSpec, resolve
@@ -16,28 +17,10 @@ from znorm.lab.training.loop import train
 from znorm.lab.training.sampler import batches
 
 
-class Watch:
-    def __init__(self, stop_after: int | None = None) -> None:
-        self.entries: list[dict[str, Any]] = []
-        self.steps = 0
-        self.stop_after = stop_after
-
-    def step(self, epoch: int, step: int, steps: int) -> None:
-        self.steps += 1
-
-    def epoch(self, entry: dict[str, Any]) -> None:
-        self.entries.append(entry)
-
-    def note(self, text: str) -> None: ...
-
-    def stop_requested(self) -> bool:
-        return self.steps == self.stop_after
-
-
 def spec(method: str, **choices: Any) -> RunSpec:
-    given = {"model": "resnet20", "epochs": 2, "batch_size": 16, "data.limit": 56}
-    given |= {"data.augment": "none", "device": "cpu", "precision": "float32", "receipt": True}
-    return resolve({**given, **choices, "method": method})
+    small = {"model": "resnet20", "epochs": 2, "batch_size": 16, "data.limit": 56}
+    small |= {"data.augment": "none", "receipt": True}
+    return resolve({**PLAIN, **small, **choices, "method": method})
 
 
 def seen(of: RunSpec, saved: bytes | None = None, watch: Watch | None = None) -> list[Any]:

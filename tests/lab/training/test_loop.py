@@ -10,6 +10,7 @@ import torch
 from torch.nn import functional as F
 
 import znorm
+from lab.kit import PLAIN, Watch
 from znorm.lab import models, tasks
 from znorm.lab.datasets import Dataset
 from znorm.lab.datasets.augmentation import augment_
@@ -23,36 +24,9 @@ from znorm.lab.training.pipeline import Pipeline
 from znorm.lab.training.sampler import batches
 
 
-class Watch:
-    """Records what it is told; asks to stop after so many steps."""
-
-    def __init__(self, stop_after: int | None = None) -> None:
-        self.steps = 0
-        self.entries: list[dict[str, Any]] = []
-        self.stop_after = stop_after
-
-    def step(self, epoch: int, step: int, steps: int) -> None:
-        self.steps += 1
-
-    def epoch(self, entry: dict[str, Any]) -> None:
-        self.entries.append(entry)
-
-    def note(self, text: str) -> None: ...
-
-    def stop_requested(self) -> bool:
-        return self.stop_after is not None and self.steps >= self.stop_after
-
-
 def spec(**choices: Any) -> RunSpec:
-    given = {
-        "method": "znorm",
-        "epochs": 2,
-        "batch_size": 16,
-        "data.limit": 56,
-        "device": "cpu",
-        "precision": "float32",
-    }
-    return resolve({**given, **choices})
+    small = {"method": "znorm", "epochs": 2, "batch_size": 16, "data.limit": 56}
+    return resolve({**PLAIN, **small, **choices})
 
 
 def data(of: RunSpec) -> Dataset:

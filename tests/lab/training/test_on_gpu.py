@@ -10,6 +10,7 @@ import torch
 
 pytest.importorskip("pydantic")
 
+from lab.kit import Watch
 from waiting import nothing_waits
 from znorm import lab
 from znorm.lab import models, tasks
@@ -47,16 +48,7 @@ def loop_of(model: str, device: torch.device, augment: str = "dihedral") -> Any:
     pipeline = Pipeline(dataset, spec.data.augment, 0, device)
     normalized = pipeline._normalized
     pipeline._normalized = lambda images: normalized(images).double()  # type: ignore[method-assign]
-    return _Loop(spec, pipeline, net, optimizer, Position(), Quiet(), lambda _: None)
-
-
-class Quiet:
-    def step(self, epoch: int, step: int, steps: int) -> None: ...
-    def epoch(self, entry: dict[str, object]) -> None: ...
-    def note(self, text: str) -> None: ...
-
-    def stop_requested(self) -> bool:
-        return False
+    return _Loop(spec, pipeline, net, optimizer, Position(), Watch(), lambda _: None)
 
 
 @pytest.mark.parametrize("model", ["resnet20", "resnet56"])
