@@ -94,6 +94,13 @@ def test_an_option_that_is_not_there_is_answered_with_the_nearest(
         getattr(lab, verb)(*arguments, batchsize=3)
 
 
+def test_what_is_missing_or_too_much_is_said_of_the_function() -> None:
+    with pytest.raises(TypeError, match=r"^reproduce\(\) missing a required argument: 'target'$"):
+        lab.reproduce()  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match=r"^compare\(\) too many positional arguments$"):
+        lab.compare("pcam_mini")  # type: ignore[misc]
+
+
 def test_choices_are_keys_of_a_specification_and_those_of_set_come_last() -> None:
     options = CompareOptions(lr=0.1, limit=8, set={"data.limit": 4, "data.augment": "none"})
     chosen = options.choices()

@@ -26,7 +26,7 @@ __all__ = ["CompareOptions", "ReproduceOptions", "SharedOptions", "fields_of", "
 PathLike: TypeAlias = str | os.PathLike[str]
 P = ParamSpec("P")
 R = TypeVar("R")
-O = TypeVar("O")  # noqa: E741  the options
+Chosen = TypeVar("Chosen")
 
 
 def option(default: Any, help: str | None, *, key: str | None = None) -> Any:
@@ -146,8 +146,8 @@ def fields_of(options: type) -> list[Field[Any]]:
 
 
 def keywords(
-    options: Callable[P, O],
-) -> Callable[[Callable[[O], R]], Callable[P, R]]:
+    options: Callable[P, Chosen],
+) -> Callable[[Callable[[Chosen], R]], Callable[P, R]]:
     """Give a function of options these options as keyword arguments.
 
     Checked by the type checker, shown by ``help``; one that is not there is answered with the
@@ -155,24 +155,23 @@ def keywords(
     """
     assert isinstance(options, type)
     names = [one.name for one in fields_of(options)]
+    parameters = inspect.signature(options).parameters
+    signature = inspect.Signature([parameters[name] for name in names])
 
-    def decorate(function: Callable[[O], R]) -> Callable[P, R]:
+    def decorate(function: Callable[[Chosen], R]) -> Callable[P, R]:
         @functools.wraps(function)
         def verb(*args: P.args, **kwargs: P.kwargs) -> R:
-            for name in kwargs:
-                if name not in names:
-                    raise TypeError(
-                        f"{function.__name__}() got an unexpected keyword argument {name!r}; "
-                        f"{_hint(name, names)}"
-                    )
+            try:
+                signature.bind(*args, **kwargs)
+            except TypeError as error:
+                hints = (_hint(name, names) for name in kwargs if name not in names)
+                text = f"{function.__name__}() {error}"
+                raise TypeError("; ".join((text, *hints))) from None
             return function(options(*args, **kwargs))
 
-        signature = inspect.signature(options)
-        ordered = sorted(signature.parameters.values(), key=lambda p: names.index(p.name))
         result = inspect.signature(function).return_annotation
-        verb.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-            ordered, return_annotation=result
-        )
+        shown = signature.replace(return_annotation=result)
+        verb.__signature__ = shown  # type: ignore[attr-defined]
         return verb
 
     return decorate
