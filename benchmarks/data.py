@@ -33,7 +33,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from znorm.lab import data, tasks
 from znorm.lab.datasets import lgg_mri, patchcamelyon
-from znorm.lab.datasets.dataset import Part
+from znorm.lab.datasets.dataset import Split
 from znorm.lab.spec import resolve
 from znorm.lab.training.pipeline import Pipeline
 from znorm.lab.training.sampler import batches
@@ -41,7 +41,7 @@ from znorm.lab.training.sampler import batches
 BATCH = 64
 
 
-def pictures(task: str, part: Part) -> list[tuple[Any, Any]]:
+def pictures(task: str, part: Split) -> list[tuple[Any, Any]]:
     """What a loader of one image at a time opens: a path or an array, and its mask or label."""
     if task == "patchcamelyon":
         folder = patchcamelyon.folder() / "train"

@@ -36,13 +36,13 @@ from torch.utils.data import Dataset as TorchDataset
 
 from znorm.lab import models, tasks
 from znorm.lab.datasets import Dataset
-from znorm.lab.machine import processor
 from znorm.lab.spec import RunSpec, resolve
-from znorm.lab.training.beginning import begin
+from znorm.lab.system import processor
 from znorm.lab.training.checkpoint import Position
 from znorm.lab.training.loop import _Loop
 from znorm.lab.training.pipeline import Pipeline
 from znorm.lab.training.sampler import batches
+from znorm.lab.training.setup import set_up
 
 Epoch = Callable[[], object]
 
@@ -84,7 +84,7 @@ def net(spec: RunSpec, data: Dataset) -> nn.Module:
 
 def lab(spec: RunSpec, data: Dataset) -> Epoch:
     torch.manual_seed(0)
-    model, optimizer = begin(spec, data)
+    model, optimizer = set_up(spec, data)
     pipeline = Pipeline(data, spec.data.augment, 0, torch.device(spec.device))
     loop = _Loop(spec, pipeline, model, optimizer, Position(), Quiet(), lambda _: None)
 
@@ -98,7 +98,7 @@ def lab(spec: RunSpec, data: Dataset) -> Epoch:
 
 def bare(spec: RunSpec, data: Dataset) -> Epoch:
     torch.manual_seed(0)
-    model, optimizer = begin(spec, data)
+    model, optimizer = set_up(spec, data)
     model.train()
     pipeline = Pipeline(data, spec.data.augment, 0, torch.device(spec.device))
     plan = batches(0, 0, len(data.train), spec.batch_size)

@@ -24,7 +24,7 @@ from step import SETS, fused, made
 import znorm
 from znorm.kernels.cpu import driver, entry
 from znorm.kernels.cpu.updates import RULES
-from znorm.lab.machine import processor
+from znorm.lab.system import processor
 
 
 def parts(name: str, dtype: torch.dtype) -> dict[str, Callable[[], object]]:

@@ -26,7 +26,7 @@ from torch import nn
 
 import znorm
 from znorm.kernels import registry
-from znorm.lab.machine import processor
+from znorm.lab.system import processor
 
 Parameters = list[nn.Parameter]
 

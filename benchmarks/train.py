@@ -28,8 +28,8 @@ from torch.nn import functional as F
 
 import znorm
 from znorm.lab import models
-from znorm.lab.machine import processor
-from znorm.lab.training.device import resolve_precision
+from znorm.lab.device import resolve_precision
+from znorm.lab.system import processor
 
 CHANNELS_LAST = torch.channels_last
 

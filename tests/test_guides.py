@@ -68,9 +68,20 @@ def run(page: Path, root: Path, **environment: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=[page.stem for page in PAGES])
 def test_what_a_page_shows_runs(page: Path, tmp_path: Path) -> None:
     run(page, tmp_path)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[page.stem for page in PAGES])
+def test_what_a_page_names_is_there(page: Path) -> None:
+    text = page.read_text()
+    new = re.findall(r"^# new file: (\S+)$", text, re.MULTILINE)
+    named = set(re.findall(r"`((?:src|tests|docs|benchmarks)/[\w./]*)`", text))
+    assert [name for name in named if name not in new and not (ROOT / name).exists()] == []
+    links = re.findall(r"\]\((?!http)([^)#]+)", text)
+    assert [link for link in links if not (page.parent / link).exists()] == []
 
 
 @pytest.mark.slow

@@ -13,8 +13,9 @@ import pytest
 import yaml
 
 from znorm.lab.cli import run
+from znorm.lab.runs.folder import Run
+from znorm.lab.runs.survey import find
 from znorm.lab.spec import resolve
-from znorm.lab.store import Run, find
 
 SMALL = ["--epochs", "1", "--batch-size", "8", "--limit", "24"]
 SMALL += ["--device", "cpu", "--precision", "float32"]

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from znorm.lab import comparison
+from lab.kit import recorded
+from znorm.lab import api
 from znorm.lab.cli import run
-from znorm.lab.spec import resolve
-from znorm.lab.store import Run
+from znorm.lab.runs.folder import Run
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         found.update(choices)
         return []
 
-    monkeypatch.setattr(comparison, "compare", compare)
+    monkeypatch.setattr(api, "compare", compare)
     return found
 
 
@@ -98,10 +98,8 @@ def test_a_file_without_an_end_is_read_as_far_as_it_may_be_long(
 
 
 def failed(root: Path, error: str) -> Run:
-    one = Run.at(root, resolve({}))
-    one.announce()
-    one.finish({"status": "failed", "error": error, "reason": "error", "metrics": {}})
-    return one
+    result = {"status": "failed", "error": error, "reason": "error", "metrics": {}}
+    return recorded(root, {}, result=result)
 
 
 def test_what_stands_in_brackets_is_shown_as_it_is(
@@ -146,7 +144,7 @@ def test_a_folder_without_permission_is_a_row(level: int, tmp_path: Path) -> Non
     closed = [(one := failed(tmp_path, "x")).folder, one.folder.parent][level]
     closed.chmod(0)
     try:
-        rows = comparison.status(tmp_path)
+        rows = api.status(tmp_path)
     finally:
         closed.chmod(0o755)
     assert [(row["status"], row["folder"]) for row in rows] == [("unreadable", str(closed))]
@@ -164,7 +162,7 @@ def test_a_folder_that_cannot_be_listed_is_a_row(
         return listed(path)
 
     monkeypatch.setattr(os, "scandir", refused)
-    (row,) = comparison.status(tmp_path)
+    (row,) = api.status(tmp_path)
     assert row["status"] == "unreadable"
     assert row["error"] == f"{one.folder.parent}: cannot be read (Permission denied)"
 

@@ -12,8 +12,9 @@ import torch
 from znorm.lab import csvfiles
 from znorm.lab.errors import DataError
 from znorm.lab.metrics import Cases
+from znorm.lab.runs.files import write_table
+from znorm.lab.runs.folder import Run
 from znorm.lab.spec import resolve
-from znorm.lab.store import Run, write_table
 
 FORMULAS = [
     "=1+1",

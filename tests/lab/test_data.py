@@ -35,13 +35,18 @@ def write_patient(root: Path, name: str = "TCGA_AA_0001_19990101") -> Path:
 
 def test_listing_names_a_part_as_a_part(root: Path) -> None:
     states = {row["name"]: row["state"] for row in data.listing()}
-    assert states == {
-        "pcam_mini": "built in",
-        "phantom": "built in",
-        "cifar10": "missing",
-        "patchcamelyon": "missing",
-        "lgg_mri": "missing",
-    }
+    assert (
+        states
+        | {
+            "pcam_mini": "built in",
+            "phantom": "built in",
+            "cifar10": "missing",
+            "patchcamelyon": "missing",
+            "lgg_mri": "missing",
+        }
+        == states
+    )
+    assert list(states) == list(tasks.TASKS)
     write_patient(root)
     row = next(row for row in data.listing() if row["name"] == "lgg_mri")
     assert (row["state"], row["found"]) == ("part", "1 of 110 patients, 1 of 3,929 slices")

@@ -11,12 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from znorm.lab import store
 from znorm.lab.cli import run as call
 from znorm.lab.errors import Interrupted
-from znorm.lab.helpers import _wait
+from znorm.lab.runs import folder
+from znorm.lab.runs.folder import Run
+from znorm.lab.runs.parallel import _wait
+from znorm.lab.runs.survey import find
 from znorm.lab.spec import resolve
-from znorm.lab.store import Run, find
 from znorm.lab.training import interruption
 from znorm.lab.training.interruption import Interruption
 
@@ -52,14 +53,14 @@ def test_a_signal_while_a_checkpoint_is_written_waits_until_it_is_whole(
     one = Run.at(tmp_path, resolve({}))
     one.announce()
     one.save_checkpoint(b"first")
-    original = getattr(store, moment)
+    original = getattr(folder, moment)
 
     def interrupted(*arguments: object) -> object:
         send()
         send()
         return original(*arguments)
 
-    monkeypatch.setattr(store, moment, interrupted)
+    monkeypatch.setattr(folder, moment, interrupted)
 
     def save() -> None:
         with Interruption() as stop:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from znorm.lab.store import find
+from znorm.lab.runs.survey import find
 
 pytestmark = pytest.mark.slow
 

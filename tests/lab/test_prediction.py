@@ -17,11 +17,12 @@ import torch
 from PIL import Image
 
 from znorm import lab
-from znorm.lab import models, prediction, tasks
+from znorm.lab import models, tasks
 from znorm.lab.cli import run as call
 from znorm.lab.datasets import Dataset
-from znorm.lab.prediction import outputs
-from znorm.lab.store import Run
+from znorm.lab.prediction import output
+from znorm.lab.runs.folder import Run
+from znorm.lab.runs.inference import outputs
 from znorm.lab.training import weights
 
 SMALL: dict[str, Any] = {
@@ -129,7 +130,7 @@ def test_the_figure_is_of_slices_with_something_to_mark(
     segmenter: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[Any] = []
-    monkeypatch.setattr(prediction, "draw_cases", lambda cases, file: drawn.extend(cases))
+    monkeypatch.setattr(output, "draw_cases", lambda cases, file: drawn.extend(cases))
     lab.predict(segmenter, out=tmp_path)
     assert [one.title.split("\n")[0] for one in drawn] == ["best", "median", "worst"]
     assert all(one.truth.any() for one in drawn)
@@ -282,7 +283,7 @@ def test_a_prediction_that_was_stopped_does_not_look_whole_and_is_replaced(
     folders = [scans(segmenter, tmp_path / name, *(name + n for n in "12")) for name in "abc"]
     expected = contents(lab.predict(segmenter, folders[2], out=tmp_path / "fresh"))
     lab.predict(segmenter, folders[0], out=out)
-    write = prediction.write_atomically
+    write = output.write_atomically
     written: list[Path] = []
 
     def stopped(path: Path, content: bytes) -> None:
@@ -292,7 +293,7 @@ def test_a_prediction_that_was_stopped_does_not_look_whole_and_is_replaced(
         write(path, content)
 
     with monkeypatch.context() as patch:
-        patch.setattr(prediction, "write_atomically", stopped)
+        patch.setattr(output, "write_atomically", stopped)
         for folder in (folders[1], folders[0]):
             written.clear()
             with pytest.raises(KeyboardInterrupt):

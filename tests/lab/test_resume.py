@@ -11,10 +11,14 @@ import pytest
 import torch
 
 from znorm import lab
-from znorm.lab import comparison, tasks
+from znorm.lab import tasks
 from znorm.lab.cli import run as call
 from znorm.lab.datasets import Dataset
-from znorm.lab.store import Run, find
+from znorm.lab.runs import runner
+from znorm.lab.runs.folder import Run
+from znorm.lab.runs.grid import grid
+from znorm.lab.runs.progress import Silent
+from znorm.lab.runs.survey import find
 
 SMALL: dict[str, Any] = {"epochs": 1, "limit": 80, "batch_size": 8, "device": "cpu"}
 HASHES = ("data", "initial_weights", "batches", "final_weights")
@@ -37,7 +41,7 @@ class Stops:
             self.left -= 1
             return self.left == 0
 
-        monkeypatch.setattr(comparison._Watch, "stop_requested", stop_requested)
+        monkeypatch.setattr(runner._Watch, "stop_requested", stop_requested)
 
 
 def trained(
@@ -79,7 +83,7 @@ def test_jobs_keep_the_threads_of_a_run_and_say_what_they_change(
             lab.compare(**choices, out=tmp_path / "jobs")
     said: list[str] = []
 
-    class Display(comparison.Silent):
+    class Display(Silent):
         def note(self, text: str) -> None:
             said.append(text)
 
@@ -138,7 +142,7 @@ def failing(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     def train(*args: Any) -> Any:
         raise error
 
-    monkeypatch.setattr(comparison, "train", train)
+    monkeypatch.setattr(runner, "train", train)
 
 
 ARGUMENTS = ["compare", "--epochs", "1", "--limit", "16", "--methods", "znorm", "--seeds", "1"]
@@ -217,9 +221,9 @@ def test_an_option_that_cannot_be_meant_is_refused(
 def test_the_time_left_is_without_what_another_process_is_at(tmp_path: Path) -> None:
     from rich.console import Console
 
-    from znorm.lab.progress import Plain
+    from znorm.lab.runs.progress import Plain
 
-    specs = comparison.grid(["baseline", "znorm"], 1, {"epochs": 10})
+    specs = grid(["baseline", "znorm"], 1, {"epochs": 10})
     runs = [Run.at(tmp_path, spec) for spec in specs]
     display = Plain(Console(file=open("/dev/null", "w")))  # noqa: SIM115
     for one in runs:

@@ -14,7 +14,7 @@ import pytest
 
 from znorm import lab
 from znorm.lab.cli import run as call
-from znorm.lab.store import find
+from znorm.lab.runs.survey import find
 
 SMALL: dict[str, Any] = {"epochs": 1, "limit": 16, "methods": ["baseline"], "seeds": 1}
 ARGUMENTS = ["--epochs", "1", "--limit", "16", "--methods", "baseline", "--seeds", "1"]

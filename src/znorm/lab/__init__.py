@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from znorm.lab import data, metrics, models
+    from znorm.lab.api import compare, report, run, status
     from znorm.lab.catalogue import names
-    from znorm.lab.comparison import compare, report, run, status
     from znorm.lab.errors import (
         ConfigurationError,
         DataError,
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
         Interrupted,
         MissingDataError,
     )
-    from znorm.lab.machine import doctor
     from znorm.lab.paper.reproduce import reproduce
     from znorm.lab.prediction import predict
-    from znorm.lab.reporting.depth import draw_receipt
+    from znorm.lab.reporting.receipt import draw_receipt
+    from znorm.lab.runs.folder import Run
     from znorm.lab.spec import RunSpec, resolve
-    from znorm.lab.store import Run
+    from znorm.lab.system import doctor
 
 __all__ = [
     "ConfigurationError",
@@ -53,10 +53,9 @@ __all__ = [
 ]
 
 _HOMES = {
+    "api": ("compare", "report", "run", "status"),
     "catalogue": ("names",),
-    "comparison": ("compare", "report", "run", "status"),
     "data": ("data",),
-    "machine": ("doctor",),
     "errors": (
         "ConfigurationError",
         "DataError",
@@ -68,16 +67,17 @@ _HOMES = {
     "models": ("models",),
     "paper.reproduce": ("reproduce",),
     "prediction": ("predict",),
-    "reporting.depth": ("draw_receipt",),
+    "reporting.receipt": ("draw_receipt",),
+    "runs.folder": ("Run",),
     "spec": ("RunSpec", "resolve"),
-    "store": ("Run",),
+    "system": ("doctor",),
 }
 
 
 def __getattr__(name: str) -> Any:
     # Imported on first use, so that the command line can say which package is missing.
-    for home, held in _HOMES.items():
-        if name in held:
+    for home, names in _HOMES.items():
+        if name in names:
             module = import_module(f"znorm.lab.{home}")
             return module if name == home else getattr(module, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

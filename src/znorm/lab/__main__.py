@@ -7,9 +7,9 @@ import signal
 import sys
 from types import FrameType
 
-__all__ = ["INTERRUPTED", "main"]
+from znorm.lab.errors import INTERRUPTED
 
-INTERRUPTED = "znorm: interrupted; the same command goes on where this stopped"
+__all__ = ["main"]
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""What there is: tasks, models and methods by name."""
+"""Tasks, models and methods by name, with a line about each."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def names(kind: str) -> dict[str, str]:
     Examples
     --------
     >>> from znorm import lab
-    >>> list(lab.names("tasks"))
-    ['pcam_mini', 'phantom', 'cifar10', 'patchcamelyon', 'lgg_mri']
+    >>> lab.names("tasks")["phantom"]
+    'built in: synthetic slices of 64x64 pixels with blobs to segment'
     """
     return dict(lookup("kind", kind, KINDS))

@@ -2,83 +2,55 @@
 
 from __future__ import annotations
 
-import inspect
 import io
 import json
 import os
-import re
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import Field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, get_args, get_type_hints
 
 import click
-import yaml
 from rich.console import Console
 from rich.table import Table as RichTable
 
 import znorm
-from znorm.lab import comparison, data, planning, prediction
-from znorm.lab.__main__ import INTERRUPTED
+from znorm.lab import api, data, prediction
 from znorm.lab.catalogue import KINDS, names
-from znorm.lab.errors import ConfigurationError, DataError, Interrupted, LabError
-from znorm.lab.machine import doctor as examine
+from znorm.lab.errors import (
+    INTERRUPTED,
+    ConfigurationError,
+    DataError,
+    Interrupted,
+    LabError,
+)
+from znorm.lab.options import CompareOptions, ReproduceOptions, fields_of
 from znorm.lab.paper import reproduce as paper
 from znorm.lab.paper.grids import TARGETS
 from znorm.lab.paper.record import Record
-from znorm.lab.planning import costs_on_terminal
-from znorm.lab.progress import choose
+from znorm.lab.paper.tables import paper_on_terminal, paper_tables, remarks
 from znorm.lab.registry import unknown
-from znorm.lab.reporting.beside import beside_on_terminal, paper_tables, remarks
 from znorm.lab.reporting.tables import gather, on_terminal
+from znorm.lab.runs import cost
+from znorm.lab.runs.folder import Run
+from znorm.lab.runs.progress import choose
+from znorm.lab.runs.survey import find, reproductions
+from znorm.lab.settings import (
+    assignments,
+    from_file,
+    listed,
+    numbers,
+    read_mapping,
+    refuse_twice,
+)
 from znorm.lab.spec import RunSpec
-from znorm.lab.store import Run, find, reproductions
+from znorm.lab.system import doctor as examine
 
 __all__ = ["cli", "run"]
 
-
-class _Loader(yaml.SafeLoader):
-    """YAML whose numbers are those of version 1.2: 1e-3 and 010 are 0.001 and 10, 1:30 a text.
-
-    Without aliases: a few lines of them stand for more than any memory holds. A key that comes
-    twice is refused.
-    """
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("aliases (*name) are not taken; write it out")
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        twice = next((key for key in keys if keys.count(key) > 1), None)
-        if twice is not None:
-            raise yaml.YAMLError(f"{twice} is given twice; give it once")
-        return super().construct_mapping(node, deep)
-
-    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
-        text = self.construct_scalar(node)
-        return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
-
-
-_INT, _FLOAT = "tag:yaml.org,2002:int", "tag:yaml.org,2002:float"
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag not in (_INT, _FLOAT)]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver(
-    _INT, re.compile(r"(?:[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+)$"), list("-+0123456789")
-)
-_Loader.add_implicit_resolver(
-    _FLOAT,
-    re.compile(
-        r"(?:[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?"
-        r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
-    ),
-    list("-+.0123456789"),
-)
-_Loader.add_constructor(_INT, _Loader.construct_yaml_int)
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 class _Folder(click.Path):
@@ -124,54 +96,69 @@ _TRUST = click.option(
 )
 
 
+def _option(field: Field[Any], kind: Any) -> Callable[[F], F]:
+    """The option of the command line for one of Python; None where it is left out."""
+    name, help = f"--{field.name.replace('_', '-')}", field.metadata["help"]
+    types = set(get_args(kind)) or {kind}
+    if field.name == "set":
+        return click.option(name, multiple=True, metavar="KEY=VALUE", help=help)
+    if kind is bool and field.default:
+        return click.option(f"--no-{name[2:]}", name[2:], flag_value=False, default=None, help=help)
+    if kind is bool:
+        return click.option(name, is_flag=True, default=None, help=help)
+    if os.PathLike[str] in types:
+        return click.option(name, type=_Folder(), help=help)
+    # A list or a mapping is written as a text.
+    plain = types <= {int, float, str, type(None)}
+    number = next((one for one in (int, float) if plain and one in types), None)
+    return click.option(name, type=number, help=help)
+
+
+def _options(verb: type, only: Iterable[str] | None = None) -> Callable[[F], F]:
+    """Give a command the options of a verb, or some of them."""
+    kinds = get_type_hints(verb)
+
+    def decorate(command: F) -> F:
+        for field in reversed(fields_of(verb)):
+            if field.metadata["help"] is not None and (only is None or field.name in only):
+                command = _option(field, kinds[field.name])(command)
+        return command
+
+    return decorate
+
+
+def _written(options: dict[str, Any]) -> dict[str, Any]:
+    """The options that were written, their lists and settings read."""
+    chosen = {key: value for key, value in options.items() if value is not None}
+    chosen["set"] = assignments(options["set"])
+    return chosen
+
+
 @cli.command()
-@click.option("--task", help="What to learn.  [default: pcam_mini, the built-in data]")
-@click.option("--model", help="Which net.  [default: the task's]")
-@click.option("--methods", help="Separated by commas.  [default: the six of the paper's tables]")
-@click.option("--seeds", help="N for seeds 0 to N-1, or a list such as 0,3,7.  [default: 3]")
-@click.option("--epochs", type=int, help="[default: the task's]")
-@click.option("--optimizer", help="adam, adamw, sgd, rmsprop or a class.  [default: adam]")
-@click.option("--lr", type=float, help="Learning rate.  [default: the task's]")
-@click.option("--schedule", help="constant, cosine or multistep:30,35.  [default: the task's]")
-@click.option("--batch-size", type=int, help="[default: the task's]")
-@click.option("--micro-batch", type=int, help="Images that are in memory at once.")
-@click.option("--workers", type=int, help="Threads that read ahead.  [default: as the set needs]")
-@click.option("--device", help="auto, cpu, cuda or mps.  [default: auto]")
-@click.option("--precision", help="auto, float32 or bfloat16.  [default: auto, the model's faster]")
-@click.option("--deterministic", is_flag=True, default=None, help="Deterministic algorithms only.")
-@click.option("--cuda-graph", is_flag=True, default=None, help="Each step as one CUDA graph.")
-@click.option(
-    "--jobs", type=int, help="Runs trained side by side; times then say little.  [default: 1]"
-)
-@click.option("--retry", is_flag=True, default=None, help="Train runs that failed once more.")
-@click.option("--limit", type=int, help="At most N images of each part; every page then says so.")
-@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any other key.")
+@_options(CompareOptions)
 @click.option("--config", type=click.Path(path_type=Path), help="These options, from a YAML file.")
-@click.option("--out", type=_Folder(), help="Folder of the runs.  [default: runs]")
 @click.option("--plan", is_flag=True, help="Say what it costs here, and train nothing.")
-def compare(settings: tuple[str, ...], config: Path | None, plan: bool, **options: Any) -> int:
+def compare(config: Path | None, plan: bool, **options: Any) -> int:
     """Train methods on one task and model over seeds, and report.
 
     The same command again goes on where it was stopped.
     """
-    choices = _from_file(config, {**options, "set": None}) if config else {}
+    choices = from_file(config, options) if config else {}
     choices = {key: value for key, value in choices.items() if value is not None}
-    choices.update({key: value for key, value in options.items() if value is not None})
-    choices["set"] = {**(choices.get("set") or {}), **_assignments(settings)}
-    _refuse_twice({**choices, "set": None}, choices["set"])
-    choices["methods"] = _listed(choices.get("methods"))
-    choices["seeds"] = _numbers(choices.get("seeds", 3))
-    out = choices.pop("out", "runs")
-    if not isinstance(out, str | Path):
-        raise ConfigurationError(f"out: expected a folder, found {out!r}")
-    out = Path(out)
+    written = _written(options)
+    choices = {**choices, **written, "set": {**(choices.get("set") or {}), **written["set"]}}
+    refuse_twice({**choices, "set": None}, choices["set"], CompareOptions.keys())
+    choices["methods"] = listed(choices.get("methods"))
+    choices["seeds"] = numbers(choices.get("seeds", 3))
+    if not isinstance(choices.setdefault("out", "runs"), str | Path):
+        raise ConfigurationError(f"out: expected a folder, found {choices['out']!r}")
+    out = choices["out"] = Path(choices["out"])
     choices = {key: value for key, value in choices.items() if value is not None}
     console = _console()
     if plan:
-        specs = comparison.specifications(**_taken_by(comparison.specifications, choices))
-        _tell_costs(specs, out)
+        _tell_costs(api.specifications(CompareOptions(**choices)), out)
         return 0
-    runs = comparison.compare(**choices, out=out, display=choose(_console(sys.stderr)))
+    runs = api.compare(**choices, display=choose(_console(sys.stderr)))
     for table in gather(out, [one for one in runs if _ended(one) is not None]):
         console.print(on_terminal(table))
     console.print(f"report: {out / 'report.html'}", markup=False, highlight=False, soft_wrap=True)
@@ -180,50 +167,30 @@ def compare(settings: tuple[str, ...], config: Path | None, plan: bool, **option
 
 @cli.command()
 @click.argument("target", metavar="|".join((*TARGETS, "all")))
-@click.option("--scale", default="smoke", show_default=True, help="smoke, reduced or paper.")
-@click.option("--models", help="Some of the target's, separated by commas.  [default: all]")
-@click.option("--methods", help="Some of the six, separated by commas.  [default: all]")
-@click.option("--seeds", help="N for seeds 0 to N-1, or a list.  [default: 3, at scale smoke 1]")
-@click.option("--epochs", type=int, help="Instead of the scale's; not at scale paper.")
-@click.option("--limit", type=int, help="At most N images of each part; not at scale paper.")
-@click.option("--batch-size", type=int, help="Instead of the scale's; not at scale paper.")
-@click.option("--micro-batch", type=int, help="Images that are in memory at once.")
-@click.option("--workers", type=int, help="Threads that read ahead.  [default: as the set needs]")
-@click.option("--device", default="auto", help="auto, cpu, cuda or mps.  [default: auto]")
-@click.option("--precision", default="auto", help="auto, float32 or bfloat16.  [default: auto]")
-@click.option("--deterministic", is_flag=True, help="Deterministic algorithms only.")
-@click.option("--cuda-graph", is_flag=True, help="Each step as one CUDA graph.")
-@click.option("--jobs", type=int, default=1, help="Runs trained side by side.  [default: 1]")
-@click.option("--retry", is_flag=True, help="Train runs that failed once more.")
-@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any other key.")
-@click.option("--cases", help="Test slices to show in Figure 2, too, separated by commas.")
-@click.option("--no-images", is_flag=True, help="No pictures of the data on the page.")
-@click.option("--out", type=_Folder(), help="[default: runs/paper-SCALE]")
+@_options(ReproduceOptions)
 @click.option("--plan", is_flag=True, help="Say what it costs here, and train nothing.")
-def reproduce(
-    target: str, settings: tuple[str, ...], no_images: bool, plan: bool, **options: Any
-) -> int:
+def reproduce(target: str, plan: bool, **options: Any) -> int:
     """Train a table or figure of the paper, and report it beside the published numbers.
 
     At scale paper by the paper's settings; reduced: fewer epochs and images, the same code; smoke:
     a few steps of each, which are not a result, with built-in tasks in place of images that are not
     here. The same command again goes on where it was stopped.
     """
-    options["seeds"] = None if options["seeds"] is None else _numbers(options["seeds"])
-    options["set"] = _assignments(settings)
-    _refuse_twice(options, options["set"])
+    written = _written(options)
+    if "seeds" in written:
+        written["seeds"] = numbers(written["seeds"])
+    refuse_twice(written, written["set"], ReproduceOptions.keys())
     console = _console()
-    root = options["out"] or paper.default_folder(options["scale"])
+    chosen = ReproduceOptions(target, **written)
+    root = chosen.folder
     if plan:
-        specs, _ = paper.planned(target, **_taken_by(paper.planned, options))
-        _tell_costs(specs, root)
+        _tell_costs(paper.planned(chosen)[0], root)
         return 0
-    display = choose(_console(sys.stderr))
-    runs = paper.reproduce(target, **options, images=not no_images, display=display)
+    runs = paper.reproduce(target, **written, display=choose(_console(sys.stderr)))
     record = Record.read(root)
     assert record is not None
     for table in paper_tables(record, gather(root, find(root))):
-        console.print(beside_on_terminal(table))
+        console.print(paper_on_terminal(table))
         for remark in remarks(table):
             console.print(remark, markup=False, highlight=False, soft_wrap=True)
     if not record.size.result:
@@ -235,13 +202,13 @@ def reproduce(
 @cli.command("run")
 @click.argument("spec", type=click.Path(path_type=Path))
 @click.option("--out", type=_Folder(), default=Path("runs"), show_default=True)
-@click.option("--workers", type=int, help="Threads that read ahead.  [default: as the set needs]")
+@_options(CompareOptions, only=["workers"])
 @click.option("--retry", is_flag=True, help="Train a run that failed once more.")
 @_TRUST
 def run_one(spec: Path, out: Path, **options: Any) -> int:
     """Train the one run that SPEC (JSON or YAML) describes, or go on with it."""
     display = choose(_console(sys.stderr))
-    one = comparison.run(_read_mapping(spec), out=out, display=display, **options)
+    one = api.run(read_mapping(spec), out=out, display=display, **options)
     click.echo(one.folder)
     return _exit_code([one])
 
@@ -252,7 +219,7 @@ def run_one(spec: Path, out: Path, **options: Any) -> int:
 @_TRUST
 def report(runs: Path, no_images: bool, trust_models: bool) -> int:
     """Write the report of all runs in a folder."""
-    page, damaged = comparison.write_report(runs, images=not no_images, trust_models=trust_models)
+    page, damaged = api.report_and_damaged(runs, images=not no_images, trust_models=trust_models)
     click.echo(page)
     if damaged:
         return _fail(f"{len(damaged)} folders cannot be read; the page names them", 1)
@@ -279,7 +246,7 @@ def predict(run: Path, folder: Path | None, out: Path | None, trust_models: bool
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 def status(runs: Path, as_json: bool) -> int:
     """Say what is done, running, waiting, interrupted, diverged or failed."""
-    rows = comparison.status(runs)
+    rows = api.status(runs)
     if as_json:
         click.echo(json.dumps(rows, indent=2))
         return 0
@@ -313,12 +280,12 @@ def status(runs: Path, as_json: bool) -> int:
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 def list_names(kind: str, as_json: bool) -> int:
     """List the names of tasks, models or methods."""
-    found = names(kind)
+    listing = names(kind)
     if as_json:
-        click.echo(json.dumps(found, indent=2))
+        click.echo(json.dumps(listing, indent=2))
         return 0
-    width = max(len(name) for name in found)
-    for name, about in found.items():
+    width = max(len(name) for name in listing)
+    for name, about in listing.items():
         click.echo(f"{name.ljust(width)}  {about}")
     return 0
 
@@ -327,21 +294,21 @@ def list_names(kind: str, as_json: bool) -> int:
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 def doctor(as_json: bool) -> int:
     """Look at this machine: versions, devices, threads, and the kernels in use."""
-    found = examine()
+    system = examine()
     if as_json:
-        click.echo(json.dumps(found, indent=2))
+        click.echo(json.dumps(system, indent=2))
         return 0
-    versions = (f"{name} {number or 'missing'}" for name, number in found["versions"].items())
-    lines = [("versions", ", ".join(versions)), ("platform", found["platform"])]
-    for device in found["devices"]:
+    versions = (f"{name} {number or 'missing'}" for name, number in system["versions"].items())
+    lines = [("versions", ", ".join(versions)), ("platform", system["platform"])]
+    for device in system["devices"]:
         memory = f", {device['memory_gb']} GB" if device["memory_gb"] else ""
-        precision = found["precision"][device["device"]]
+        precision = system["precision"][device["device"]]
         lines.append(
             (device["device"], f"{device['name']}{memory}; --precision auto: mostly {precision}")
         )
-    threads = found["threads"]
+    threads = system["threads"]
     lines.append(("threads", f"{threads['torch']} of {threads['cores']} cores"))
-    for kernel in found["kernels"]:
+    for kernel in system["kernels"]:
         why = f" ({kernel['why']})" if kernel["why"] else ""
         lines.append(("kernels", f"{kernel['device']} {kernel['dtype']}: {kernel['kernel']}{why}"))
     width = max(len(title) for title, _ in lines)
@@ -477,13 +444,7 @@ def _tell_costs(specs: Sequence[RunSpec], out: Path) -> None:
     def measuring(spec: RunSpec) -> None:
         click.echo(f"measuring {spec.model} on {spec.task}", err=True)
 
-    _console().print(costs_on_terminal(planning.plan(specs, out, measuring)))
-
-
-def _taken_by(function: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    """Of these options those that a function has parameters for."""
-    taken = inspect.signature(function).parameters
-    return {key: value for key, value in options.items() if key in taken}
+    _console().print(cost.costs_on_terminal(cost.plan(specs, out, measuring)))
 
 
 def _exit_code(runs: Sequence[Run]) -> int:
@@ -491,7 +452,7 @@ def _exit_code(runs: Sequence[Run]) -> int:
 
 
 def _ended(one: Run) -> str | None:
-    """How a run stands; None if its files cannot be read, which has been said."""
+    """The status of a run; None if its files cannot be read, which has been said."""
     try:
         one.check_readable()
         return one.status
@@ -505,101 +466,3 @@ def _console(file: Any = None) -> Console:
     if not console.is_terminal:
         console.width = 120
     return console
-
-
-_LARGEST = 1 << 24  # bytes
-
-
-def _read_mapping(path: Path) -> dict[str, Any]:
-    """A YAML or JSON file that holds keys and values."""
-    try:
-        with path.open("rb") as file:
-            text = file.read(_LARGEST + 1)
-        if len(text) > _LARGEST:
-            raise ConfigurationError(f"{path}: too large for keys and values")
-        content = yaml.load(text.decode(), _Loader)
-    except OSError as error:
-        raise ConfigurationError(f"{path}: cannot be read ({error.strerror})") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigurationError(f"{path}: not YAML or JSON ({error})") from None
-    if not isinstance(content, dict):
-        raise ConfigurationError(
-            f"{path}: expected keys and values, found {type(content).__name__}"
-        )
-    return {str(key): value for key, value in content.items()}
-
-
-def _from_file(path: Path, known: dict[str, Any]) -> dict[str, Any]:
-    content = _read_mapping(path)
-    valid = [name.replace("_", "-") for name in known]
-    choices = {}
-    for key, value in content.items():
-        if key.replace("_", "-") not in valid:
-            raise ConfigurationError(f"{path}: {unknown('key', key, valid)}")
-        if key.replace("-", "_") in choices:
-            raise ConfigurationError(f"{path}: {key} is given twice; give it once")
-        choices[key.replace("-", "_")] = value
-    if not isinstance(choices.get("set") or {}, dict):
-        raise ConfigurationError(f"{path}: set: expected keys and values")
-    return choices
-
-
-def _assignments(settings: Sequence[str]) -> dict[str, Any]:
-    values = {}
-    for setting in settings:
-        key, equals, text = setting.partition("=")
-        if not equals or not key:
-            raise ConfigurationError(f"--set {setting}: expected KEY=VALUE")
-        if key in values:
-            raise ConfigurationError(f"--set {key}: is given twice; give it once")
-        try:
-            values[key] = yaml.load(text, _Loader)
-        except (yaml.YAMLError, ValueError, RecursionError):
-            raise ConfigurationError(f"--set {setting}: {text!r} is not a value") from None
-    return values
-
-
-# Options that are keys of a specification under another name.
-_KEYS = {"lr": "learning_rate", "limit": "data.limit"}
-
-
-def _refuse_twice(options: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
-    """Refuse a key that is given twice: by its option and by --set, or whole and in part."""
-    for key, value in settings.items():
-        whole, dot, part = key.partition(".")
-        if dot and isinstance(settings.get(whole), Mapping):
-            again = settings[whole].get(part)
-            if again is not None and again != value:
-                raise ConfigurationError(
-                    f"set: {key}={value} and {part}: {again} of {whole}: give one of them"
-                )
-    for option, value in options.items():
-        key = _KEYS.get(option, option)
-        data = settings.get("data")
-        again = settings.get(key)
-        if again is None and key.startswith("data.") and isinstance(data, Mapping):
-            again = data.get(key.removeprefix("data."))
-        if value is not None and value is not False and again is not None and again != value:
-            raise ConfigurationError(
-                f"--{option.replace('_', '-')} {value} and --set {key}={again}: give one of them"
-            )
-
-
-def _listed(value: Any) -> list[Any] | None:
-    if value is None or isinstance(value, list):
-        return value
-    return [part.strip() for part in str(value).split(",") if part.strip()]
-
-
-def _numbers(value: Any) -> int | list[int]:
-    if isinstance(value, int | list) and not isinstance(value, bool):
-        return value
-    text = str(value)
-    try:
-        if "," in text:
-            return [int(part) for part in text.split(",") if part.strip()]
-        return int(text)
-    except ValueError:
-        raise ConfigurationError(
-            f"--seeds {text}: expected a number, or numbers separated by commas"
-        ) from None

@@ -81,11 +81,11 @@ def _escaped(value: Any) -> Any:
     return f"'{text}" if _FORMULA.match(text) else text
 
 
-def _code(found: re.Match[str]) -> str:
-    number = ord(found[0])
+def _code(match: re.Match[str]) -> str:
+    number = ord(match[0])
     return f"\\x{number:02x}" if number < 256 else f"\\u{number:04x}"
 
 
 def _plain(text: str) -> str:
     bare = text[1:] if text.startswith("'") and _FORMULA.match(text) else text
-    return _CODED.sub(lambda found: chr(int(found[1] or found[2], 16)), bare)
+    return _CODED.sub(lambda match: chr(int(match[1] or match[2], 16)), bare)

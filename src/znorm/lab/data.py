@@ -1,27 +1,21 @@
-"""Public data sets on this machine: what is there, fetched, checked."""
+"""The verbs on data sets: list what is on this machine, fetch and check it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from znorm.lab import tasks
-from znorm.lab.datasets import Part, cifar10, lgg_mri, patchcamelyon
+from znorm.lab.datasets import Dataset, DataSource, Origin
 from znorm.lab.datasets.decoded import anew
 from znorm.lab.datasets.download import Progress, digest_of, fetch, unpack
-from znorm.lab.datasets.files import data_root
-from znorm.lab.datasets.sources import SOURCES, missing
 from znorm.lab.errors import ConfigurationError, DataError, DiskFullError
 from znorm.lab.registry import lookup
 from znorm.lab.spec import resolve
+from znorm.lab.tasks import TASKS
 
 __all__ = ["get", "listing", "verify"]
-
-BUILT_IN = {
-    "pcam_mini": "1,914 pathology patches of 32x32 pixels, tumour or not (CC0)",
-    "phantom": "synthetic slices of 64x64 pixels with blobs, drawn when asked for",
-}
 
 
 def listing() -> list[dict[str, Any]]:
@@ -33,87 +27,34 @@ def listing() -> list[dict[str, Any]]:
         name, state ("built in", "whole", "part", "missing" or "wrong"), about, found, folder,
         bytes, licence, home.
     """
-    rows = [
-        {
-            "name": name,
-            "state": "built in",
-            "about": about,
-            "found": "",
-            "folder": None,
-            "bytes": 0,
-            "licence": "",
-            "home": "",
-        }
-        for name, about in BUILT_IN.items()
-    ]
-    for name, source in SOURCES.items():
-        folder = data_root() / source.folder
-        try:
-            state, found = _STATES[name]()
-        except DataError as error:
-            state, found = "wrong", str(error)
-        rows.append(
-            {
-                "name": name,
-                "state": state,
-                "about": source.about,
-                "found": found,
-                "folder": str(folder),
-                "bytes": _bytes_in(folder),
-                "licence": source.licence,
-                "home": source.home,
-            }
-        )
-    return rows
+    return [_listed(task.data) for task in TASKS.values()]
+
+
+def _listed(source: DataSource) -> dict[str, Any]:
+    row = {
+        "name": source.name,
+        "state": "built in",
+        "about": source.about,
+        "found": "",
+        "folder": None,
+        "bytes": 0,
+        "licence": "",
+        "home": "",
+    }
+    origin = source.origin
+    if origin is None:
+        return row
+    try:
+        row["state"], row["found"] = source.state()
+    except DataError as error:
+        row["state"], row["found"] = "wrong", str(error)
+    row["folder"], row["bytes"] = str(origin.path), _bytes_in(origin.path)
+    row["licence"], row["home"] = origin.licence, origin.home
+    return row
 
 
 def _bytes_in(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-
-
-def _cifar10() -> tuple[str, str]:
-    here = cifar10.parts_here()
-    if not here:
-        return "missing", ""
-    test = here.get("test")
-    whole = len(here) == 6 and test is not None and test.name in ("test_batch.bin", "test_batch")
-    folders = all(path.is_dir() for path in here.values()) and len(here) == 2
-    return (
-        "whole" if whole or folders else "part",
-        ", ".join(path.name for path in here.values()),
-    )
-
-
-_H5 = "the official h5 files"
-
-
-def _patchcamelyon() -> tuple[str, str]:
-    here = patchcamelyon.layouts_here()
-    if not here:
-        h5 = list(patchcamelyon.folder().glob("camelyonpatch_level_2_split_*.h5"))
-        return ("part", f"{len(h5)} of the 6 official h5 files") if h5 else ("missing", "")
-    if here[0] == "h5":
-        return "whole", _H5
-    images = len(patchcamelyon.patches_here())
-    state = "whole" if images >= patchcamelyon.KAGGLE_IMAGES else "part"
-    return state, f"{images:,} of the Kaggle edition's {patchcamelyon.KAGGLE_IMAGES:,} images"
-
-
-def _lgg_mri() -> tuple[str, str]:
-    here = lgg_mri.slices_here()
-    if not here:
-        return "missing", ""
-    slices = sum(map(len, here.values()))
-    whole = len(here) == lgg_mri.PATIENTS and slices == lgg_mri.SLICES
-    found = f"{len(here)} of {lgg_mri.PATIENTS} patients, {slices:,} of {lgg_mri.SLICES:,} slices"
-    return "whole" if whole else "part", found
-
-
-_STATES: dict[str, Callable[[], tuple[str, str]]] = {
-    "cifar10": _cifar10,
-    "patchcamelyon": _patchcamelyon,
-    "lgg_mri": _lgg_mri,
-}
 
 
 def verify(names: Iterable[str] | None = None) -> list[dict[str, Any]]:
@@ -137,20 +78,17 @@ def verify(names: Iterable[str] | None = None) -> list[dict[str, Any]]:
     ConfigurationError
         For an unknown name.
     """
-    known = [*BUILT_IN, *SOURCES]
-    chosen = known if names is None else list(names)
     rows = []
-    for name in chosen:
-        lookup("data set", name, dict.fromkeys(known, 0))
-        row = _verified(name)
+    for name in TASKS if names is None else names:
+        row = _verified(lookup("data set", name, TASKS).data)
         if names is not None or row["state"] != "missing":
             rows.append(row)
     return rows
 
 
-def _verified(name: str) -> dict[str, Any]:
+def _verified(source: DataSource) -> dict[str, Any]:
     row: dict[str, Any] = {
-        "name": name,
+        "name": source.name,
         "state": "whole",
         "found": "",
         "images": {},
@@ -159,21 +97,21 @@ def _verified(name: str) -> dict[str, Any]:
         "problems": [],
     }
     try:
-        if name in SOURCES:
-            row["state"], row["found"] = _STATES[name]()
+        if source.origin is not None:
+            row["state"], row["found"] = source.state()
             if row["state"] == "missing":
-                row["problems"].append(str(missing(name)))
+                row["problems"].append(str(source.missing()))
                 return row
-            row["verified"] = _check_digests(name)
+            row["verified"] = _check_digests(source.origin)
         # What this process has read before is no word on what the files hold now.
-        lgg_mri._decoded.cache_clear()
+        source.forget()
         with anew() as wrong:
-            whole = _whole(name)
-        for part, held in whole.items():
-            row["images"][part] = len(held)
-            row["classes"][part] = held.class_counts(2)
-        official = tuple(patchcamelyon.H5_IMAGES.values())
-        if row["found"] == _H5 and tuple(row["images"].values()) != official:
+            dataset = _read(source.name)
+        for name in ("train", "validation", "test"):
+            split = getattr(dataset, name)
+            row["images"][name] = len(split)
+            row["classes"][name] = split.class_counts(2)
+        if not source.is_whole(dataset):
             row["state"] = "part"
         if wrong:
             row["found"] += f"; {', '.join(wrong)} held other pixels than the files: decoded anew"
@@ -186,26 +124,24 @@ def _verified(name: str) -> dict[str, Any]:
     return row
 
 
-def _check_digests(name: str) -> list[str]:
-    source = SOURCES[name]
+def _check_digests(origin: Origin) -> list[str]:
     verified = []
-    for relative, digest in source.digests.items():
-        path = data_root() / source.folder / relative
+    for relative, digest in origin.digests.items():
+        path = origin.path / relative
         if not path.exists():
             continue
-        found = digest_of(path, digest.partition(":")[0])
-        if found != digest:
+        actual = digest_of(path, digest.partition(":")[0])
+        if actual != digest:
             raise DataError(
-                f"{path}: expected {digest}, found {found}; it is not the official file"
+                f"{path}: expected {digest}, found {actual}; it is not the official file"
             )
         verified.append(relative)
     return verified
 
 
-def _whole(name: str) -> dict[str, Part]:
-    """Every part of a set, read as its task reads it."""
-    dataset = tasks.load(name, resolve({"task": name}).data)
-    return {"train": dataset.train, "validation": dataset.validation, "test": dataset.test}
+def _read(name: str) -> Dataset:
+    """The whole set, as its task reads it."""
+    return tasks.load(name, resolve({"task": name}).data)
 
 
 def get(name: str, progress: Progress = lambda *_: None) -> list[dict[str, Any]]:
@@ -229,15 +165,13 @@ def get(name: str, progress: Progress = lambda *_: None) -> list[dict[str, Any]]
         If the set stands behind a login, or no mirror gave it: with what to put where.
     DiskFullError
     """
-    if name in BUILT_IN:
-        return verify([name])
-    source = lookup("data set", name, {**SOURCES, **dict.fromkeys(BUILT_IN)})
-    assert source is not None
-    folder = data_root() / source.folder
-    if _STATES[name]()[0] != "whole":
-        if not source.downloads:
-            raise DataError(f"{name}: cannot be downloaded without a login; {missing(name)}")
-        for download in source.downloads:
+    source = lookup("data set", name, TASKS).data
+    origin = source.origin
+    if origin is not None and source.state().state != "whole":
+        folder = origin.path
+        if not origin.downloads:
+            raise DataError(f"{name}: cannot be downloaded without a login; {source.missing()}")
+        for download in origin.downloads:
             if (folder / download.name.removesuffix(".gz")).exists():
                 continue  # unpacked before
             try:
@@ -245,5 +179,5 @@ def get(name: str, progress: Progress = lambda *_: None) -> list[dict[str, Any]]
             except DiskFullError:
                 raise
             except DataError as error:
-                raise DataError(f"{error}; {missing(name)}") from None
+                raise DataError(f"{error}; {source.missing()}") from None
     return verify([name])

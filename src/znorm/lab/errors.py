@@ -1,10 +1,11 @@
-"""What can be wrong with a request, and the exit code that says so."""
+"""Errors of a request, each with the exit code that tells it."""
 
 from __future__ import annotations
 
 import errno
 
 __all__ = [
+    "INTERRUPTED",
     "ConfigurationError",
     "DataError",
     "DiskFullError",
@@ -13,6 +14,9 @@ __all__ = [
     "MissingDataError",
     "is_disk_full",
 ]
+
+
+INTERRUPTED = "znorm: interrupted; the same command goes on where this stopped"
 
 
 class LabError(Exception):
@@ -48,5 +52,5 @@ class Interrupted(KeyboardInterrupt):
 
 
 def is_disk_full(error: OSError) -> bool:
-    """Whether the error says that no space, or no quota, is left."""
+    """Tell whether the error says that no space, or no quota, is left."""
     return error.errno in (errno.ENOSPC, errno.EDQUOT)

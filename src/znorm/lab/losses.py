@@ -154,11 +154,11 @@ def _tversky(logits: Tensor, masks: Tensor, positives: float, negatives: float) 
         )
     wide = _wide(logits).squeeze(1)
     truth = masks.to(wide.dtype)
-    found = wide.sigmoid()
+    predicted = wide.sigmoid()
     # sigmoid(-x) keeps the digits that 1 - sigmoid(x) loses where x is large.
     missed = (-wide).sigmoid()
-    hits = (found * truth).sum()
-    errors = positives * (found * (1 - truth)).sum() + negatives * (missed * truth).sum()
+    hits = (predicted * truth).sum()
+    errors = positives * (predicted * (1 - truth)).sum() + negatives * (missed * truth).sum()
     # One less the index, written without a difference: never negative, exact where it is small.
     return errors / (hits + errors + SMOOTHING)
 

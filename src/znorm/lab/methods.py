@@ -99,7 +99,7 @@ PUBLISHED = tuple(METHODS)[:6]
 
 
 def label(name: str) -> str:
-    """What tables call a method; one that the user wrote goes by its name."""
+    """The label of a method in tables; one that the user wrote goes by its name."""
     return METHODS[name].label if name in METHODS else name
 
 

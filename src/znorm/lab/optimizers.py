@@ -44,22 +44,22 @@ def _class(name: str) -> type[torch.optim.Optimizer]:
     if not dot:
         raise unknown("optimizer", name, OPTIMIZERS)
     try:
-        found = getattr(import_users_module(module), attribute)
+        named = getattr(import_users_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise ConfigurationError(f"optimizer {name}: cannot be imported ({error})") from None
-    if not (isinstance(found, type) and issubclass(found, torch.optim.Optimizer)):
+    if not (isinstance(named, type) and issubclass(named, torch.optim.Optimizer)):
         raise ConfigurationError(f"optimizer {name}: not a torch.optim.Optimizer")
-    return found
+    return named
 
 
-def options_of(name: str, given: Mapping[str, Any] | None, weight_decay: float) -> dict[str, Any]:
+def options_of(name: str, chosen: Mapping[str, Any] | None, weight_decay: float) -> dict[str, Any]:
     """Every option that is set on an optimizer beside its learning rate, checked by making one.
 
     Parameters
     ----------
     name : str
         Of :data:`OPTIMIZERS`, or a class as "torch.optim.NAdam".
-    given : mapping, optional
+    chosen : mapping, optional
         Arguments of the class.
     weight_decay : float
         The method's.
@@ -71,9 +71,9 @@ def options_of(name: str, given: Mapping[str, Any] | None, weight_decay: float) 
     """
     kind = _class(name)
     defaults = dict(OPTIMIZERS[name][1]) if name in OPTIMIZERS else {}
-    options = {**defaults, **(given or {})}
+    options = {**defaults, **(chosen or {})}
     valid = _options_taken(kind)
-    for option in given or {}:
+    for option in chosen or {}:
         if option == "weight_decay" and name == "adamw":
             continue
         if option in _FIXED:
@@ -82,7 +82,7 @@ def options_of(name: str, given: Mapping[str, Any] | None, weight_decay: float) 
             )
         if valid is not None and option not in valid:
             raise unknown(f"option of optimizer {name}", option, valid)
-    if (given or {}).keys() & {"foreach", "differentiable"}:
+    if (chosen or {}).keys() & {"foreach", "differentiable"}:
         options.pop("fused", None)
     if weight_decay and "weight_decay" not in inspect.signature(kind).parameters:
         raise ConfigurationError(f"optimizer {name} has no weight decay, which the method asks for")

@@ -18,60 +18,19 @@ from pydantic import (
 )
 
 from znorm.lab import methods, models, optimizers
+from znorm.lab.datasets import DataSpec
+from znorm.lab.device import resolve_device, resolve_precision
 from znorm.lab.errors import ConfigurationError
 from znorm.lab.losses import LOSSES
 from znorm.lab.registry import lookup, unknown
 from znorm.lab.tasks import TASKS
-from znorm.lab.training.device import resolve_device, resolve_precision
-from znorm.lab.training.sampler import AUGMENTATIONS
 
-__all__ = ["DataSpec", "RunSpec", "keys", "resolve"]
+__all__ = ["RunSpec", "keys", "resolve"]
 
 
 # Beyond these a number is a slip of the hand.
 MOST_EPOCHS = 1_000_000
 MOST_IMAGES = 1_000_000
-
-
-class DataSpec(BaseModel):
-    """Which images are used, and how they are changed.
-
-    Parameters
-    ----------
-    augment : str
-        "none", "flip", "crop_flip" or "dihedral"; see :func:`znorm.lab.training.sampler.augment_`.
-    validation : float or None
-        The share of the training images that is set apart; None where the set has its own part.
-    limit : int or None
-        At most so many images of each part.
-    train, test : tuple of str or None
-        Parts of a set that comes in parts, such as ("1", "2") and ("test",).
-    layout : str or None
-        Which edition of a set is read, where there are two.
-    split : mapping or None
-        The patients for "train", "validation" and "test".
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    augment: str
-    validation: float | None = Field(default=None, ge=0, lt=1)
-    limit: int | None = Field(default=None, ge=1)
-    train: tuple[str, ...] | None = None
-    test: tuple[str, ...] | None = None
-    layout: str | None = None
-    split: dict[str, tuple[str, ...]] | None = None
-
-    @field_validator("augment")
-    @classmethod
-    def _known_augmentation(cls, value: str) -> str:
-        lookup("augmentation", value, dict.fromkeys(AUGMENTATIONS, 0))
-        return value
-
-    @property
-    def key(self) -> str:
-        """The same for the same images, whatever is done to them."""
-        return json.dumps(self.model_dump(mode="json", exclude={"augment"}), sort_keys=True)
 
 
 class RunSpec(BaseModel):
@@ -238,9 +197,9 @@ def resolve(choices: Mapping[str, Any]) -> RunSpec:
     DataError
         If the parts of the data cannot be told, since it is missing or unreadable.
     """
-    given = _nested(choices)
-    data = given.pop("data")
-    name = given.pop("task", None) or "pcam_mini"
+    nested = _nested(choices)
+    data = nested.pop("data")
+    name = nested.pop("task", None) or "pcam_mini"
     task = lookup("task", name, TASKS)
     values: dict[str, Any] = {
         "model": task.model,
@@ -256,7 +215,7 @@ def resolve(choices: Mapping[str, Any]) -> RunSpec:
         "device": "auto",
         "deterministic": False,
     }
-    values.update({key: value for key, value in given.items() if value is not None})
+    values.update({key: value for key, value in nested.items() if value is not None})
     values["task"] = name
     lookup("loss", values["loss"], LOSSES)
     values["model_options"] = models.options_of(values["model"], values.get("model_options") or {})
@@ -274,10 +233,10 @@ def resolve(choices: Mapping[str, Any]) -> RunSpec:
         "limit": data.pop("limit", None),
     }
     for key, value in data.items():
-        if value is not None and key not in task.data_keys:
-            valid = ", ".join(f"data.{known}" for known in ("augment", "limit", *task.data_keys))
+        if value is not None and key not in task.data.keys:
+            valid = ", ".join(f"data.{known}" for known in ("augment", "limit", *task.data.keys))
             raise ConfigurationError(f"task {name} takes no data.{key}; it takes {valid}")
-    values["data"].update(task.resolve({k: v for k, v in data.items() if v is not None}))
+    values["data"].update(task.data.resolve({k: v for k, v in data.items() if v is not None}))
     try:
         return RunSpec.model_validate(values)
     except ValidationError as error:

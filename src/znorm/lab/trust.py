@@ -25,7 +25,7 @@ _trusted: ContextVar[frozenset[str]] = ContextVar("trusted", default=frozenset()
 
 
 def external_names(spec: RunSpec | Mapping[str, Any]) -> list[str]:
-    """What of a specification, resolved or not, is the name of code outside of this package.
+    """The names in a specification, resolved or not, that are code outside of this package.
 
     >>> external_names({"model": "nets:make", "optimizer": {"name": "torch.optim.NAdam"}})
     ['nets:make']
@@ -45,7 +45,7 @@ def external_names(spec: RunSpec | Mapping[str, Any]) -> list[str]:
 
 
 def names_of(specs: Iterable[RunSpec]) -> list[str]:
-    """What several specifications name that is code outside of this package."""
+    """The names of code outside of this package in several specifications."""
     return [name for spec in specs for name in external_names(spec)]
 
 
@@ -61,7 +61,7 @@ def trusting(names: Iterable[str] = (), *, everything: bool = False) -> Iterator
 
 
 def trusted_names() -> list[str]:
-    """What is trusted now, for another process to be told; :func:`trusting` takes it."""
+    """The names that are trusted now, for another process to be told; :func:`trusting` takes it."""
     return sorted(_trusted.get())
 
 

@@ -8,16 +8,17 @@ import io
 import tarfile
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 from znorm.lab import data
-from znorm.lab.datasets import sources
 from znorm.lab.datasets.download import fetch, unpack
-from znorm.lab.datasets.sources import Download, Source
+from znorm.lab.datasets.source import Download
 from znorm.lab.errors import ConfigurationError, DataError
+from znorm.lab.tasks import TASKS
 
 CONTENT = bytes(range(256)) * 8000
 GOOD = f"md5:{hashlib.md5(CONTENT).hexdigest()}"
@@ -139,9 +140,11 @@ def test_archives_are_unpacked_whole_and_removed(tmp_path: Path) -> None:
 def test_get_says_what_to_put_where_if_no_mirror_answers(
     server: str, data_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source = sources.SOURCES["cifar10"]
-    offline = Source(**{**source.__dict__, "downloads": (download(server, "/missing"),)})
-    monkeypatch.setattr(data, "SOURCES", {**sources.SOURCES, "cifar10": offline})
+    source = TASKS["cifar10"].data
+    assert source.origin is not None
+    offline = replace(source.origin, downloads=(download(server, "/missing"),))
+    task = replace(TASKS["cifar10"], data=replace(source, origin=offline))
+    monkeypatch.setitem(TASKS, "cifar10", task)
     with pytest.raises(DataError) as caught:
         data.get("cifar10")
     for words in ("404", "data_batch_1.bin", "znorm data verify cifar10"):
@@ -155,7 +158,9 @@ def test_get_says_what_to_put_where_if_no_mirror_answers(
 
 def test_addresses_are_https_and_digests_well_formed() -> None:
     lengths = {"md5": 32, "sha1": 40}
-    for source in sources.SOURCES.values():
+    origins = [origin for task in TASKS.values() if (origin := task.data.origin) is not None]
+    assert len(origins) == 3
+    for source in origins:
         for item in source.downloads:
             assert len(item.urls) >= 2
             assert all(url.startswith("https://") for url in item.urls)

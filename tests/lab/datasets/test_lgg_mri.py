@@ -53,17 +53,17 @@ def test_slices_stand_beside_their_masks_in_order(written: Path) -> None:
 
 def test_no_patient_is_in_two_parts_and_loads_are_spread(written: Path) -> None:
     chosen = lgg_mri.resolve({})["split"]
-    members = [patient for part in split.PARTS for patient in chosen[part]]
+    members = [patient for part in split.SPLITS for patient in chosen[part]]
     assert sorted(members) == PATIENTS
-    assert [len(chosen[part]) for part in split.PARTS] == [8, 2, 2]
+    assert [len(chosen[part]) for part in split.SPLITS] == [8, 2, 2]
     assert lgg_mri.resolve({}) == lgg_mri.resolve({})
 
 
 def test_a_split_is_stratified() -> None:
     loads = {f"p{number:03}": number / 100 for number in range(100)}
     chosen = split.by_patient(loads)
-    assert [len(chosen[part]) for part in split.PARTS] == [70, 15, 15]
-    for part in split.PARTS:
+    assert [len(chosen[part]) for part in split.SPLITS] == [70, 15, 15]
+    for part in split.SPLITS:
         mean = np.mean([loads[name] for name in chosen[part]])
         assert mean == pytest.approx(0.495, abs=0.02)
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from znorm.lab.datasets import Dataset, Part, pcam_mini
+from znorm.lab.datasets import Dataset, Split, pcam_mini
 from znorm.lab.errors import DataError
 
 
@@ -68,7 +68,7 @@ def test_a_limit_keeps_all_classes_and_is_noted(data: Dataset) -> None:
 
 def test_a_limit_spreads_over_a_part_and_fills_up_from_other_classes() -> None:
     labels = torch.tensor([0] * 8 + [1] * 3 + [0] * 8 + [2])
-    part = Part(torch.arange(20, dtype=torch.uint8)[:, None, None, None], labels)
+    part = Split(torch.arange(20, dtype=torch.uint8)[:, None, None, None], labels)
 
     def chosen(number: int) -> list[int]:
         found: list[int] = part.limited(number).images.flatten().tolist()

@@ -14,10 +14,10 @@ import pytest
 import torch
 from PIL import Image
 
-from znorm.lab.datasets import Part
+from znorm.lab.datasets import Split
 from znorm.lab.datasets.files import inside, read_mask, read_picture
 from znorm.lab.errors import DataError
-from znorm.lab.prediction import _pictures
+from znorm.lab.prediction.pictures import read_pictures
 from znorm.lab.training.weights import Trained
 
 SIZE = (20, 30)
@@ -39,10 +39,10 @@ TURNS: dict[int, Callable[[Any], Any]] = {
 }
 
 
-def pictures(folder: Path, output: str = "mask") -> tuple[tuple[str, ...], Part, bool]:
+def pictures(folder: Path, output: str = "mask") -> tuple[tuple[str, ...], Split, bool]:
     """What ``znorm predict RUN FOLDER`` takes from a folder."""
     net = Trained({}, torch.zeros(3), torch.ones(3), ("no", "yes"), 1, SIZE)
-    return _pictures(folder, folder / "out", net, output)
+    return read_pictures(folder, folder / "out", net, output)
 
 
 def refused(read: Callable[[], object]) -> str:

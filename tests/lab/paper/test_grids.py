@@ -12,11 +12,13 @@ import pytest
 
 from znorm import lab
 from znorm.lab.methods import PUBLISHED
+from znorm.lab.options import ReproduceOptions
 from znorm.lab.paper import grids
 from znorm.lab.paper.grids import SCALES, TARGETS, deviations, settings
 from znorm.lab.paper.published import published
+from znorm.lab.paper.record import Record
 from znorm.lab.paper.reproduce import planned
-from znorm.lab.spec import resolve
+from znorm.lab.spec import RunSpec, resolve
 from znorm.lab.tasks import TASKS
 
 # Table, models, batch, epochs, learning rate, schedule: section 5 of the paper.
@@ -32,18 +34,22 @@ MODELS = {
 }
 
 
+def planned_by(target: str, **options: Any) -> tuple[list[RunSpec], Record]:
+    return planned(ReproduceOptions(target, **options))
+
+
 def as_if_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let tasks be resolved as where their files are whole."""
     for task in ("cifar10", "patchcamelyon", "lgg_mri"):
-        held = {} if task == "lgg_mri" else {"validation": 0.1}
-        whole = replace(TASKS[task], resolve=lambda given, held=held: {**held, **given})
-        monkeypatch.setitem(TASKS, task, whole)
+        resolved = {} if task == "lgg_mri" else {"validation": 0.1}
+        data = replace(TASKS[task].data, resolve=lambda keys, own=resolved: {**own, **keys})
+        monkeypatch.setitem(TASKS, task, replace(TASKS[task], data=data))
 
 
 @pytest.mark.parametrize("target", STATED)
 def test_scale_paper_is_what_the_paper_states(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
     as_if_here(monkeypatch)
-    specs, record = planned(target, scale="paper", seeds=2, device="cpu")
+    specs, record = planned_by(target, scale="paper", seeds=2, device="cpu")
     task, batch, epochs, rate, schedule = STATED[target]
     assert record.tasks == {target: task}
     for spec in specs:
@@ -124,7 +130,7 @@ def test_missing_images_are_an_error_where_results_are_asked_for(
 ) -> None:
     monkeypatch.setenv("ZNORM_DATA_DIR", str(tmp_path))
     with pytest.raises(lab.MissingDataError, match=f"{task}: no data in .* znorm data get"):
-        planned(target, scale=scale)
+        planned_by(target, scale=scale)
 
 
 def test_built_in_tasks_stand_in_at_scale_smoke_and_share_runs(
@@ -132,9 +138,9 @@ def test_built_in_tasks_stand_in_at_scale_smoke_and_share_runs(
 ) -> None:
     monkeypatch.setenv("ZNORM_DATA_DIR", str(tmp_path))
     parts = {"data": {"train": "1", "limit": 12}}
-    specs, record = planned("all", device="cpu", set=parts)
+    specs, record = planned_by("all", device="cpu", set=parts)
     dotted = {"data.train": "1", "data.limit": 12}
-    assert planned("all", device="cpu", set=dotted) == (specs, record)
+    assert planned_by("all", device="cpu", set=dotted) == (specs, record)
     assert {spec.data.limit for spec in specs} == {12}
     assert record.tasks == {
         "table1": "pcam_mini",
@@ -161,7 +167,7 @@ def test_files_that_are_wrong_are_no_reason_to_let_another_task_stand_in(
     (folder / f"{folder.name}_1.tif").write_bytes(b"")
     monkeypatch.setenv("ZNORM_DATA_DIR", str(tmp_path))
     with pytest.raises(lab.DataError, match="has no mask"):
-        planned("table3")
+        planned_by("table3")
 
 
 @pytest.mark.parametrize(
@@ -182,7 +188,7 @@ def test_files_that_are_wrong_are_no_reason_to_let_another_task_stand_in(
 )
 def test_wrong_arguments_are_named(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(lab.ConfigurationError, match=message):
-        planned(**arguments)
+        planned_by(**arguments)
 
 
 @pytest.mark.parametrize(
@@ -204,16 +210,18 @@ def test_nothing_that_the_paper_states_is_changed_at_its_scale(
 ) -> None:
     as_if_here(monkeypatch)
     with pytest.raises(lab.ConfigurationError, match=f"scale paper .*, found {message}; scale"):
-        planned("table1", scale="paper", device="cpu", **changes)
+        planned_by("table1", scale="paper", device="cpu", **changes)
     if "limit" not in str(changes):  # what it does not state may be chosen
         left_open = {"micro_batch": 64, "set": {"model_options.stem": "cifar"}}
-        specs, _ = planned("table1", scale="paper", models="resnet101", device="cpu", **left_open)
+        specs, _ = planned_by(
+            "table1", scale="paper", models="resnet101", device="cpu", **left_open
+        )
         assert deviations(specs[0], "cifar10") == ["batches in pieces of 64", "stem cifar"]
 
 
 def test_one_seed_is_enough_for_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     as_if_here(monkeypatch)
-    specs, _ = planned("gradients", scale="reduced", seeds=[4, 5], device="cpu")
+    specs, _ = planned_by("gradients", scale="reduced", seeds=[4, 5], device="cpu")
     assert {spec.seed for spec in specs} == {4}
     assert all(target.models for target in TARGETS.values())
     assert grids.SCALES["smoke"].result is False

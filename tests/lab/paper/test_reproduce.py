@@ -17,15 +17,17 @@ import pytest
 import torch
 
 from znorm import lab
-from znorm.lab import comparison, tasks
+from znorm.lab import tasks
 from znorm.lab.cli import run
 from znorm.lab.paper.grids import TARGETS
 from znorm.lab.paper.record import Record
-from znorm.lab.reporting import figure2 as figures2
-from znorm.lab.reporting.beside import paper_tables
+from znorm.lab.paper.tables import paper_tables
+from znorm.lab.reporting import masks as figures
 from znorm.lab.reporting.tables import gather
+from znorm.lab.runs import runner
+from znorm.lab.runs.folder import Run
+from znorm.lab.runs.survey import find
 from znorm.lab.spec import resolve
-from znorm.lab.store import Run, find
 
 
 class Cells(HTMLParser):
@@ -288,8 +290,8 @@ def test_figure_2_shows_the_mean_over_methods_of_the_seed_that_most_have(
             row.update(tp=round(1000 * score), fp=0, fn=2000 - 2 * round(1000 * score))
         one.save_cases(type(cases).from_rows(rows))
     drawn: list[Any] = []
-    monkeypatch.setattr(figures2, "draw_cases", lambda cases: drawn.extend(cases) or "svg")
-    figure = figures2.figure2(tables[0], dataset)
+    monkeypatch.setattr(figures, "draw_cases", lambda cases: drawn.extend(cases) or "svg")
+    figure = figures.mask_figure(tables[0], dataset)
     assert figure is not None
     assert figure.caption.startswith("Seed 3.")
     assert [one.title for one in drawn] == [
@@ -300,7 +302,7 @@ def test_figure_2_shows_the_mean_over_methods_of_the_seed_that_most_have(
     assert list(drawn[0].predictions) == ["Baseline", "ZNorm"]
     # Nets are not asked about other images than they were tested on, where that is known.
     fewer = replace(dataset, test=dataset.test.take(torch.arange(1, len(dataset.test))))
-    figure = figures2.figure2(tables[0], fewer)
+    figure = figures.mask_figure(tables[0], fewer)
     assert figure is not None
     assert figure.svg == ""
     assert "the images of phantom that are here now are other ones" in figure.caption
@@ -312,13 +314,13 @@ def test_figure_2_shows_the_mean_over_methods_of_the_seed_that_most_have(
     # Slices are found by name, whatever stands before them now.
     before = {one.title: one for one in drawn}
     drawn.clear()
-    figure = figures2.figure2(tables[0], fewer)
+    figure = figures.mask_figure(tables[0], fewer)
     assert figure is not None
     for one in drawn:
         assert (one.image == before[one.title].image).all()
     # A method whose weights are gone costs the others nothing.
     (runs[0].folder / "weights.pt").unlink()
-    figure = figures2.figure2(tables[0], dataset)
+    figure = figures.mask_figure(tables[0], dataset)
     assert figure is not None
     assert figure.svg == "svg"
     assert "Baseline is not drawn" in figure.caption
@@ -339,8 +341,8 @@ def test_the_command_line(
     arguments = ["reproduce", "table1", "--models", "resnet56", "--methods", "baseline,znorm"]
     small = ["--limit", "8", "--device", "cpu", "--out", str(tmp_path), "--jobs", "2"]
     asked: list[int] = []
-    real = comparison.helpers
-    monkeypatch.setattr(comparison, "helpers", lambda *a: asked.append(a[1]) or real(a[0], 1, None))
+    real = runner.helped
+    monkeypatch.setattr(runner, "helped", lambda *a: asked.append(a[1]) or real(a[0], 1, None))
     assert run([*arguments, *small]) == 0
     assert asked == [2]
     out, err = capsys.readouterr()

@@ -10,20 +10,21 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from lab.kit import PLAIN, finished, recorded
 from znorm.lab import tasks
-from znorm.lab.datasets import Dataset, Part
+from znorm.lab.datasets import Dataset, Split
 from znorm.lab.errors import DataError
-from znorm.lab.floor import floor, folder
 from znorm.lab.paper.record import Record
+from znorm.lab.paper.tables import paper_on_terminal, paper_tables
 from znorm.lab.reporting import figures
-from znorm.lab.reporting.beside import beside_on_terminal, paper_tables
 from znorm.lab.reporting.figures import curves
 from znorm.lab.reporting.page import write_page
 from znorm.lab.reporting.tables import Table, gather, on_terminal
+from znorm.lab.reporting.trivial_baseline import folder, trivial_baseline
+from znorm.lab.runs.folder import Run
 from znorm.lab.spec import resolve
-from znorm.lab.store import Run
 
-CHOICES = {"epochs": 1, "device": "cpu", "precision": "float32", "data.limit": 24}
+CHOICES = {**PLAIN, "epochs": 1, "data.limit": 24}
 
 
 def made(root: Path, images: dict[int, str | None]) -> list[Run]:
@@ -31,15 +32,11 @@ def made(root: Path, images: dict[int, str | None]) -> list[Run]:
     runs = []
     for seed, data in images.items():
         for method, gain in (("baseline", 0.0), ("znorm", 0.1)):
-            run = Run.at(root, resolve({**CHOICES, "method": method, "seed": seed}))
-            run.announce()
+            choices = {**CHOICES, "method": method, "seed": seed}
             score = 0.5 + 0.1 * seed + gain
             metrics = {"test_accuracy": score, "train_loss": 1.0}
-            run.log({"event": "epoch", "epoch": 1, **metrics})
             hashes = {} if data is None else {"data": data}
-            result = {"status": "done", "metrics": metrics, "seconds": 1.0, "hashes": hashes}
-            run.finish(result)
-            runs.append(run)
+            runs.append(recorded(root, choices, [metrics], finished(metrics, hashes=hashes)))
     return runs
 
 
@@ -64,7 +61,7 @@ def others(data: Dataset) -> Dataset:
     """As many others, one of which has changed its class."""
     labels = data.test.labels.clone()
     labels[0] = 1 - labels[0]
-    return replace(data, test=Part(data.test.images, labels), notes=("The others.",))
+    return replace(data, test=Split(data.test.images, labels), notes=("The others.",))
 
 
 def means(table: Table) -> set[str]:
@@ -93,8 +90,8 @@ def test_runs_on_different_images_have_no_mean_and_the_page_and_the_terminal_say
     assert WARNING in " ".join(shown.split())
     assert shown.count("±") == 1  # of the title
     record = Record("reduced", {"table2": "pcam_mini"})
-    (beside,) = paper_tables(record, [replace(table, spec=_resnet56(table))])
-    assert WARNING in " ".join(printed(beside_on_terminal(beside)).split())
+    (paper,) = paper_tables(record, [replace(table, spec=_resnet56(table))])
+    assert WARNING in " ".join(printed(paper_on_terminal(paper)).split())
 
 
 def _resnet56(table: Table) -> Any:
@@ -140,11 +137,11 @@ def test_curves_of_runs_on_different_images_are_not_averaged(
 
 def test_the_floor_follows_the_images(tmp_path: Path, data: Dataset, others: Dataset) -> None:
     spec = resolve(CHOICES)
-    first = floor(tmp_path, spec, data)
+    first = trivial_baseline(tmp_path, spec, data)
     assert first["fingerprint"] == data.fingerprint
-    assert floor(tmp_path, spec, data) == first
-    second = floor(tmp_path, spec, others)
-    fresh = floor(tmp_path / "fresh", spec, others)
+    assert trivial_baseline(tmp_path, spec, data) == first
+    second = trivial_baseline(tmp_path, spec, others)
+    fresh = trivial_baseline(tmp_path / "fresh", spec, others)
     assert second == fresh
     assert second["metrics"]["test_accuracy"] != first["metrics"]["test_accuracy"]
     # Runs on the first images have no floor now, those on the second do, as do those that do not
@@ -152,7 +149,7 @@ def test_the_floor_follows_the_images(tmp_path: Path, data: Dataset, others: Dat
     shown = {}
     for name, fingerprint in (("a", data.fingerprint), ("b", others.fingerprint), ("c", None)):
         (table,) = gather(tmp_path, made(tmp_path / name, {0: fingerprint}))
-        shown[name] = table.floor
+        shown[name] = table.trivial_baseline
     assert shown == {"a": None, "b": second, "c": second}
 
 
@@ -160,13 +157,13 @@ def test_a_floor_of_an_earlier_version_is_kept(
     tmp_path: Path, data: Dataset, others: Dataset
 ) -> None:
     spec = resolve(CHOICES)
-    held = floor(tmp_path, spec, data)
+    held = trivial_baseline(tmp_path, spec, data)
     del held["fingerprint"]
     path = folder(tmp_path, spec) / "result.json"
     path.write_text(json.dumps(held))
-    assert floor(tmp_path, spec, others) == held
+    assert trivial_baseline(tmp_path, spec, others) == held
     (table,) = gather(tmp_path, made(tmp_path, {0: others.fingerprint}))
-    assert table.floor == held
+    assert table.trivial_baseline == held
 
 
 def test_a_page_shows_no_images_but_those_that_its_runs_were_trained_on(

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
+from lab.kit import recorded
 from znorm.lab.reporting import gradients
 from znorm.lab.reporting.gradients import gradients_by_depth
 from znorm.lab.reporting.tables import gather
-from znorm.lab.spec import resolve
-from znorm.lab.store import Run
+from znorm.lab.runs.folder import Run
 
 
 def receipt(before: dict[str, float], factor: float = 1.0) -> dict[str, dict[str, float]]:
@@ -24,13 +24,9 @@ def receipt(before: dict[str, float], factor: float = 1.0) -> dict[str, dict[str
 
 
 def made(root: Path, method: str, seed: int, receipts: list[Any]) -> None:
-    choices = {"method": method, "seed": seed, "receipt": True, "device": "cpu"}
-    run = Run.at(root, resolve({**choices, "precision": "float32"}))
-    run.announce()
-    for epoch, found in enumerate(receipts, 1):
-        scores = {"train_loss": 0.5, "test_accuracy": 0.5}
-        entry = {"event": "epoch", "epoch": epoch, **scores}
-        run.log(entry if found is None else {**entry, "receipt": found})
+    scores = {"train_loss": 0.5, "test_accuracy": 0.5}
+    epochs = [scores if one is None else {**scores, "receipt": one} for one in receipts]
+    recorded(root, {"method": method, "seed": seed, "receipt": True}, epochs)
 
 
 def test_lines_are_the_norms_of_layers_that_all_methods_have(

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from znorm.lab.datasets import Part
+from znorm.lab.datasets import Split
 from znorm.lab.reporting.overlays import TRUTH, Case, case, draw_cases, notable, outlined
 
 RGB = (255, 255, 255)
@@ -81,7 +81,7 @@ def test_names_of_files_are_no_formulas() -> None:
 
 
 def test_a_case_without_truth_shows_no_score() -> None:
-    part = Part(torch.zeros(1, 1, 12, 12, dtype=torch.uint8), torch.zeros(1, 12, 12))
+    part = Split(torch.zeros(1, 1, 12, 12, dtype=torch.uint8), torch.zeros(1, 12, 12))
     one = case(part, 0, "a", {"Prediction": square(2, 2, 3)}, truth=False)
     assert one.image.shape == (12, 12, 3)
     assert one.truth is None

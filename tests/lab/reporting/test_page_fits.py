@@ -14,14 +14,15 @@ from typing import Any
 
 import pytest
 
+from lab.kit import finished, recorded
 from znorm.lab.errors import DataError
 from znorm.lab.methods import PUBLISHED
 from znorm.lab.metrics import DEFINITIONS
+from znorm.lab.paper.page import frame_of
 from znorm.lab.paper.record import Record
 from znorm.lab.reporting.page import write_page
-from znorm.lab.reporting.tables import COLUMNS
-from znorm.lab.spec import resolve
-from znorm.lab.store import Run
+from znorm.lab.reporting.tables import columns_of
+from znorm.lab.runs.folder import Run
 from znorm.lab.tasks import TASKS
 
 WIDTHS = (390, 1400, 2560)
@@ -48,20 +49,17 @@ HEADS = {
 def made(root: Path, task: str, method: str, seed: int, **choices: Any) -> Run:
     """A run as if it had been trained, its scores as wide as scores get."""
     chosen = {"task": task, "model": MODELS[task], "method": method, "seed": seed, "epochs": 2}
-    run = Run.at(root, resolve({**chosen, "device": "cpu", "precision": "float32", **choices}))
-    run.announce()
     if (method, seed) == ("gradient_clipping", 1):
-        run.finish({"status": "failed", "metrics": {}, "error": ERROR})
-        return run
-    columns = COLUMNS[TASKS[task].output]
+        failed = {"status": "failed", "metrics": {}, "error": ERROR}
+        return recorded(root, {**chosen, **choices}, result=failed)
+    columns = columns_of(TASKS[task].output)
     metrics = {column.key: 0.1234 + 0.17 * seed for column in columns}
     if task == "phantom":
         metrics["test_hausdorff"] = 123.45 + 100 * seed
     headline = columns[0].key
-    for epoch in (1, 2):
-        run.log({"event": "epoch", "epoch": epoch, headline: metrics[headline], "train_loss": 0.5})
-    run.finish({"status": "done", "metrics": metrics, "seconds": 12345.6 * (1 + seed)})
-    return run
+    epochs = 2 * [{headline: metrics[headline], "train_loss": 0.5}]
+    result = finished(metrics, seconds=12345.6 * (1 + seed))
+    return recorded(root, {**chosen, **choices}, epochs, result)
 
 
 def page(root: Path, *tasks: str, record: Record | None = None) -> str:
@@ -77,7 +75,8 @@ def page(root: Path, *tasks: str, record: Record | None = None) -> str:
         ]
     ]
     missing = DataError("no data here")
-    return write_page(root, runs, {run.spec.data_key: missing for run in runs}, record).read_text()
+    frame = None if record is None else frame_of(record)
+    return write_page(root, runs, {run.spec.data_key: missing for run in runs}, frame).read_text()
 
 
 PAGES: dict[str, tuple[tuple[str, ...], Record | None]] = {
@@ -148,7 +147,7 @@ def test_the_comparison_comes_first_and_every_other_column_below_it(
     text = page(tmp_path, task)
     first, second = Grids(text).found
     assert (first.kind, first.titles) == ("headline", HEADS[task])
-    columns = COLUMNS[TASKS[task].output]
+    columns = columns_of(TASKS[task].output)
     titles = [column.title for column in columns[1:]]
     assert (second.kind, second.titles) == ("further", ["Method", *titles])
     for column in columns:
@@ -161,11 +160,11 @@ def test_a_cell_is_labelled_with_the_title_of_its_column(text: str) -> None:
     grids = Grids(text).found
     for grid in grids:
         for row in grid.rows[1:]:
-            if grid.kind == "beside" or "Floor" in row[0].text:
+            if grid.kind == "paper" or "Floor" in row[0].text:
                 continue
             assert [cell.held["data-label"] for cell in row[1:]] == grid.titles[1:]
-    beside = [grid for grid in grids if grid.kind == "beside"]
-    for grid in beside:
+    papers = [grid for grid in grids if grid.kind == "paper"]
+    for grid in papers:
         assert len(grid.titles) == 3  # two scores: their six columns fit
         for row in grid.rows[3:]:
             if len(row) == 1:
@@ -173,7 +172,7 @@ def test_a_cell_is_labelled_with_the_title_of_its_column(text: str) -> None:
             labels = [cell.held["data-label"] for cell in row[1:]]
             assert labels == 2 * ["published", "here", "difference"]
             assert [cell.held["data-title"] for cell in row[1::3]] == grid.titles[1:]
-    assert not beside or [grid.titles[1] for grid in beside] == [
+    assert not papers or [grid.titles[1] for grid in papers] == [
         "Test accuracy, %",
         "Test F1",
         "Test Hausdorff, pixels",

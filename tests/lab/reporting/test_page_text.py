@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import os
@@ -13,29 +14,31 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote_to_bytes, urlsplit
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
 from rich.console import Console
 
+from lab.kit import finished, recorded
+from znorm.lab.datasets import Dataset, Split
 from znorm.lab.errors import DataError
 from znorm.lab.paper.record import Record
-from znorm.lab.planning import Cost, costs_on_terminal
-from znorm.lab.reporting.beside import beside_on_terminal, paper_tables
+from znorm.lab.paper.tables import paper_on_terminal, paper_tables
+from znorm.lab.reporting.figures import patches
 from znorm.lab.reporting.page import write_page
 from znorm.lab.reporting.tables import gather, on_terminal
-from znorm.lab.spec import resolve
-from znorm.lab.store import Damaged, Run, find
+from znorm.lab.runs.cost import Cost, costs_on_terminal
+from znorm.lab.runs.folder import Run
+from znorm.lab.runs.survey import Damaged, find
 
 ERROR = "ValueError: unexpected token [/INST] in [batch] :smile: [red]\\[x]"
 
 
 def made(root: Path, method: str = "baseline", **result: Any) -> Run:
     choices = {"method": method, "model": "resnet56", "epochs": 1}
-    run = Run.at(root, resolve({**choices, "device": "cpu", "precision": "float32"}))
-    run.announce()
     metrics = {"test_accuracy": 0.5, "train_loss": 1.0}
-    run.log({"event": "epoch", "epoch": 1, **metrics})
-    run.finish({"status": "done", "metrics": metrics, "seconds": 1.0, **result})
-    return run
+    return recorded(root, choices, [metrics], {**finished(metrics), **result})
 
 
 def page(root: Path, runs: list[Run], damaged: tuple[Damaged, ...] = ()) -> str:
@@ -98,8 +101,8 @@ def test_brackets_in_an_error_are_shown_as_they_are(tmp_path: Path) -> None:
     run = made(tmp_path, "znorm", status="failed", error=ERROR, metrics={})
     (table,) = gather(tmp_path, [made(tmp_path), run])
     assert f"seed 0 failed: {ERROR}" in printed(on_terminal(table))
-    (beside,) = paper_tables(Record("reduced", {"table2": "pcam_mini"}), [table])
-    assert f"seed 0 failed: {ERROR}" in printed(beside_on_terminal(beside))
+    (paper,) = paper_tables(Record("reduced", {"table2": "pcam_mini"}), [table])
+    assert f"seed 0 failed: {ERROR}" in printed(paper_on_terminal(paper))
 
 
 def test_a_model_named_as_an_emoji_is_shown_as_it_is(tmp_path: Path) -> None:
@@ -109,3 +112,13 @@ def test_a_model_named_as_an_emoji_is_shown_as_it_is(tmp_path: Path) -> None:
     assert "nets:smile:x" in printed(costs_on_terminal([cost]))
     named = type(table)(spec, table.runs, table.columns, table.rows, None, "")
     assert "nets:smile:x" in printed(on_terminal(named))
+
+
+def test_grey_pictures_are_shown_as_such() -> None:
+    grey = torch.arange(2 * 16, dtype=torch.uint8).reshape(2, 1, 4, 4)
+    split = Split(grey, torch.tensor([0, 1]))
+    shown = patches(Dataset(split, split, split, ("a", "b")))
+    for (_, (uri,)), image in zip(shown, grey, strict=True):
+        content = base64.b64decode(uri.removeprefix("data:image/png;base64,"))
+        pixels = np.asarray(Image.open(io.BytesIO(content)))
+        assert pixels.tolist() == np.stack([image[0].numpy()] * 3, -1).tolist()

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import znorm
+from lab.kit import Watch
 from znorm.lab import models
-from znorm.lab.datasets import Dataset, Part
+from znorm.lab.datasets import Dataset, Split
+from znorm.lab.losses import LOSSES
 from znorm.lab.models import MODELS
 from znorm.lab.spec import RunSpec, resolve
 from znorm.lab.training import loop
@@ -31,23 +31,14 @@ LARGE = (
 )
 
 
-class Watch:
-    def step(self, epoch: int, step: int, steps: int) -> None: ...
-    def epoch(self, entry: dict[str, Any]) -> None: ...
-    def note(self, text: str) -> None: ...
-
-    def stop_requested(self) -> bool:
-        return False
-
-
 def made_up(output: str) -> Dataset:
     random = torch.Generator().manual_seed(0)
 
-    def part(number: int) -> Part:
+    def part(number: int) -> Split:
         shape = (number, 3, SIDE, SIDE)
         images = torch.randint(0, 256, shape, generator=random, dtype=torch.uint8)
         masks = (images[:, 0] > 200).to(torch.uint8)
-        return Part(images, masks if output == "mask" else images[:, 0, 0, 0].long() % 3)
+        return Split(images, masks if output == "mask" else images[:, 0, 0, 0].long() % 3)
 
     # 20 steps: the last batch is not whole, nor are its pieces.
     classes = ("none", "some") if output == "mask" else ("a", "b", "c")
@@ -86,7 +77,7 @@ def by_hand(of: RunSpec, dataset: Dataset) -> nn.Module:
             loss = (
                 F.cross_entropy(logits, truth)
                 if logits.dim() == 2
-                else loop.LOSSES["tversky"](logits, truth)
+                else LOSSES["tversky"](logits, truth)
             )
             if pieces > 1:
                 loss = loss * (len(some) / len(images))
@@ -122,14 +113,14 @@ def test_20_steps_of_each_model_in_float64(
         }
     )
     dataset = made_up(output)
-    real_begin, real_images = loop.begin, Pipeline._normalized
+    real_set_up, real_images = loop.set_up, Pipeline._normalized
 
-    def begin(spec: RunSpec, held: Dataset) -> tuple[nn.Module, torch.optim.Optimizer]:
-        net, optimizer = real_begin(spec, held)
+    def set_up(spec: RunSpec, images: Dataset) -> tuple[nn.Module, torch.optim.Optimizer]:
+        net, optimizer = real_set_up(spec, images)
         net.double()  # the optimizer holds the same parameters
         return net, optimizer
 
-    monkeypatch.setattr(loop, "begin", begin)
+    monkeypatch.setattr(loop, "set_up", set_up)
     monkeypatch.setattr(Pipeline, "_normalized", lambda self, x: real_images(self, x).double())
     outcome = loop.train(of, dataset, Watch(), [], lambda content: None)
     assert outcome.status == "done"
@@ -140,5 +131,5 @@ def test_the_loss_of_masks_is_the_written_out_one() -> None:
     random = torch.Generator().manual_seed(1)
     logits = torch.randn(3, 1, 8, 8, generator=random, dtype=torch.float64)
     truth = torch.randint(0, 2, (3, 8, 8), generator=random, dtype=torch.uint8)
-    ours = loop.LOSSES["tversky"](logits, truth)
+    ours = LOSSES["tversky"](logits, truth)
     torch.testing.assert_close(ours, tversky_by_hand(logits, truth), rtol=1e-12, atol=0)

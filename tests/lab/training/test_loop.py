@@ -10,8 +10,10 @@ import torch
 from torch.nn import functional as F
 
 import znorm
+from lab.kit import PLAIN, Watch
 from znorm.lab import models, tasks
 from znorm.lab.datasets import Dataset
+from znorm.lab.datasets.augmentation import augment_
 from znorm.lab.errors import ConfigurationError, Interrupted
 from znorm.lab.methods import METHODS, make_transform
 from znorm.lab.spec import RunSpec, resolve
@@ -19,39 +21,12 @@ from znorm.lab.training import loop
 from znorm.lab.training.checkpoint import hash_weights
 from znorm.lab.training.loop import Outcome, train
 from znorm.lab.training.pipeline import Pipeline
-from znorm.lab.training.sampler import augment_, batches
-
-
-class Watch:
-    """Records what it is told; asks to stop after so many steps."""
-
-    def __init__(self, stop_after: int | None = None) -> None:
-        self.steps = 0
-        self.entries: list[dict[str, Any]] = []
-        self.stop_after = stop_after
-
-    def step(self, epoch: int, step: int, steps: int) -> None:
-        self.steps += 1
-
-    def epoch(self, entry: dict[str, Any]) -> None:
-        self.entries.append(entry)
-
-    def note(self, text: str) -> None: ...
-
-    def stop_requested(self) -> bool:
-        return self.stop_after is not None and self.steps >= self.stop_after
+from znorm.lab.training.sampler import batches
 
 
 def spec(**choices: Any) -> RunSpec:
-    given = {
-        "method": "znorm",
-        "epochs": 2,
-        "batch_size": 16,
-        "data.limit": 56,
-        "device": "cpu",
-        "precision": "float32",
-    }
-    return resolve({**given, **choices})
+    small = {"method": "znorm", "epochs": 2, "batch_size": 16, "data.limit": 56}
+    return resolve({**PLAIN, **small, **choices})
 
 
 def data(of: RunSpec) -> Dataset:
@@ -290,13 +265,13 @@ def test_the_learning_rate_follows_its_schedule_and_survives_a_stop(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     rates: list[float] = []
-    original = loop._Loop._backward
+    original = loop.take_step
 
-    def noting(self: Any, *batch: Any) -> Any:
-        rates.append(self.optimizer.param_groups[0]["lr"])
-        return original(self, *batch)
+    def noting(of: Any, net: Any, optimizer: Any, *batch: Any) -> Any:
+        rates.append(optimizer.param_groups[0]["lr"])
+        return original(of, net, optimizer, *batch)
 
-    monkeypatch.setattr(loop._Loop, "_backward", noting)
+    monkeypatch.setattr(loop, "take_step", noting)
     of = spec(epochs=3, schedule="multistep:1,2", method="baseline")
     whole, checkpoints = run(of)
     assert rates == pytest.approx([1e-3] * 4 + [1e-4] * 4 + [1e-5] * 4)

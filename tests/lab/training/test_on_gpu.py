@@ -10,11 +10,13 @@ import torch
 
 pytest.importorskip("pydantic")
 
+from lab.kit import Watch
 from waiting import nothing_waits
 from znorm import lab
-from znorm.lab import comparison, models, tasks
+from znorm.lab import models, tasks
 from znorm.lab.methods import make_transform
 from znorm.lab.optimizers import make_optimizer
+from znorm.lab.runs import runner
 from znorm.lab.spec import resolve
 from znorm.lab.training.checkpoint import Position
 from znorm.lab.training.loop import _Loop
@@ -46,16 +48,7 @@ def loop_of(model: str, device: torch.device, augment: str = "dihedral") -> Any:
     pipeline = Pipeline(dataset, spec.data.augment, 0, device)
     normalized = pipeline._normalized
     pipeline._normalized = lambda images: normalized(images).double()  # type: ignore[method-assign]
-    return _Loop(spec, pipeline, net, optimizer, Position(), Quiet(), lambda _: None)
-
-
-class Quiet:
-    def step(self, epoch: int, step: int, steps: int) -> None: ...
-    def epoch(self, entry: dict[str, object]) -> None: ...
-    def note(self, text: str) -> None: ...
-
-    def stop_requested(self) -> bool:
-        return False
+    return _Loop(spec, pipeline, net, optimizer, Position(), Watch(), lambda _: None)
 
 
 @pytest.mark.parametrize("model", ["resnet20", "resnet56"])
@@ -124,13 +117,13 @@ def test_a_run_that_was_stopped_goes_on_with_the_same_bits(
     }
     (whole,) = lab.compare(**shared, out=tmp_path / "whole")
     asked = []
-    original = comparison._Watch.stop_requested
+    original = runner._Watch.stop_requested
 
     def stop_requested(self: Any) -> bool:
         asked.append(1)
         return len(asked) == 7 or original(self)
 
-    monkeypatch.setattr(comparison._Watch, "stop_requested", stop_requested)
+    monkeypatch.setattr(runner._Watch, "stop_requested", stop_requested)
     with pytest.raises(lab.Interrupted):
         lab.compare(**shared, out=tmp_path / "stopped")
     (stopped,) = lab.compare(**shared, out=tmp_path / "stopped")

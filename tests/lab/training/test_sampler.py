@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from znorm.lab.training.sampler import augment_, batches, draws, order
+from znorm.lab.datasets.augmentation import augment_, draws
+from znorm.lab.training.sampler import batches, order
 
 
 def test_order_is_a_permutation_and_a_function_of_seed_and_epoch() -> None:

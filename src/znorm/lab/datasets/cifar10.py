@@ -16,14 +16,15 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from znorm.lab.datasets.dataset import Dataset, Part
+from znorm.lab.datasets.dataset import Dataset, Split
 from znorm.lab.datasets.decoded import Pixels, decoded
 from znorm.lab.datasets.files import data_root, read_bytes, read_picture
-from znorm.lab.datasets.sources import missing
+from znorm.lab.datasets.source import DataSource, Download, Origin, State
 from znorm.lab.datasets.split import held_out
+from znorm.lab.datasets.task import Task
 from znorm.lab.errors import ConfigurationError, DataError
 
-__all__ = ["CLASSES", "load", "parts_here", "resolve"]
+__all__ = ["CLASSES", "SOURCE", "TASK", "load", "parts_here", "resolve"]
 
 CLASSES = (
     "airplane",
@@ -75,8 +76,8 @@ def _is_part(parts: Mapping[str, Path]) -> bool:
     return "test" in parts and parts["test"].name not in ("test_batch.bin", "test_batch", "test")
 
 
-def resolve(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Which parts are for training and for test.
+def resolve(asked: Mapping[str, Any]) -> dict[str, Any]:
+    """The parts for training and for test.
 
     By default all five batches and the test file; where that is not whole, the last batch that
     is there is the test part.
@@ -87,15 +88,15 @@ def resolve(given: Mapping[str, Any]) -> dict[str, Any]:
     """
     here = parts_here()
     if not here:
-        raise missing("cifar10")
+        raise SOURCE.missing()
     numbered = [name for name in here if name != "test"]
     if "test" in here and not _is_part(here):
         train, test = numbered, ["test"]
     else:
         train, test = numbered[:-1], numbered[-1:]
     chosen = {
-        "train": _names(given.get("train"), train),
-        "test": _names(given.get("test"), test),
+        "train": _names(asked.get("train"), train),
+        "test": _names(asked.get("test"), test),
     }
     for key, names in chosen.items():
         for name in names:
@@ -104,7 +105,7 @@ def resolve(given: Mapping[str, Any]) -> dict[str, Any]:
                     f"data.{key}: no part {name!r}; valid: {', '.join(BATCHES)}, test"
                 )
             if name not in here:
-                raise DataError(f"{folder()}: part {name} is not there; {missing('cifar10')}")
+                raise DataError(f"{folder()}: part {name} is not there; {SOURCE.missing()}")
         if not names:
             raise ConfigurationError(f"data.{key}: give at least one part")
         if len(set(names)) < len(names):
@@ -113,7 +114,7 @@ def resolve(given: Mapping[str, Any]) -> dict[str, Any]:
         raise ConfigurationError(
             f"data.test: part {min(shared)} is in data.train too; test on another"
         )
-    return {**chosen, "validation": 0.1 if (v := given.get("validation")) is None else v}
+    return {**chosen, "validation": 0.1 if (v := asked.get("validation")) is None else v}
 
 
 def _names(value: Any, default: Sequence[str]) -> list[str]:
@@ -136,7 +137,7 @@ def load(train: Sequence[str], test: Sequence[str], validation: float) -> Datase
     here = parts_here()
     for name in (*train, *test):
         if name not in here:
-            raise DataError(f"{folder()}: part {name} is not there; {missing('cifar10')}")
+            raise DataError(f"{folder()}: part {name} is not there; {SOURCE.missing()}")
     training, testing = _joined(here, train), _joined(here, test)
     names = [name.encode() for name in training.names]
     aside = torch.from_numpy(held_out(names, training.targets.tolist(), validation))
@@ -164,16 +165,16 @@ def _said(here: Mapping[str, Path], names: Sequence[str]) -> str:
     return " and ".join(said)
 
 
-def _joined(here: Mapping[str, Path], names: Sequence[str]) -> Part:
+def _joined(here: Mapping[str, Path], names: Sequence[str]) -> Split:
     parts = [_read(name, here[name]) for name in names]
-    return Part(
+    return Split(
         torch.cat([part.images for part in parts]),
         torch.cat([part.targets for part in parts]),
         tuple(name for part in parts for name in part.names),
     )
 
 
-def _read(name: str, path: Path) -> Part:
+def _read(name: str, path: Path) -> Split:
     if path.is_dir():
         return _read_folder(name, path)
     images, labels = _read_binary(path) if path.suffix == ".bin" else _read_pickle(path)
@@ -182,7 +183,7 @@ def _read(name: str, path: Path) -> Part:
         raise DataError(
             f"{path}: row {wrong}: expected a label from 0 to 9, found {int(labels[wrong])}"
         )
-    return Part(
+    return Split(
         torch.from_numpy(images).view(-1, 3, 32, 32),
         torch.from_numpy(labels),
         tuple(f"{name}/{row}" for row in range(len(labels))),
@@ -223,8 +224,9 @@ def _read_pickle(path: Path) -> tuple[Any, Any]:
     expected = f"a dict with data ({ROWS}, 3072) uint8 and {ROWS} labels"
     content = read_bytes(path, "a pickle of CIFAR-10")
     try:
-        held = _ArraysOnly(io.BytesIO(content), encoding="bytes").load()
-        images, labels = np.asarray(held[b"data"]), np.asarray(held[b"labels"], dtype=np.int64)
+        arrays = _ArraysOnly(io.BytesIO(content), encoding="bytes").load()
+        images = np.asarray(arrays[b"data"])
+        labels = np.asarray(arrays[b"labels"], dtype=np.int64)
     except Exception as error:
         # A pickle that is cut off fails in many ways; all of them mean the same.
         reason = " ".join(str(error).split()) or type(error).__name__
@@ -237,15 +239,15 @@ def _read_pickle(path: Path) -> tuple[Any, Any]:
     return images, labels
 
 
-def _read_folder(name: str, path: Path) -> Part:
+def _read_folder(name: str, path: Path) -> Split:
     files: list[Path] = []
     labels: list[int] = []
     for label, title in enumerate(CLASSES):
-        found = sorted(p for p in (path / title).glob("*") if p.suffix.lower() in PICTURES)
-        if not found:
+        pictures = sorted(p for p in (path / title).glob("*") if p.suffix.lower() in PICTURES)
+        if not pictures:
             raise DataError(f"{path / title}: expected a folder of pictures, found none")
-        files += found
-        labels += [label] * len(found)
+        files += pictures
+        labels += [label] * len(pictures)
 
     def fill(pixels: Pixels) -> None:
         for row, file in enumerate(files):
@@ -253,4 +255,90 @@ def _read_folder(name: str, path: Path) -> Part:
 
     images = decoded(f"cifar10-{name}", files, (len(files), 3, 32, 32), fill)
     names = tuple(f"{name}/{file.parent.name}/{file.name}" for file in files)
-    return Part(images, torch.tensor(labels), names)
+    return Split(images, torch.tensor(labels), names)
+
+
+def state() -> State:
+    here = parts_here()
+    if not here:
+        return State("missing")
+    test = here.get("test")
+    whole = len(here) == 6 and test is not None and test.name in ("test_batch.bin", "test_batch")
+    folders = all(path.is_dir() for path in here.values()) and len(here) == 2
+    return State(
+        "whole" if whole or folders else "part", ", ".join(path.name for path in here.values())
+    )
+
+
+DIGESTS = {
+    f"cifar-10-batches-{edition}/{file}": f"{kind}:{digest}"
+    for edition, kind, files in (
+        (
+            "bin",
+            "sha1",
+            {
+                "data_batch_1.bin": "aadd24acce27caa71bf4b10992e9e7b2d74c2540",
+                "data_batch_2.bin": "c0ba65cce70568cd57b4e03e9ac8d2a5367c1795",
+                "data_batch_3.bin": "1dd00a74ab1d17a6e7d73e185b69dbf31242f295",
+                "data_batch_4.bin": "aab85764eb3584312d3c7f65fd2fd016e36a258e",
+                "data_batch_5.bin": "26e2849e66a845b7f1e4614ae70f4889ae604628",
+            },
+        ),
+        (
+            "py",
+            "md5",
+            {
+                "data_batch_1": "c99cafc152244af753f735de768cd75f",
+                "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
+                "data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
+                "data_batch_4": "634d18415352ddfa80567beed471001a",
+                "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
+                "test_batch": "40351d587109b95175f43aff81a1287e",
+            },
+        ),
+    )
+    for file, digest in files.items()
+}
+
+SOURCE = DataSource(
+    name="cifar10",
+    about="60,000 photographs of 32x32 pixels in ten classes",
+    load=lambda data: load(data.train or (), data.test or (), data.validation or 0.0),
+    keys=("train", "test", "validation"),
+    resolve=resolve,
+    state=state,
+    origin=Origin(
+        licence="none stated; cite Krizhevsky 2009",
+        home="https://www.cs.toronto.edu/~kriz/cifar.html",
+        folder="cifar10",
+        by_hand=(
+            "put data_batch_1.bin to data_batch_5.bin and test_batch.bin into "
+            "{folder}/cifar-10-batches-bin/ (or the python edition's files into "
+            "{folder}/cifar-10-batches-py/)"
+        ),
+        downloads=(
+            Download(
+                "cifar-10-binary.tar.gz",
+                "md5:c32a1d4ab5d03f1284b67883e8d87530",
+                170_052_171,
+                (
+                    "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
+                    "https://cave.cs.toronto.edu/kriz/cifar-10-binary.tar.gz",
+                ),
+            ),
+        ),
+        digests=DIGESTS,
+    ),
+)
+
+TASK = Task(
+    data=SOURCE,
+    label="CIFAR-10",
+    about="60,000 photographs of 32x32 pixels in ten classes (paper, Table 1)",
+    output="classes",
+    model="resnet56",
+    loss="cross_entropy",
+    epochs=100,
+    batch_size=256,
+    learning_rate=1e-3,
+)

@@ -1,4 +1,4 @@
-"""What a task trains on: images in three parts, each with its labels or masks."""
+"""The images of a task in three splits, each with its labels or masks."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-__all__ = ["Dataset", "Part"]
+__all__ = ["Dataset", "Split"]
 
-# Images looked at together where a whole part is read: a few MB, whatever the part's size.
+# Images looked at together where a whole split is read: a few MB, whatever its size.
 _BLOCK = 256
 
 
 @dataclass(frozen=True)
-class Part:
-    """One part of a data set.
+class Split:
+    """One split of a data set: its training, validation or test images.
 
     Tensors may lie in memory or be mapped from a file: indexing reads what is asked for.
 
@@ -55,15 +55,15 @@ class Part:
             return self.targets
         return torch.cat([torch.zeros(0, dtype=torch.int64), *map(_any, self.blocks())])
 
-    def blocks(self) -> Iterator[Part]:
-        """The part in pieces that are small in memory, in order."""
+    def blocks(self) -> Iterator[Split]:
+        """The split in pieces that are small in memory, in order."""
         for start in range(0, len(self), _BLOCK):
             yield self.take(torch.arange(start, min(start + _BLOCK, len(self))))
 
-    def take(self, index: Tensor) -> Part:
+    def take(self, index: Tensor) -> Split:
         """The images at ``index``, read into memory."""
         chosen = index.tolist()
-        return Part(
+        return Split(
             self.images[index],
             self.targets[index],
             tuple(self.names[i] for i in chosen) if self.names else (),
@@ -71,14 +71,14 @@ class Part:
         )
 
     def class_counts(self, classes: int) -> list[int]:
-        """How many images each class has; of masks, how many mark nothing and how many do."""
+        """The number of images of each class; of masks, of those that mark nothing and that do."""
         counts: list[int] = self.labels.bincount(minlength=classes).tolist()
         return counts
 
-    def limited(self, limit: int | None) -> Part:
-        """At most ``limit`` images: as many of each class, spread evenly over the part.
+    def limited(self, limit: int | None) -> Split:
+        """At most ``limit`` images: as many of each class, spread evenly over the split.
 
-        So a small part has every class, and slices of many patients where neighbours are alike.
+        So a small split has every class, and slices of many patients where neighbours are alike.
         """
         if limit is None or limit >= len(self):
             return self
@@ -92,8 +92,8 @@ class Part:
         return self.take(torch.cat(chosen).sort().values)
 
 
-def _any(part: Part) -> Tensor:
-    return part.targets.flatten(1).any(1).to(torch.int64)
+def _any(block: Split) -> Tensor:
+    return block.targets.flatten(1).any(1).to(torch.int64)
 
 
 @dataclass(frozen=True)
@@ -102,16 +102,16 @@ class Dataset:
 
     Parameters
     ----------
-    train, validation, test : Part
+    train, validation, test : Split
     classes : tuple of str
         The name of each label; of masks, the names of what is not marked and what is.
     notes : tuple of str
         What a reader of its results must know, shown on every page.
     """
 
-    train: Part
-    validation: Part
-    test: Part
+    train: Split
+    validation: Split
+    test: Split
     classes: tuple[str, ...]
     notes: tuple[str, ...] = field(default=())
 
@@ -149,20 +149,20 @@ class Dataset:
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 over every image and target of the three parts, in their order.
+        """sha256 over every image and target of the three splits, in their order.
 
         One more pass over the images: 1 to 2 GB a second.
         """
         digest = hashlib.sha256()
-        for part in (self.train, self.validation, self.test):
-            digest.update(f"{tuple(part.images.shape)} {tuple(part.targets.shape)}".encode())
-            for block in part.blocks():
+        for split in (self.train, self.validation, self.test):
+            digest.update(f"{tuple(split.images.shape)} {tuple(split.targets.shape)}".encode())
+            for block in split.blocks():
                 digest.update(block.images.numpy().tobytes())
                 digest.update(block.targets.numpy().tobytes())
         return digest.hexdigest()
 
     def limited(self, limit: int | None) -> Dataset:
-        """At most ``limit`` images in each part, and a note that says so."""
+        """At most ``limit`` images in each split, and a note that says so."""
         if limit is None or limit >= max(map(len, (self.train, self.validation, self.test))):
             return self
         return replace(

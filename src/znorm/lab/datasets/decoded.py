@@ -41,7 +41,7 @@ Pixels = npt.NDArray[np.uint8]
 
 
 def fits_in_memory(shape: tuple[int, ...]) -> bool:
-    """Whether uint8 pixels of this shape are read at once."""
+    """Tell whether uint8 pixels of this shape are read at once."""
     return math.prod(shape) <= IN_MEMORY
 
 
@@ -90,7 +90,7 @@ def decoded(
     wrong = _wrong.get()
     before = None
     if wrong is not None:
-        before = _held(path, shape)
+        before = _pixels_in(path, shape)
         # What cannot be decoded now must not be had from before either.
         path.unlink(missing_ok=True)
     pixels = _read(path, shape)
@@ -110,7 +110,7 @@ def _read(path: Path, shape: tuple[int, ...]) -> Tensor | None:
     Each load looks at all of them, of a mapped file too: bytes that change on a disk change a
     result without a word. That is one pass of 1 to 2 GB a second, as the fingerprint of the set.
     """
-    pixels = _held(path, shape)
+    pixels = _pixels_in(path, shape)
     if pixels is None:
         return None
     with open(path, "rb") as file:
@@ -119,7 +119,7 @@ def _read(path: Path, shape: tuple[int, ...]) -> Tensor | None:
     return pixels if hashlib.sha256(pixels.view(-1).numpy().data).digest() == digest else None
 
 
-def _held(path: Path, shape: tuple[int, ...]) -> Tensor | None:
+def _pixels_in(path: Path, shape: tuple[int, ...]) -> Tensor | None:
     """The pixels in a decoded file as they are, or None if there is none of that size."""
     size = math.prod(shape)
     if not path.exists() or path.stat().st_size != size + _DIGEST:
@@ -165,16 +165,16 @@ def _write(path: Path, name: str, shape: tuple[int, ...], fill: Callable[[Pixels
 
 def _folder() -> Path:
     """Beside the data, or in the user's cache where the data may only be read."""
-    beside = data_root() / ".decoded"
-    if _can_hold(beside):
-        return beside
+    with_data = data_root() / ".decoded"
+    if _can_hold(with_data):
+        return with_data
     try:
-        own = user_cache() / "decoded"
+        in_cache = user_cache() / "decoded"
     except ConfigurationError:
-        own = beside  # no home folder, so there is no other place
-    if own == beside or not _can_hold(own):
-        raise DataError(f"{beside}: cannot be written; decoded images go there")
-    return own
+        in_cache = with_data  # no home folder, so there is no other place
+    if in_cache == with_data or not _can_hold(in_cache):
+        raise DataError(f"{with_data}: cannot be written; decoded images go there")
+    return in_cache
 
 
 def _can_hold(folder: Path) -> bool:

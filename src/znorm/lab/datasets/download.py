@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, cast
 
 from znorm.lab.datasets.files import refuse_page
-from znorm.lab.datasets.sources import Download
+from znorm.lab.datasets.source import Download
 from znorm.lab.errors import DataError, DiskFullError, is_disk_full
 
 __all__ = ["Progress", "digest_of", "fetch", "unpack"]
@@ -59,10 +59,10 @@ def fetch(download: Download, folder: Path, progress: Progress) -> Path:
     for url in download.urls:
         try:
             _transfer(url, partial, download, progress)
-            found = digest_of(partial, kind)
-            if found != download.digest:
+            actual = digest_of(partial, kind)
+            if actual != download.digest:
                 refuse_page(partial, partial.read_bytes()[:512])
-                raise DataError(f"expected {download.digest}, found {found}")
+                raise DataError(f"expected {download.digest}, found {actual}")
             os.replace(partial, path)
             return path
         except OSError as error:
@@ -160,7 +160,7 @@ def _unpack_tar(path: Path, folder: Path) -> None:
 
 
 def _without_links(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo | None:
-    """What is unpacked of an archive: files and folders within ``folder``.
+    """The members of an archive that are unpacked: files and folders within ``folder``.
 
     Python's own filter lets links pass that stay within, and is deceived about where they lead by
     paths longer than the system resolves (CVE-2025-4517). No set has links.

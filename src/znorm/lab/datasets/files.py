@@ -48,14 +48,14 @@ def data_root() -> Path:
     ConfigurationError
         If neither is known.
     """
-    given = os.environ.get("ZNORM_DATA_DIR")
-    if not given:
+    named = os.environ.get("ZNORM_DATA_DIR")
+    if not named:
         return user_cache() / "data"
     try:
-        return Path(given).expanduser()
+        return Path(named).expanduser()
     except RuntimeError:
         raise ConfigurationError(
-            f"ZNORM_DATA_DIR: {given!r} begins with the home folder of a user who is not known "
+            f"ZNORM_DATA_DIR: {named!r} begins with the home folder of a user who is not known "
             "here; set ZNORM_DATA_DIR to the whole path of a folder"
         ) from None
 
@@ -105,7 +105,7 @@ def listing(folder: Path) -> list[str]:
 
 
 def stat_file(path: Path) -> os.stat_result:
-    """What the system says of a file, or of the one that a link leads to.
+    """The entry of a file, or of the one that a link leads to.
 
     Raises
     ------
@@ -198,29 +198,29 @@ def read_start(path: Path) -> bytes:
 
 
 def read_picture(
-    path: Path, mode: str, size: Iterable[int] | None = None, *, own: bool = False
+    path: Path, mode: str, size: Iterable[int] | None = None, *, of_user: bool = False
 ) -> Pixels:
     """The pixels of a picture: (H, W) for mode "L", (H, W, 3) for "RGB".
 
-    Turned as its EXIF orientation says. ``own``: it is the user's own and not of a set that could
-    be downloaded again.
+    Turned as its EXIF orientation says. ``of_user``: it is a picture of the user's, not of a set
+    that could be downloaded again.
 
     Raises
     ------
     DataError
         If it cannot be decoded, has several pages, or has another mode or size.
     """
-    picture = _decoded(path, own=own)
+    picture = _decoded(path, of_user=of_user)
     if picture.mode != mode:
         raise DataError(f"{path}: expected a picture of mode {mode}, found {picture.mode}")
     return _of_size(path, np.asarray(picture, dtype=np.uint8), size)
 
 
-def read_mask(path: Path, size: Iterable[int] | None = None, *, own: bool = False) -> Pixels:
+def read_mask(path: Path, size: Iterable[int] | None = None, *, of_user: bool = False) -> Pixels:
     """A mask, 1 where it marks something and 0 elsewhere: (H, W).
 
     Of one bit a pixel (mode "1"), grey ("L") or of a palette ("P"); black, and white or 1.
-    ``own`` as :func:`read_picture` takes it.
+    ``of_user`` as :func:`read_picture` takes it.
 
     Raises
     ------
@@ -228,7 +228,7 @@ def read_mask(path: Path, size: Iterable[int] | None = None, *, own: bool = Fals
         If it cannot be decoded, has several pages or another mode or size, or holds other values,
         as one that was stored with loss does.
     """
-    picture = _decoded(path, own=own)
+    picture = _decoded(path, of_user=of_user)
     if picture.mode not in ("1", "L", "P"):
         raise DataError(
             f"{path}: expected a mask of mode 1, L or P, found {picture.mode}; save it in grey"
@@ -266,7 +266,7 @@ def _of_size(path: Path, pixels: Pixels, size: Iterable[int] | None) -> Pixels:
     return pixels
 
 
-def _decoded(path: Path, *, own: bool) -> Image.Image:
+def _decoded(path: Path, *, of_user: bool) -> Image.Image:
     """The one page of a picture, turned as its EXIF orientation says."""
     if not stat_file(path).st_size:
         raise DataError(f"{path}: expected a picture, found an empty file; copy it here again")
@@ -274,7 +274,7 @@ def _decoded(path: Path, *, own: bool) -> Image.Image:
         picture, pages = _first_page(path)
     except Exception as error:
         # A damaged file fails in many ways in the decoders of many formats; all mean the same.
-        raise _no_picture(path, error, own=own) from None
+        raise _no_picture(path, error, of_user=of_user) from None
     if picture.format == "BMP":
         _check_bits(path, picture.mode)
     if pages > 1:
@@ -306,11 +306,11 @@ def _check_bits(path: Path, mode: str) -> None:
         )
 
 
-def _no_picture(path: Path, error: Exception, *, own: bool) -> DataError:
+def _no_picture(path: Path, error: Exception, *, of_user: bool) -> DataError:
     if isinstance(error, OSError) and error.errno is not None:
         return _unreadable(path, error)
     start = read_start(path)
-    if own and _is_page(start):
+    if of_user and _is_page(start):
         return DataError(
             f"{path}: expected a picture, found a web page or other marked up text, such as SVG; "
             f"{_KINDS}"

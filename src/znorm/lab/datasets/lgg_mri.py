@@ -19,13 +19,14 @@ import torch
 from torch import Tensor
 
 from znorm.lab.datasets import split as splitting
-from znorm.lab.datasets.dataset import Dataset, Part
+from znorm.lab.datasets.dataset import Dataset, Split
 from znorm.lab.datasets.decoded import Pixels, decoded, fits_in_memory
 from znorm.lab.datasets.files import data_root, listing, read_mask, read_picture, stat_file
-from znorm.lab.datasets.sources import missing
+from znorm.lab.datasets.source import DataSource, Origin, State
+from znorm.lab.datasets.task import Task
 from znorm.lab.errors import ConfigurationError, DataError
 
-__all__ = ["PATIENTS", "SLICES", "Slice", "load", "resolve", "slices_here"]
+__all__ = ["PATIENTS", "SLICES", "SOURCE", "TASK", "Slice", "load", "resolve", "slices_here"]
 
 PATIENTS = 110
 SLICES = 3929
@@ -89,8 +90,8 @@ def _slices_of(home: Path) -> list[Slice]:
     return [Slice(images[number], masks[number]) for number in sorted(images)]
 
 
-def resolve(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Which patients are for what: by default stratified by tumour load, else from a file.
+def resolve(chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """The patients of each split: by default stratified by tumour load, else from a file.
 
     Raises
     ------
@@ -98,8 +99,8 @@ def resolve(given: Mapping[str, Any]) -> dict[str, Any]:
     """
     here = slices_here()
     if not here:
-        raise missing("lgg_mri")
-    asked = given.get("split")
+        raise SOURCE.missing()
+    asked = chosen.get("split")
     if isinstance(asked, str):
         return {"split": splitting.read(Path(asked))}
     if asked is not None:
@@ -113,8 +114,8 @@ def _loads(here: Mapping[str, list[Slice]]) -> dict[str, float]:
     loads: dict[str, float] = {}
     start = 0
     for patient, files in here.items():
-        part = masks[start : start + len(files)]
-        loads[patient] = float(part.sum(dtype=torch.int64)) / part.numel()
+        of_patient = masks[start : start + len(files)]
+        loads[patient] = float(of_patient.sum(dtype=torch.int64)) / of_patient.numel()
         start += len(files)
     return loads
 
@@ -143,7 +144,7 @@ def _decoded(slices: tuple[Slice, ...], stamps: tuple[Any, ...]) -> Tensor:
 
 
 def load(split: Mapping[str, list[str]]) -> Dataset:
-    """The three parts, each in the order of its patients and of their slices.
+    """The three splits, each in the order of its patients and of their slices.
 
     Raises
     ------
@@ -152,7 +153,7 @@ def load(split: Mapping[str, list[str]]) -> Dataset:
     """
     here = slices_here()
     if not here:
-        raise missing("lgg_mri")
+        raise SOURCE.missing()
     chosen = splitting.checked(split, "data.split")
     for name, patients in chosen.items():
         for patient in patients:
@@ -167,10 +168,10 @@ def load(split: Mapping[str, list[str]]) -> Dataset:
     names = [one.image.stem for slices in here.values() for one in slices]
     mapped = not fits_in_memory((len(owners), SIDE, SIDE, 4))
 
-    def part(patients: list[str]) -> Part:
+    def split_of(patients: list[str]) -> Split:
         rows = [row for row, owner in enumerate(owners) if owner in set(patients)]
         index = torch.tensor(rows, dtype=torch.int64)
-        return Part(
+        return Split(
             images[index],
             masks[index],
             tuple(names[row] for row in rows),
@@ -194,9 +195,54 @@ def load(split: Mapping[str, list[str]]) -> Dataset:
             f"{SLICES:,} slices.",
         )
     return Dataset(
-        part(chosen["train"]),
-        part(chosen["validation"]),
-        part(chosen["test"]),
+        split_of(chosen["train"]),
+        split_of(chosen["validation"]),
+        split_of(chosen["test"]),
         ("no tumour", "tumour"),
         tuple(notes),
     )
+
+
+def state() -> State:
+    here = slices_here()
+    if not here:
+        return State("missing")
+    slices = sum(map(len, here.values()))
+    whole = len(here) == PATIENTS and slices == SLICES
+    return State(
+        "whole" if whole else "part",
+        f"{len(here)} of {PATIENTS} patients, {slices:,} of {SLICES:,} slices",
+    )
+
+
+SOURCE = DataSource(
+    name="lgg_mri",
+    about="3,929 brain MRI slices of 256x256 pixels of 110 patients, with tumour masks",
+    load=lambda data: load({name: list(patients) for name, patients in (data.split or {}).items()}),
+    keys=("split",),
+    resolve=resolve,
+    state=state,
+    forget=_decoded.cache_clear,
+    origin=Origin(
+        licence="the terms of TCIA and Kaggle; cite Buda, Saha and Mazurowski 2019",
+        home="https://www.kaggle.com/datasets/mateuszbuda/lgg-mri-segmentation",
+        folder="lgg",
+        by_hand=(
+            "log in at {home}, download the archive, and put its folder kaggle_3m (with the "
+            "folders TCGA_*) into {folder}/"
+        ),
+    ),
+)
+
+TASK = Task(
+    data=SOURCE,
+    label="LGG brain MRI",
+    about="3,929 brain MRI slices of 256x256 pixels with tumour masks (paper, Table 3)",
+    output="mask",
+    model="resnet50_unet",
+    loss="tversky",
+    epochs=50,
+    batch_size=128,
+    learning_rate=1e-2,
+    schedule="multistep:30,35,40,45",
+)

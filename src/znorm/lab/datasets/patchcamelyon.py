@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from znorm.lab.datasets.dataset import Dataset, Part
+from znorm.lab.datasets.dataset import Dataset, Split
 from znorm.lab.datasets.decoded import Pixels, decoded, fits_in_memory
 from znorm.lab.datasets.files import (
     data_root,
@@ -31,11 +31,21 @@ from znorm.lab.datasets.files import (
     refuse_page,
     stat_file,
 )
-from znorm.lab.datasets.sources import missing
+from znorm.lab.datasets.source import DataSource, Download, Origin, State
 from znorm.lab.datasets.split import held_out
+from znorm.lab.datasets.task import Task
 from znorm.lab.errors import ConfigurationError, DataError
 
-__all__ = ["H5_IMAGES", "KAGGLE_IMAGES", "layouts_here", "load", "patches_here", "resolve"]
+__all__ = [
+    "H5_IMAGES",
+    "KAGGLE_IMAGES",
+    "SOURCE",
+    "TASK",
+    "layouts_here",
+    "load",
+    "patches_here",
+    "resolve",
+]
 
 # How many images each part of the official edition has, and the Kaggle edition's training part,
 # from which duplicates were taken out.
@@ -64,36 +74,36 @@ def h5_file(part: str, kind: str) -> Path:
 
 def layouts_here() -> list[str]:
     """Of "h5" and "kaggle" those of which something is there, the preferred one first."""
-    found = []
+    layouts = []
     if all(h5_file(part, kind).exists() for part in H5_IMAGES for kind in "xy"):
-        found.append("h5")
+        layouts.append("h5")
     if (folder() / "train_labels.csv").exists():
-        found.append("kaggle")
-    return found
+        layouts.append("kaggle")
+    return layouts
 
 
-def resolve(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Which layout is read, and how much of a Kaggle edition is for validation.
+def resolve(chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """The layout that is read, and how much of a Kaggle edition is for validation.
 
     Raises
     ------
     ConfigurationError, DataError
     """
     here = layouts_here()
-    layout = given.get("layout")
+    layout = chosen.get("layout")
     files = [h5_file(part, kind) for part in H5_IMAGES for kind in "xy"]
     absent = [path.name for path in files if not path.exists()]
     if not here and len(absent) < len(files):
         raise DataError(f"{folder()}: of the official h5 files these are not here: {absent}")
     if layout is None:
         if not here:
-            raise missing("patchcamelyon")
+            raise SOURCE.missing()
         layout = here[0]
     if layout not in ("h5", "kaggle"):
         raise ConfigurationError(f"data.layout: expected h5 or kaggle, found {layout!r}")
     if layout not in here:
-        raise missing("patchcamelyon")
-    validation = given.get("validation")
+        raise SOURCE.missing()
+    validation = chosen.get("validation")
     if layout == "h5":
         if validation is not None:
             raise ConfigurationError(
@@ -104,7 +114,7 @@ def resolve(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def load(layout: str, validation: float | None) -> Dataset:
-    """The three parts.
+    """The three splits.
 
     Raises
     ------
@@ -123,7 +133,7 @@ def load(layout: str, validation: float | None) -> Dataset:
     return _read_kaggle(classes, 0.0 if validation is None else validation)
 
 
-def _read_h5(part: str) -> Part:
+def _read_h5(part: str) -> Split:
     try:
         import h5py
     except ImportError:
@@ -135,13 +145,13 @@ def _read_h5(part: str) -> Part:
         arrays = []
         for path, key in zip(paths, "xy", strict=True):
             if not path.exists():
-                raise DataError(f"{path}: missing; {missing('patchcamelyon')}")
+                raise DataError(f"{path}: missing; {SOURCE.missing()}")
             refuse_page(path, read_start(path))
             try:
                 file = stack.enter_context(h5py.File(path, "r"))
                 # An h5 file can say that what it holds lies in other files, anywhere.
-                own = file.id.links.get_info(key.encode()).type == h5py.h5l.TYPE_HARD
-                if not own or file[key].external or file[key].is_virtual:
+                in_file = file.id.links.get_info(key.encode()).type == h5py.h5l.TYPE_HARD
+                if not in_file or file[key].external or file[key].is_virtual:
                     raise DataError(
                         f"{path}: expected the array {key!r} in it, found a link to elsewhere; "
                         "download it again"
@@ -163,8 +173,8 @@ def _read_h5(part: str) -> Part:
                 f"{paths[0]}: expected images {shape} uint8 for the {len(labels)} labels, found "
                 f"{images.shape} {images.dtype}"
             )
-        found = labels.reshape(len(labels), -1)
-        if found.shape[1:] != (1,) or not np.isin(found, (0, 1)).all():
+        labels = labels.reshape(len(labels), -1)
+        if labels.shape[1:] != (1,) or not np.isin(labels, (0, 1)).all():
             raise DataError(f"{paths[1]}: expected one label of 0 or 1 an image, found other")
 
         def fill(pixels: Pixels) -> None:
@@ -178,10 +188,10 @@ def _read_h5(part: str) -> Part:
                     ) from None
 
         pixels = decoded(f"pcam-{part}", [paths[0]], shape, fill)
-    return Part(
+    return Split(
         pixels.permute(0, 3, 1, 2),
-        torch.from_numpy(found[:, 0].astype(np.int64)),
-        tuple(f"{part}/{row}" for row in range(len(found))),
+        torch.from_numpy(labels[:, 0].astype(np.int64)),
+        tuple(f"{part}/{row}" for row in range(len(labels))),
         mapped=not fits_in_memory(shape),
     )
 
@@ -198,7 +208,7 @@ def patches_here() -> dict[str, str]:
 
 
 def _patches() -> dict[str, Patch]:
-    """What train_labels.csv lists, by id."""
+    """The patches that train_labels.csv lists, by id."""
     table, train, here = folder() / "train_labels.csv", folder() / "train", patches_here()
     patches: dict[str, Patch] = {}
     for line, row in _rows(table):
@@ -255,7 +265,7 @@ def _read_kaggle(classes: tuple[str, ...], validation: float) -> Dataset:
     for_test = held_out(encoded, classed, 0.2)
     rest = np.flatnonzero(~for_test)
     aside = held_out([encoded[i] for i in rest], [classed[i] for i in rest], validation)
-    # Part by part in the decoded file, so that each part of a mapped set is a slice of it.
+    # One split after the other in the decoded file, so that each of a mapped set is a slice of it.
     members = [rest[~aside], rest[aside], np.flatnonzero(for_test)]
     order = [ids[i] for i in np.concatenate(members)]
     files = [patches[name].file for name in order]
@@ -269,7 +279,7 @@ def _read_kaggle(classes: tuple[str, ...], validation: float) -> Dataset:
     targets = torch.tensor([patches[name].label for name in order], dtype=torch.int64)
     starts = np.cumsum([0, *map(len, members)]).tolist()
     train, valid, test = (
-        Part(
+        Split(
             images[start:stop],
             targets[start:stop],
             tuple(order[start:stop]),
@@ -285,3 +295,106 @@ def _read_kaggle(classes: tuple[str, ...], validation: float) -> Dataset:
     if len(ids) != KAGGLE_IMAGES:
         notes.insert(0, f"Part of PatchCamelyon: {len(ids):,} of {KAGGLE_IMAGES:,} images.")
     return Dataset(train, valid, test, classes, tuple(notes))
+
+
+def state() -> State:
+    here = layouts_here()
+    if not here:
+        h5 = list(folder().glob("camelyonpatch_level_2_split_*.h5"))
+        return State("part", f"{len(h5)} of the 6 official h5 files") if h5 else State("missing")
+    if here[0] == "h5":
+        return State("whole", "the official h5 files")
+    images = len(patches_here())
+    return State(
+        "whole" if images >= KAGGLE_IMAGES else "part",
+        f"{images:,} of the Kaggle edition's {KAGGLE_IMAGES:,} images",
+    )
+
+
+def is_whole(dataset: Dataset) -> bool:
+    """Tell of the official files whether each holds all images; of the others counting tells."""
+    images = tuple(map(len, (dataset.train, dataset.validation, dataset.test)))
+    return layouts_here()[:1] != ["h5"] or images == tuple(H5_IMAGES.values())
+
+
+def _download(part: str, kind: str, md5: str, drive: str) -> Download:
+    name = f"camelyonpatch_level_2_split_{part}_{kind}.h5.gz"
+    return Download(
+        name,
+        f"md5:{md5}",
+        None,
+        (
+            f"https://zenodo.org/records/2546921/files/{name}?download=1",
+            f"https://drive.usercontent.google.com/download?id={drive}&export=download&confirm=t",
+        ),
+    )
+
+
+SOURCE = DataSource(
+    name="patchcamelyon",
+    about="327,680 pathology patches of 96x96 pixels, tumour or not",
+    load=lambda data: load(data.layout or "h5", data.validation),
+    keys=("layout", "validation"),
+    resolve=resolve,
+    state=state,
+    is_whole=is_whole,
+    origin=Origin(
+        licence="CC0; cite Veeling et al. 2018",
+        home="https://github.com/basveeling/pcam",
+        folder="pcam",
+        by_hand=(
+            "put the six camelyonpatch_level_2_split_*.h5 files into {folder}/ (or the Kaggle "
+            "edition's train/ and train_labels.csv)"
+        ),
+        downloads=(
+            _download(
+                "train",
+                "x",
+                "1571f514728f59376b705fc836ff4b63",
+                "1Ka0XfEMiwgCYPdTI-vv6eUElOBnKFKQ2",
+            ),
+            _download(
+                "train",
+                "y",
+                "35c2d7259d906cfc8143347bb8e05be7",
+                "1269yhu3pZDP8UYFQs-NYs3FPwuK-nGSG",
+            ),
+            _download(
+                "valid",
+                "x",
+                "d5b63470df7cfa627aeec8b9dc0c066e",
+                "1hgshYGWK8V-eGRy8LToWJJgDU_rXWVJ3",
+            ),
+            _download(
+                "valid",
+                "y",
+                "2b85f58b927af9964a4c15b8f7e8f179",
+                "1bH8ZRbhSVAhScTS0p9-ZzGnX91cHT3uO",
+            ),
+            _download(
+                "test",
+                "x",
+                "d8c2d60d490dbd479f8199bdfa0cf6ec",
+                "1qV65ZqZvWzuIVthK8eVDhIwrbnsJdbg_",
+            ),
+            _download(
+                "test",
+                "y",
+                "60a7035772fbdb7f34eb86d4420cf66a",
+                "17BHrSrwWKjYsOgTMmoqrIjDy6Fa2o_gP",
+            ),
+        ),
+    ),
+)
+
+TASK = Task(
+    data=SOURCE,
+    label="PatchCamelyon",
+    about="327,680 pathology patches of 96x96 pixels, tumour or not (paper, Table 2)",
+    output="classes",
+    model="resnet56",
+    loss="cross_entropy",
+    epochs=50,
+    batch_size=256,
+    learning_rate=1e-3,
+)

@@ -13,9 +13,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from znorm.lab.datasets.dataset import Dataset, Part
+from znorm.lab.datasets.dataset import Dataset, Split
+from znorm.lab.datasets.source import DataSource
+from znorm.lab.datasets.task import Task
 
-__all__ = ["load"]
+__all__ = ["TASK", "load"]
 
 SIDE = 64
 SLICES = 8
@@ -26,24 +28,24 @@ Grid = npt.NDArray[np.float64]
 
 def load() -> Dataset:
     """24, 6 and 10 made-up patients of 8 slices of 64x64 pixels; a quarter of them hold no blob."""
-    parts = {}
-    for part, patients in PATIENTS.items():
+    splits = {}
+    for split, patients in PATIENTS.items():
         images, masks, names = [], [], []
         for patient in range(patients):
-            for number, (image, mask) in enumerate(_patient(f"{part} {patient}")):
+            for number, (image, mask) in enumerate(_patient(f"{split} {patient}")):
                 images.append(image)
                 masks.append(mask)
-                names.append(f"{part}-{patient}_{number}")
-        parts[part] = Part(
+                names.append(f"{split}-{patient}_{number}")
+        splits[split] = Split(
             torch.from_numpy(np.stack(images)),
             torch.from_numpy(np.stack(masks)),
             tuple(names),
             tuple(name.rpartition("_")[0] for name in names),
         )
     return Dataset(
-        parts["train"],
-        parts["validation"],
-        parts["test"],
+        splits["train"],
+        splits["validation"],
+        splits["test"],
         ("no blob", "blob"),
         ("Synthetic: drawn by a program, not scanned. Scores say nothing about patients.",),
     )
@@ -122,3 +124,20 @@ def _smooth(random: np.random.Generator) -> Grid:
         across, down = random.uniform(-3, 3, 2)
         field += np.sin(across * x + down * y + random.uniform(0, 2 * np.pi))
     return field / 6
+
+
+TASK = Task(
+    data=DataSource(
+        name="phantom",
+        about="synthetic slices of 64x64 pixels with blobs, drawn when asked for",
+        load=lambda data: load(),
+    ),
+    label="Phantom (synthetic)",
+    about="built in: synthetic slices of 64x64 pixels with blobs to segment",
+    output="mask",
+    model="attention_unet",
+    loss="tversky",
+    epochs=4,
+    batch_size=16,
+    learning_rate=1e-3,
+)

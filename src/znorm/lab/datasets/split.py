@@ -1,4 +1,4 @@
-"""Which images are for training, validation and test: by the hash of a name, or by patient."""
+"""The division of images into training, validation and test: by a name's hash, or by patient."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ import numpy.typing as npt
 
 from znorm.lab.errors import DataError
 
-__all__ = ["PARTS", "by_patient", "checked", "held_out", "read"]
+__all__ = ["SPLITS", "by_patient", "checked", "held_out", "read"]
 
-PARTS = ("train", "validation", "test")
+SPLITS = ("train", "validation", "test")
 
-Split = dict[str, list[str]]
+PatientsBySplit = dict[str, list[str]]
 
 
 def held_out(names: Sequence[bytes], strata: Sequence[int], share: float) -> npt.NDArray[np.bool_]:
-    """Which items are set apart: in each stratum those whose names hash lowest.
+    """The items that are set apart: in each stratum those whose names hash lowest.
 
     The choice depends on names alone, so that it is the same in every run and on every machine.
 
@@ -42,7 +42,9 @@ def held_out(names: Sequence[bytes], strata: Sequence[int], share: float) -> npt
     return chosen
 
 
-def by_patient(loads: Mapping[str, float], shares: Sequence[float] = (0.7, 0.15, 0.15)) -> Split:
+def by_patient(
+    loads: Mapping[str, float], shares: Sequence[float] = (0.7, 0.15, 0.15)
+) -> PatientsBySplit:
     """Patients dealt to training, validation and test, stratified by tumour load.
 
     Patients are taken by rising load, each for the part that is furthest behind its share; among
@@ -59,19 +61,19 @@ def by_patient(loads: Mapping[str, float], shares: Sequence[float] = (0.7, 0.15,
     >>> by_patient({"a": 0.0, "b": 0.1, "c": 0.2, "d": 0.3}, shares=(0.5, 0.25, 0.25))
     {'train': ['a', 'd'], 'validation': ['c'], 'test': ['b']}
     """
-    split: Split = {part: [] for part in PARTS}
+    split: PatientsBySplit = {name: [] for name in SPLITS}
     for position, patient in enumerate(sorted(loads, key=lambda name: (loads[name], name))):
         digest = hashlib.sha256(patient.encode()).digest()
 
         def behind(number: int, position: int = position, digest: bytes = digest) -> Any:
-            due = shares[number] * (position + 1) - len(split[PARTS[number]])
+            due = shares[number] * (position + 1) - len(split[SPLITS[number]])
             return round(due, 9), digest[number]
 
-        split[PARTS[max(range(3), key=behind)]].append(patient)
-    return {part: sorted(members) for part, members in split.items()}
+        split[SPLITS[max(range(3), key=behind)]].append(patient)
+    return {name: sorted(members) for name, members in split.items()}
 
 
-def read(path: Path) -> Split:
+def read(path: Path) -> PatientsBySplit:
     """A split from a JSON file: the three parts, each a list of patients.
 
     Raises
@@ -86,7 +88,7 @@ def read(path: Path) -> Split:
     return checked(content, str(path))
 
 
-def checked(content: Any, origin: str) -> Split:
+def checked(content: Any, origin: str) -> PatientsBySplit:
     """A split whose form is right: three lists of names, no patient in two of them.
 
     Raises
@@ -94,21 +96,21 @@ def checked(content: Any, origin: str) -> Split:
     DataError
         Naming the part or the patient.
     """
-    if not isinstance(content, Mapping) or set(content) != set(PARTS):
-        found = ", ".join(map(str, content)) if isinstance(content, Mapping) else repr(content)
-        raise DataError(f"{origin}: a split has the keys {', '.join(PARTS)}, found {found[:80]}")
+    if not isinstance(content, Mapping) or set(content) != set(SPLITS):
+        keys = ", ".join(map(str, content)) if isinstance(content, Mapping) else repr(content)
+        raise DataError(f"{origin}: a split has the keys {', '.join(SPLITS)}, found {keys[:80]}")
     home: dict[str, str] = {}
-    for part in PARTS:
-        if not isinstance(content[part], list | tuple) or not all(
-            isinstance(name, str) for name in content[part]
+    for name in SPLITS:
+        if not isinstance(content[name], list | tuple) or not all(
+            isinstance(patient, str) for patient in content[name]
         ):
-            raise DataError(f"{origin}: {part}: expected a list of patients")
-        for patient in content[part]:
+            raise DataError(f"{origin}: {name}: expected a list of patients")
+        for patient in content[name]:
             if patient in home:
-                where = part if home[patient] == part else f"{home[patient]} and {part}"
+                where = name if home[patient] == name else f"{home[patient]} and {name}"
                 raise DataError(
                     f"{origin}: patient {patient} is twice in the split, in {where}; "
                     "a patient belongs to one part"
                 )
-            home[patient] = part
-    return {part: sorted(content[part]) for part in PARTS}
+            home[patient] = name
+    return {name: sorted(content[name]) for name in SPLITS}

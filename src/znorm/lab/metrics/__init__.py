@@ -12,14 +12,13 @@ from znorm.lab.metrics.classification import (
     auroc,
     brier_score,
     calibration_error,
-    classification_scores,
     confusion_matrix,
     correct,
     sensitivity,
     specificity,
 )
-from znorm.lab.metrics.definitions import DEFINITIONS
 from znorm.lab.metrics.distance import hausdorff, hausdorff_rows
+from znorm.lab.metrics.scores import DEFINITIONS, classification_scores
 from znorm.lab.metrics.segmentation import Counts, count, dice, iou, tversky
 
 __all__ = [

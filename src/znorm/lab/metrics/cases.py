@@ -1,4 +1,4 @@
-"""What is kept of each case of a segmentation, and the scores that follow from it."""
+"""The record of each case of a segmentation, and the scores that follow from it."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from znorm.lab.metrics.distance import hausdorff_percentiles, hausdorff_rows
 from znorm.lab.metrics.masks import Mask, as_masks
+from znorm.lab.metrics.scores import MASK_SCORES
 from znorm.lab.metrics.segmentation import Counts, count
 
 __all__ = ["Cases"]
@@ -63,12 +64,12 @@ class Cases:
 
     @property
     def target_found(self) -> Tensor:
-        """Where the truth has tumour: bool of shape (N,)."""
+        """True where the truth has tumour: bool of shape (N,)."""
         return self.counts.tp + self.counts.fn > 0
 
     @property
     def prediction_found(self) -> Tensor:
-        """Where the prediction has tumour: bool of shape (N,)."""
+        """True where the prediction has tumour: bool of shape (N,)."""
         return self.counts.tp + self.counts.fp > 0
 
     @classmethod
@@ -168,9 +169,8 @@ class Cases:
             levels["_per_patient"] = self.counts.by(self.patients)
         scores: dict[str, float] = {}
         for level, counts in levels.items():
-            scores[f"f1{level}"] = float(counts.dice().mean())
-            scores[f"tversky{level}"] = float(counts.tversky().mean())
-            scores[f"iou{level}"] = float(counts.iou().mean())
+            for name, score in MASK_SCORES.items():
+                scores[f"{name}{level}"] = float(score.compute(counts).mean())
         either = self.target_found | self.prediction_found
         both = self.target_found & self.prediction_found
         for name, values in (

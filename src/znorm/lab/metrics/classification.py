@@ -9,14 +9,13 @@ import math
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 __all__ = [
     "accuracy",
     "auroc",
     "brier_score",
     "calibration_error",
-    "classification_scores",
+    "check_classes",
     "confusion_matrix",
     "correct",
     "sensitivity",
@@ -25,7 +24,7 @@ __all__ = [
 
 
 def correct(logits: Tensor, labels: Tensor) -> Tensor:
-    """How many of the largest logits are those of the label.
+    """The number of cases whose largest logit is that of the label.
 
     Parameters
     ----------
@@ -48,7 +47,7 @@ def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def confusion_matrix(prediction: Tensor, target: Tensor, classes: int) -> Tensor:
-    """How many cases of each class were predicted as each class.
+    """The number of cases of each class that were predicted as each class.
 
     Parameters
     ----------
@@ -73,8 +72,8 @@ def confusion_matrix(prediction: Tensor, target: Tensor, classes: int) -> Tensor
     tensor([[1, 1],
             [0, 1]])
     """
-    predicted = _classes("confusion_matrix", "prediction", prediction, classes)
-    true = _classes("confusion_matrix", "target", target, classes)
+    predicted = check_classes("confusion_matrix", "prediction", prediction, classes)
+    true = check_classes("confusion_matrix", "target", target, classes)
     _check_lengths("confusion_matrix", "prediction", predicted, true)
     cells = torch.bincount(true * classes + predicted, minlength=classes * classes)
     return cells.reshape(classes, classes)
@@ -99,7 +98,7 @@ def sensitivity(confusion: Tensor) -> float:
     >>> sensitivity(torch.tensor([[5, 1], [1, 3]]))
     0.75
     """
-    return _found("sensitivity", confusion, 1)
+    return _recall("sensitivity", confusion, 1)
 
 
 def specificity(confusion: Tensor) -> float:
@@ -113,10 +112,10 @@ def specificity(confusion: Tensor) -> float:
     >>> specificity(torch.tensor([[3, 1], [1, 5]]))
     0.75
     """
-    return _found("specificity", confusion, 0)
+    return _recall("specificity", confusion, 0)
 
 
-def _found(owner: str, confusion: Tensor, label: int) -> float:
+def _recall(owner: str, confusion: Tensor, label: int) -> float:
     if tuple(confusion.shape) != (2, 2):
         raise ValueError(
             f"{owner}: confusion must have shape (2, 2), found {tuple(confusion.shape)}; it is "
@@ -260,69 +259,7 @@ def brier_score(probabilities: Tensor, target: Tensor) -> float:
     return float((values - true).square().mean())
 
 
-def classification_scores(logits: Tensor, labels: Tensor) -> dict[str, float]:
-    """Every score of a set of predictions, by name; `DEFINITIONS` says what each is.
-
-    Parameters
-    ----------
-    logits : Tensor of shape (N, K), floating point
-        K is 2 or more; on any device.
-    labels : Tensor of shape (N,), integer
-        Classes from 0 to K - 1.
-
-    Returns
-    -------
-    dict of str to float
-        ``accuracy`` and ``loss``; for two classes also ``sensitivity``, ``specificity``, ``auroc``
-        and ``calibration_error``. What is undefined (nan) is left out. Computed in float64.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If one is not such a tensor; if shapes do not fit or a class is out of range.
-
-    Examples
-    --------
-    >>> import torch
-    >>> scores = classification_scores(torch.tensor([[2.0, 0.0], [0.0, 2.0]]), torch.tensor([0, 1]))
-    >>> scores["accuracy"], scores["auroc"], round(scores["loss"], 4)
-    (1.0, 1.0, 0.1269)
-    """
-    if not isinstance(logits, Tensor) or not logits.is_floating_point():
-        raise TypeError(
-            "classification_scores: logits must be a floating point tensor, found "
-            f"{logits.dtype if isinstance(logits, Tensor) else type(logits).__name__}"
-        )
-    if logits.ndim != 2 or logits.shape[1] < 2:
-        raise ValueError(
-            "classification_scores: logits must have shape (N, classes) with two classes or more, "
-            f"found {tuple(logits.shape)}"
-        )
-    classes = logits.shape[1]
-    values = logits.detach().cpu().to(torch.float64)
-    true = _classes("classification_scores", "labels", labels, classes)
-    if len(values) != len(true):
-        raise ValueError(
-            f"classification_scores: labels must have an entry for each of {len(values)} rows of "
-            f"logits, found {len(true)}"
-        )
-    scores = {
-        "accuracy": float(accuracy(values, true)),
-        "loss": float(cross_entropy(values, true)),
-    }
-    if classes == 2:
-        confusion = confusion_matrix(values.argmax(1), true, classes)
-        scores |= {
-            "sensitivity": sensitivity(confusion),
-            "specificity": specificity(confusion),
-            # The difference of the logits: probabilities near 1 would round to ties.
-            "auroc": auroc(values[:, 1] - values[:, 0], true),
-            "calibration_error": calibration_error(values.softmax(1)[:, 1], true),
-        }
-    return {name: score for name, score in scores.items() if not math.isnan(score)}
-
-
-def _classes(owner: str, name: str, value: Tensor, classes: int) -> Tensor:
+def check_classes(owner: str, name: str, value: Tensor, classes: int) -> Tensor:
     if not isinstance(value, Tensor) or value.is_floating_point() or value.is_complex():
         raise TypeError(
             f"{owner}: {name} must be a tensor of integers, found "
@@ -350,7 +287,7 @@ def _pair(owner: str, name: str, scores: Tensor, target: Tensor) -> tuple[Tensor
             f"{owner}: {name} must have shape (N,), one number a case for class 1, found "
             f"{tuple(scores.shape)}"
         )
-    true = _classes(owner, "target", target, 2)
+    true = check_classes(owner, "target", target, 2)
     _check_lengths(owner, name, scores, true)
     # Contiguous, since torch warns of any other tensor that it puts into bins.
     return scores.detach().cpu().to(torch.float64).contiguous(), true

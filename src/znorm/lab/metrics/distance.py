@@ -155,8 +155,8 @@ def hausdorff_percentiles(
     return values
 
 
-def _extent(found: _Array) -> slice:
-    places = np.flatnonzero(found)
+def _extent(marked: _Array) -> slice:
+    places = np.flatnonzero(marked)
     return slice(int(places[0]), int(places[-1]) + 1)
 
 

@@ -51,7 +51,7 @@ class Option:
 
 @dataclass(frozen=True)
 class Family:
-    """How to make one model.
+    """One model by name, and how it is made.
 
     Parameters
     ----------
@@ -188,11 +188,11 @@ def build(
     >>> sum(p.numel() for p in net.parameters())
     269722
     """
-    given = {"channels": channels, "classes": classes, "image_size": image_size}
+    shape = {"channels": channels, "classes": classes, "image_size": image_size}
     if external.is_external(name):
-        size = _sizes(name, **given)
+        size = _sizes(name, **shape)
         return external.build(name, channels=channels, classes=classes, size=size, options=options)
-    complete = _checked(name, options, **given)
+    complete = _checked(name, options, **shape)
     return MODELS[name].make(channels, classes, **complete)
 
 
@@ -217,22 +217,22 @@ def check(
         ...
     znorm.lab.errors.ConfigurationError: model resnet20 takes images of 4 pixels or more, found 3
     """
-    given = {"channels": channels, "classes": classes, "image_size": image_size}
+    shape = {"channels": channels, "classes": classes, "image_size": image_size}
     if external.is_external(name):
-        size = _sizes(name, **given)
+        size = _sizes(name, **shape)
         external.check(name, channels=channels, classes=classes, size=size, options=options)
     else:
-        _checked(name, options, **given)
+        _checked(name, options, **shape)
 
 
-def options_of(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """A model's options, with defaults for those not given: what a specification stores.
+def options_of(name: str, chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """A model's options, with defaults for those not chosen: what a specification stores.
 
     Parameters
     ----------
     name : str
         As in :func:`build`.
-    given : mapping
+    chosen : mapping
         Options by name. For a model of :data:`MODELS`, None stands for the default.
 
     Raises
@@ -247,16 +247,16 @@ def options_of(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     {'stem': 'imagenet'}
     """
     if external.is_external(name):
-        return external.options_of(name, given)
+        return external.options_of(name, chosen)
     options = lookup("model", name, MODELS).options
-    for key in given:
+    for key in chosen:
         if not options:
             raise ConfigurationError(f"model {name} takes no options, found {key!r}")
         if key not in options:
             raise unknown(f"option of model {name}", key, options)
     complete = {}
     for key, option in options.items():
-        value = given.get(key)
+        value = chosen.get(key)
         value = option.values[0] if value is None else value
         if value not in option.values:
             raise unknown(f"{key} of model {name}", value, option.values)
@@ -265,7 +265,7 @@ def options_of(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def output_of(name: str) -> Literal["classes", "mask"] | None:
-    """Whether a model gives classes or a mask; None for a function, which only trying can tell.
+    """The output of a model, classes or a mask; None for a function, which only trying can tell.
 
     Raises
     ------

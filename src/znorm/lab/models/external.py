@@ -34,7 +34,7 @@ RESERVED = {
 
 
 def is_external(name: object) -> bool:
-    """Whether a name is of one of the forms above.
+    """Tell whether a name is of one of the forms above.
 
     Examples
     --------
@@ -45,7 +45,7 @@ def is_external(name: object) -> bool:
 
 
 def output_of(name: str) -> Literal["classes", "mask"] | None:
-    """What a model gives; None where only trying it can tell.
+    """The output of a model; None where only trying it can tell.
 
     Examples
     --------
@@ -58,13 +58,13 @@ def output_of(name: str) -> Literal["classes", "mask"] | None:
     return "classes" if library in RESERVED else None
 
 
-def options_of(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+def options_of(name: str, chosen: Mapping[str, Any]) -> dict[str, Any]:
     """The options with their defaults filled in.
 
     Parameters
     ----------
     name : str
-    given : mapping
+    chosen : mapping
         Passed on to the library or function. timm and smp also take ``pretrained``, false by
         default.
 
@@ -80,7 +80,7 @@ def options_of(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """
     library = name.partition(":")[0]
     for key in RESERVED.get(library, ()):
-        if key in given:
+        if key in chosen:
             why = (
                 "weights are not pretrained"
                 if key in ("weights", "pretrained")
@@ -88,11 +88,11 @@ def options_of(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
             )
             raise ConfigurationError(f"model {name} takes no option {key!r}: {why}; leave it out")
     for key in ("name", "channels", "classes", "image_size"):
-        if key in given:
+        if key in chosen:
             raise ConfigurationError(
                 f"model {name} takes no option {key!r}: the lab sets it; leave it out"
             )
-    options = dict(given)
+    options = dict(chosen)
     if library in ("timm", "smp"):
         options = {"pretrained": False, **options}
         if not isinstance(options["pretrained"], bool):
@@ -158,10 +158,10 @@ def build(
 
 
 def _maker(
-    name: str, channels: int, classes: int, size: tuple[int, int], given: Mapping[str, Any]
+    name: str, channels: int, classes: int, size: tuple[int, int], chosen: Mapping[str, Any]
 ) -> Callable[[], object]:
-    """What builds the model, once its library is imported and its name is known."""
-    options = options_of(name, given)
+    """The function that builds the model, once its library is imported and its name is known."""
+    options = options_of(name, chosen)
     library, _, rest = name.partition(":")
     if not library or not rest:
         raise ConfigurationError(f"unknown model {name!r}; valid forms: {FORMS}")

@@ -1,4 +1,4 @@
-"""What the paper's tables and figure are made of, at three scales."""
+"""The grids of runs behind the paper's tables and figure, at three scales."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ TARGETS: Mapping[str, Target] = {
 
 @dataclass(frozen=True)
 class Scale:
-    """How much of each target is run.
+    """The size of the runs of each target.
 
     Parameters
     ----------
@@ -151,15 +151,15 @@ SCALES: Mapping[str, Scale] = {
 
 
 def settings(task: str, scale: Scale, choices: Mapping[str, Any]) -> dict[str, Any]:
-    """What runs of a task are made with at a scale, the user's choices last.
+    """The settings of a task's runs at a scale, the user's choices last.
 
     A schedule's milestones keep their place in the run: 30 of 50 epochs is 6 of 10.
     """
     chosen = {**scale.choices.get(task, {}), **choices}
-    own = TASKS[task]
-    epochs = chosen.get("epochs", own.epochs)
-    if "schedule" not in chosen and epochs != own.epochs and isinstance(epochs, int):
-        chosen["schedule"] = _shrunk(own.schedule, own.epochs, epochs)
+    defaults = TASKS[task]
+    epochs = chosen.get("epochs", defaults.epochs)
+    if "schedule" not in chosen and epochs != defaults.epochs and isinstance(epochs, int):
+        chosen["schedule"] = _shrunk(defaults.schedule, defaults.epochs, epochs)
     return chosen
 
 
@@ -173,43 +173,43 @@ def _shrunk(schedule: str, epochs: int, wanted: int) -> str:
 
 
 def against_stated(spec: RunSpec, task: str) -> list[str]:
-    """In what a run differs from what the paper states for a task; [] if in nothing."""
-    own, found = TASKS[task], []
+    """The settings of a run that are not those that the paper states for a task."""
+    stated, differences = TASKS[task], []
     for what, here, there in (
-        ("epochs", spec.epochs, own.epochs),
-        ("batches of", spec.batch_size, own.batch_size),
-        ("learning rate", spec.learning_rate, own.learning_rate),
-        ("augmentation", spec.data.augment, own.augment),
+        ("epochs", spec.epochs, stated.epochs),
+        ("batches of", spec.batch_size, stated.batch_size),
+        ("learning rate", spec.learning_rate, stated.learning_rate),
+        ("augmentation", spec.data.augment, stated.augment),
         ("optimizer", spec.optimizer, "adam"),
     ):
         if here != there:
-            found.append(f"{what} {here}, not {there}")
+            differences.append(f"{what} {here}, not {there}")
     usual = optimizers.options_of(spec.optimizer, None, 0.0)
     for option, value in spec.optimizer_options.items():
         if usual.get(option) != value:
-            found.append(f"{spec.optimizer}'s {option} {value}")
-    if spec.schedule != _shrunk(own.schedule, own.epochs, spec.epochs):
-        found.append(f"schedule {spec.schedule}, not {own.schedule}")
+            differences.append(f"{spec.optimizer}'s {option} {value}")
+    if spec.schedule != _shrunk(stated.schedule, stated.epochs, spec.epochs):
+        differences.append(f"schedule {spec.schedule}, not {stated.schedule}")
     if spec.data.limit is not None:
-        found.append(f"at most {spec.data.limit:,} images of each part")
-    return found
+        differences.append(f"at most {spec.data.limit:,} images of each part")
+    return differences
 
 
 def deviations(spec: RunSpec, task: str) -> list[str]:
-    """In what a run differs from the paper's for a task, as a page tells it; [] if in nothing.
+    """The differences of a run from the paper's for a task, as a page tells them.
 
-    What the paper does not state is there too, where it is not what its task takes.
+    Settings that the paper does not state count too, where they are not the task's defaults.
     """
-    own, found = TASKS[task], []
+    stated, differences = TASKS[task], []
     if spec.task != task:
-        found.append(f"{TASKS[spec.task].label} stands in for {own.label}")
-    found += against_stated(spec, task)
-    if spec.loss != own.loss:
-        found.append(f"loss {spec.loss}, not {own.loss}")
+        differences.append(f"{TASKS[spec.task].label} stands in for {stated.label}")
+    differences += against_stated(spec, task)
+    if spec.loss != stated.loss:
+        differences.append(f"loss {spec.loss}, not {stated.loss}")
     if spec.micro_batch is not None:
-        found.append(f"batches in pieces of {spec.micro_batch}")
+        differences.append(f"batches in pieces of {spec.micro_batch}")
     usual = models.options_of(spec.model, {})
     for option, value in spec.model_options.items():
         if usual.get(option) != value:
-            found.append(f"{option} {value}")
-    return found
+            differences.append(f"{option} {value}")
+    return differences

@@ -1,4 +1,4 @@
-"""What a folder of runs reproduces: kept beside the runs, so that every later page says it too."""
+"""The record of what a folder of runs reproduces, beside the runs: every later page reads it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from znorm.lab.errors import ConfigurationError, DataError
 from znorm.lab.paper.grids import SCALES, TARGETS, Scale
-from znorm.lab.store import read_file, write_atomically
+from znorm.lab.runs.files import read_file, write_atomically
 
 __all__ = ["Record"]
 
@@ -51,18 +51,18 @@ class Record:
         """
         path = root / _NAME
         try:
-            found = TypeAdapter(Record).validate_json(read_file(path))
+            record = TypeAdapter(Record).validate_json(read_file(path))
         except FileNotFoundError:
             return None
         except ValidationError as error:
             first = str(error).splitlines()[0]
             raise DataError(f"{path}: cannot be read ({first}); move it away") from None
-        if found.scale not in SCALES or not found.tasks.keys() <= TARGETS.keys():
+        if record.scale not in SCALES or not record.tasks.keys() <= TARGETS.keys():
             raise DataError(f"{path}: not of this version of znorm; move it away")
-        return found
+        return record
 
     def joined(self, root: Path) -> Record:
-        """With what stands in a folder already.
+        """This record and the one that stands in a folder already, as one.
 
         Raises
         ------

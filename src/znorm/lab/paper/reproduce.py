@@ -3,54 +3,35 @@
 from __future__ import annotations
 
 import difflib
-import os
 from collections.abc import Collection, Mapping, Sequence
-from pathlib import Path
-from typing import Any, TypeAlias
+from dataclasses import replace
+from typing import Any
 
-from znorm.lab.comparison import execute, grid, report
 from znorm.lab.datasets.files import data_root
 from znorm.lab.errors import ConfigurationError, MissingDataError
 from znorm.lab.models import MODELS
+from znorm.lab.options import ReproduceOptions, keywords
 from znorm.lab.paper.grids import SCALES, TARGETS, Scale, Target, against_stated, settings
+from znorm.lab.paper.page import frame_of_folder
 from znorm.lab.paper.record import Record
-from znorm.lab.progress import Display, Silent
 from znorm.lab.registry import lookup, unknown
+from znorm.lab.reporting.report import write_report
+from znorm.lab.runs.folder import Run
+from znorm.lab.runs.grid import grid
+from znorm.lab.runs.progress import Silent
+from znorm.lab.runs.runner import execute
+from znorm.lab.runs.survey import find
 from znorm.lab.spec import RunSpec
-from znorm.lab.store import Run, find
 from znorm.lab.tasks import TASKS, load
 
-__all__ = ["default_folder", "planned", "reproduce"]
-
-PathLike: TypeAlias = str | os.PathLike[str]
+__all__ = ["planned", "reproduce"]
 
 
-def default_folder(scale: str) -> Path:
-    """Where runs of a scale go: all of its targets share them."""
-    return Path("runs") / f"paper-{scale}"
+def planned(options: ReproduceOptions) -> tuple[list[RunSpec], Record]:
+    """The specifications of a target, or of ``all``, and the tasks that are trained for each.
 
-
-def planned(
-    target: str,
-    *,
-    scale: str = "smoke",
-    models: Sequence[str] | str | None = None,
-    methods: Sequence[str] | str | None = None,
-    seeds: int | Sequence[int] | None = None,
-    epochs: int | None = None,
-    limit: int | None = None,
-    batch_size: int | None = None,
-    micro_batch: int | None = None,
-    device: str = "auto",
-    precision: str = "auto",
-    deterministic: bool = False,
-    cuda_graph: bool = False,
-    set: Mapping[str, Any] | None = None,
-) -> tuple[list[RunSpec], Record]:
-    """The specifications of a target, or of ``all``, and what is trained in whose place.
-
-    Parameters are those of :func:`reproduce`. Seed by seed, and within a seed model by model with
-    its methods side by side, so that a grid stopped halfway is balanced.
+    Seed by seed, and within a seed model by model with its methods side by side, so that a grid
+    stopped halfway is balanced.
 
     Raises
     ------
@@ -59,43 +40,36 @@ def planned(
     MissingDataError
         If images are missing; at scale ``smoke`` a built-in task stands in for them.
     """
+    target, scale = options.target, options.scale
     size = lookup("scale", scale, SCALES)
     names = list(TARGETS) if target == "all" else [target]
-    chosen = [lookup("target", name, {**TARGETS, "all": TARGETS["table1"]}) for name in names]
-    held = _flat(set or {})
-    for key in held:
+    targets = [lookup("target", name, {**TARGETS, "all": TARGETS["table1"]}) for name in names]
+    further = _flat(options.set or {})
+    for key in further:
         if key.partition(".")[0] in _FIXED:
             raise ConfigurationError(
                 f"set: {key} is what a target fixes; use models, methods and seeds"
             )
-    choices = {
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "micro_batch": micro_batch,
-        "device": device,
-        "precision": precision,
-        "deterministic": deterministic,
-        "cuda_graph": cuda_graph or None,
-        "data.limit": limit,
-        **held,
-    }
-    given = {key: value for key, value in choices.items() if value is not None}
-    wanted = _listed(models)
+    choices = {**replace(options, set=None).choices(), **further}
+    # Left to the scale, or to the task, where nothing is chosen.
+    choices = {key: value for key, value in choices.items() if value is not None}
+    wanted = _listed(options.models)
     for name in wanted or ():
-        known = [model for one in chosen for model in one.models]
+        known = [model for one in targets for model in one.models]
         if name not in known:
             raise unknown(f"model of {target}", name, [name for name in MODELS if name in known])
-    specs: dict[str, RunSpec] = {}
-    tasks: dict[str, str] = {}
     if wanted == []:
         raise ConfigurationError("models: give at least one")
-    for name, one in zip(names, chosen, strict=True):
-        kept = [model for model in one.models if wanted is None or model in wanted]
-        if not kept:
+    specs: dict[str, RunSpec] = {}
+    tasks: dict[str, str] = {}
+    seeds = size.seeds if options.seeds is None else options.seeds
+    for name, one in zip(names, targets, strict=True):
+        models = [model for model in one.models if wanted is None or model in wanted]
+        if not models:
             continue
-        compared = one.methods if methods is None else methods
-        mine = _meant_for(one.task, given, {other.task for other in chosen})
-        for spec in _specs(one, size, kept, compared, size.seeds if seeds is None else seeds, mine):
+        methods = one.methods if options.methods is None else options.methods
+        mine = _meant_for(one.task, choices, {other.task for other in targets})
+        for spec in _specs(one, size, models, methods, seeds, mine):
             if not size.choices and (changed := against_stated(spec, one.task)):
                 raise ConfigurationError(
                     f"scale {scale} is the paper's settings, found {changed[0]}; "
@@ -113,20 +87,20 @@ def planned(
 _FIXED = ("task", "model", "method", "seed", "receipt", "transform", "weight_decay")
 
 
-def _flat(given: Mapping[str, Any]) -> dict[str, Any]:
-    """With the keys of data dotted, however they were given."""
-    held = given.get("data")
-    if not isinstance(held, Mapping):
-        return dict(given)
-    inner = {f"data.{key}": value for key, value in held.items()}
-    return {**{key: value for key, value in given.items() if key != "data"}, **inner}
+def _flat(choices: Mapping[str, Any]) -> dict[str, Any]:
+    """The same with the keys of data dotted, where they were nested."""
+    data = choices.get("data")
+    if not isinstance(data, Mapping):
+        return dict(choices)
+    dotted = {f"data.{key}": value for key, value in data.items()}
+    return {**{key: value for key, value in choices.items() if key != "data"}, **dotted}
 
 
-def _meant_for(task: str, given: Mapping[str, Any], tasks: Collection[str]) -> dict[str, Any]:
-    """Without the parts of data that another task asked for has, and this one does not."""
-    others = {f"data.{key}" for other in tasks for key in TASKS[other].data_keys}
-    own = {f"data.{key}" for key in TASKS[task].data_keys}
-    return {key: value for key, value in given.items() if key not in others - own}
+def _meant_for(task: str, choices: Mapping[str, Any], tasks: Collection[str]) -> dict[str, Any]:
+    """The choices without those that only the data of another of these tasks takes."""
+    others = {f"data.{key}" for other in tasks for key in TASKS[other].data.keys}
+    taken = {f"data.{key}" for key in TASKS[task].data.keys}
+    return {key: value for key, value in choices.items() if key not in others - taken}
 
 
 def _specs(
@@ -135,12 +109,12 @@ def _specs(
     models: Sequence[str],
     methods: Sequence[str] | str,
     seeds: int | Sequence[int],
-    given: Mapping[str, Any],
+    chosen: Mapping[str, Any],
 ) -> list[RunSpec]:
-    """Of one target, on its own task or on what stands in for it."""
+    """The specifications of one target, on its own task or on the one that stands in for it."""
     if target.one_seed:
         seeds = min(seeds, 1) if isinstance(seeds, int) else list(seeds)[:1]
-    choices = {**settings(target.task, size, given), **target.choices}
+    choices = {**settings(target.task, size, chosen), **target.choices}
     try:
         return [
             spec
@@ -150,12 +124,12 @@ def _specs(
     except MissingDataError:
         if size.result:
             raise
-    own = TASKS[target.task]
+    defaults = TASKS[target.task]
     # All but the images is as it would have been.
     choices = {
-        "learning_rate": own.learning_rate,
-        "schedule": own.schedule,
-        "data.augment": own.augment,
+        "learning_rate": defaults.learning_rate,
+        "schedule": defaults.schedule,
+        "data.augment": defaults.augment,
         **{key: value for key, value in choices.items() if key not in _PARTS},
         "task": target.stand_in,
     }
@@ -173,30 +147,8 @@ def _listed(names: Sequence[str] | str | None) -> list[str] | None:
     return [name.strip() for name in listed if name.strip()]
 
 
-def reproduce(
-    target: str,
-    *,
-    scale: str = "smoke",
-    models: Sequence[str] | str | None = None,
-    methods: Sequence[str] | str | None = None,
-    seeds: int | Sequence[int] | None = None,
-    epochs: int | None = None,
-    limit: int | None = None,
-    batch_size: int | None = None,
-    micro_batch: int | None = None,
-    device: str = "auto",
-    precision: str = "auto",
-    deterministic: bool = False,
-    cuda_graph: bool = False,
-    set: Mapping[str, Any] | None = None,
-    cases: Sequence[str] | str | None = None,
-    workers: int | None = None,
-    jobs: int = 1,
-    retry: bool = False,
-    images: bool = True,
-    out: PathLike | None = None,
-    display: Display | None = None,
-) -> list[Run]:
+@keywords(ReproduceOptions)
+def reproduce(options: ReproduceOptions) -> list[Run]:
     """Train a table or figure of the paper, and report it beside the published numbers.
 
     What is there already is not trained again; what was stopped goes on where it stood.
@@ -250,40 +202,32 @@ def reproduce(
     >>> [run.status for run in runs]
     ['done']
     """
-    specs, record = planned(
-        target,
-        scale=scale,
-        models=models,
-        methods=methods,
-        seeds=seeds,
-        epochs=epochs,
-        limit=limit,
-        batch_size=batch_size,
-        micro_batch=micro_batch,
-        device=device,
-        precision=precision,
-        deterministic=deterministic,
-        cuda_graph=cuda_graph,
-        set=set,
-    )
-    root = Path(out) if out is not None else default_folder(scale)
+    specs, record = planned(options)
+    root = options.folder
     # A folder that the report could not read is said before anything is trained.
     if root.is_dir() and find(root) and Record.read(root) is None:
         raise ConfigurationError(
             f"{root} holds runs that are no reproduction of the paper; give another --out"
         )
-    shown = tuple(_listed(cases) or ())
-    _check_cases(shown, specs)
-    asked = Record(record.scale, record.tasks, shown)
+    cases = tuple(_listed(options.cases) or ())
+    _check_cases(cases, specs)
+    asked = Record(record.scale, record.tasks, cases)
     asked.joined(root)  # another scale there is said now, and written once all is checked
-    display = display or Silent()
+    display = options.display or Silent()
     for name, task in record.tasks.items():
-        own = TARGETS[name].task
-        if task != own:
-            display.note(f"{name}: {own} is not here ({data_root()}); {task} stands in for it")
+        named = TARGETS[name].task
+        if task != named:
+            display.note(f"{name}: {named} is not here ({data_root()}); {task} stands in for it")
     runs = [Run.at(root, spec) for spec in specs]
-    execute(runs, display, workers, jobs, checked=lambda: asked.write(root), retry=retry)
-    report(root, images=images)
+    execute(
+        runs,
+        display,
+        options.workers,
+        options.jobs,
+        checked=lambda: asked.write(root),
+        retry=options.retry,
+    )
+    write_report(root, images=options.images, frame=frame_of_folder(root))
     return runs
 
 
@@ -295,7 +239,7 @@ def _check_cases(names: Sequence[str], specs: Sequence[RunSpec]) -> None:
         if names and TASKS[spec.task].output == "mask"
     }
     for name in names:
-        if not any(name in held for held in known.values()):
-            near = difflib.get_close_matches(name, [n for held in known.values() for n in held])
+        if not any(name in slices for slices in known.values()):
+            near = difflib.get_close_matches(name, [n for names in known.values() for n in names])
             hint = f"; did you mean {' or '.join(near)}" if near else ""
             raise ConfigurationError(f"cases: no test slice {name!r} here{hint}")

@@ -13,10 +13,10 @@ from typing import Any
 from PIL import Image
 
 from znorm.lab.datasets import Dataset
-from znorm.lab.floor import FLOORS
 from znorm.lab.reporting.svg import BLUE, GREY, ORANGE, as_svg, style
 from znorm.lab.reporting.tables import REFERENCE, Row, Table, images_of
-from znorm.lab.store import Run
+from znorm.lab.reporting.trivial_baseline import TRIVIAL_BASELINES
+from znorm.lab.runs.folder import Run
 from znorm.lab.tasks import TASKS
 
 __all__ = ["Curves", "curves", "patches"]
@@ -67,11 +67,11 @@ def _panel(
             _draw(axes, row, key, scale, colour)
         if axes.dataLim.width == 0:
             axes.set_xticks([1])  # a single epoch
-        score = (table.floor or {}).get("metrics", {}).get(key)
+        score = (table.trivial_baseline or {}).get("metrics", {}).get(key)
         if score is not None:
             axes.axhline(scale * score, color=GREY, linewidth=1, linestyle=":")
             axes.annotate(
-                f"floor: {FLOORS[TASKS[table.spec.task].output].label}",
+                f"floor: {TRIVIAL_BASELINES[TASKS[table.spec.task].output].label}",
                 (1, scale * score),
                 xycoords=("axes fraction", "data"),
                 ha="right",
@@ -111,7 +111,7 @@ def _draw_mean(
 def patches(dataset: Dataset, each: int = 8) -> list[tuple[str, list[str]]]:
     """Test images of each class as data URIs, the true masks' outlines drawn in.
 
-    The first of each class; of masks, some spread over the part, since neighbours are alike.
+    The first of each class; of masks, some spread over the split, since neighbours are alike.
     """
     from scipy.ndimage import binary_erosion
 
@@ -119,10 +119,12 @@ def patches(dataset: Dataset, each: int = 8) -> list[tuple[str, list[str]]]:
     for number, name in enumerate(dataset.classes):
         members = (dataset.test.labels == number).nonzero().flatten()
         step = max(1, len(members) // each) if dataset.test.has_masks else 1
-        part = dataset.test.take(members[::step][:each])
-        pictures = part.images[:, :3].permute(0, 2, 3, 1).contiguous().numpy()
-        if part.has_masks:
-            for picture, mask in zip(pictures, part.targets.numpy().astype(bool), strict=True):
+        few = dataset.test.take(members[::step][:each])
+        images = few.images.expand(-1, 3, -1, -1) if few.images.shape[1] == 1 else few.images
+        # A copy: outlines are drawn into it.
+        pictures = images[:, :3].permute(0, 2, 3, 1).numpy().copy()
+        if few.has_masks:
+            for picture, mask in zip(pictures, few.targets.numpy().astype(bool), strict=True):
                 picture[mask & ~binary_erosion(mask)] = (255, 60, 60)
         shown.append((name, [_png(picture) for picture in pictures]))
     return shown

@@ -12,10 +12,10 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from znorm.lab.datasets import Part
+from znorm.lab.datasets import Split
 from znorm.lab.metrics import dice
-from znorm.lab.reporting.shown import readable
 from znorm.lab.reporting.svg import ORANGE, as_svg, style
+from znorm.lab.text import readable
 
 __all__ = ["Case", "case", "draw_cases", "notable", "outlined"]
 
@@ -48,12 +48,12 @@ class Case:
 
 
 def case(
-    part: Part, row: int, title: str, predictions: Mapping[str, Mask], *, truth: bool = True
+    split: Split, row: int, title: str, predictions: Mapping[str, Mask], *, truth: bool = True
 ) -> Case:
-    """The image at ``row`` of a part, its true mask if that is known, and what was predicted."""
-    image = part.images[row].expand(3, -1, -1) if part.images.shape[1] == 1 else part.images[row]
+    """The image at ``row`` of a split, its true mask if that is known, and what was predicted."""
+    image = split.images[row].expand(3, -1, -1) if split.images.shape[1] == 1 else split.images[row]
     pixels = np.ascontiguousarray(image[:3].permute(1, 2, 0).numpy())
-    true = part.targets[row].numpy().astype(bool) if truth else None
+    true = split.targets[row].numpy().astype(bool) if truth else None
     return Case(title, pixels, true, predictions)
 
 
@@ -68,8 +68,10 @@ def notable(scores: Sequence[float], present: Sequence[bool]) -> dict[str, int]:
     ranked = sorted((i for i, there in enumerate(present) if there), key=lambda i: scores[i])
     if not ranked:
         return {}
-    found = {"best": ranked[-1], "median": ranked[(len(ranked) - 1) // 2], "worst": ranked[0]}
-    return {name: i for n, (name, i) in enumerate(found.items()) if i not in [*found.values()][:n]}
+    places = {"best": ranked[-1], "median": ranked[(len(ranked) - 1) // 2], "worst": ranked[0]}
+    return {
+        name: i for n, (name, i) in enumerate(places.items()) if i not in [*places.values()][:n]
+    }
 
 
 def draw_cases(cases: Sequence[Case], file: Any = None) -> str:

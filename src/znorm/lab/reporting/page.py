@@ -2,37 +2,92 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 import znorm
 from znorm.lab.datasets import Dataset
 from znorm.lab.errors import DataError
-from znorm.lab.floor import FLOORS
-from znorm.lab.metrics import DEFINITIONS
-from znorm.lab.paper.grids import TARGETS
-from znorm.lab.paper.record import Record
-from znorm.lab.reporting.beside import paper_tables
-from znorm.lab.reporting.data import data_card
-from znorm.lab.reporting.figure2 import figure2
+from znorm.lab.metrics.scores import definition_of
+from znorm.lab.reporting.data_card import data_card
 from znorm.lab.reporting.figures import curves, patches
 from znorm.lab.reporting.gradients import gradients_by_depth
-from znorm.lab.reporting.shown import link
+from znorm.lab.reporting.masks import mask_figure
 from znorm.lab.reporting.tables import Table, gather, images_of
-from znorm.lab.store import Damaged, Run, write_atomically
+from znorm.lab.reporting.trivial_baseline import TRIVIAL_BASELINES
+from znorm.lab.runs.files import write_atomically
+from znorm.lab.runs.folder import Run
+from znorm.lab.runs.survey import Damaged
 from znorm.lab.tasks import TASKS
+from znorm.lab.text import link
 
-__all__ = ["write_page"]
+__all__ = ["Frame", "Section", "templates", "write_page"]
+
+# By a configuration: what is to be known of its images.
+Notes: TypeAlias = Mapping[str, Sequence[str]]
+
+
+@dataclass(frozen=True)
+class Section:
+    """A section that a page shows above those of its runs."""
+
+    anchor: str
+    title: str
+    html: Markup
+
+
+@dataclass(frozen=True)
+class Frame:
+    """The larger work that the runs of a page are a part of, such as a paper's tables.
+
+    Parameters
+    ----------
+    title : str
+        Of the page.
+    statement : str
+        A line below it; in a banner where the numbers are not a result.
+    is_result : bool
+        Whether the numbers may be read as a result.
+    place : callable (Table) -> int
+        Where a table stands among the others.
+    sections : callable (tables, notes) -> sequence of Section
+        What the page shows above the tables.
+    style : Markup
+        Rules of CSS for these sections.
+    cases : tuple of str
+        Names of test slices that the figure of masks shows, too.
+    """
+
+    title: str = "Comparison of gradient methods"
+    statement: str = ""
+    is_result: bool = True
+    place: Callable[[Table], int] = lambda table: 0
+    sections: Callable[[Sequence[Table], Notes], Sequence[Section]] = lambda tables, notes: ()
+    style: Markup = Markup()  # noqa: RUF009  it has no state
+    cases: tuple[str, ...] = ()
+
+
+def templates(package: str = "znorm.lab.reporting") -> Environment:
+    """The templates of a package, and those of this one."""
+    return Environment(
+        loader=ChoiceLoader([PackageLoader(package, ""), PackageLoader("znorm.lab.reporting", "")]),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
 
 
 def write_page(
     root: Path,
     runs: Sequence[Run],
     datasets: Mapping[str, Dataset | DataError],
-    record: Record | None = None,
+    frame: Frame | None = None,
     *,
     images: bool = True,
     damaged: Sequence[Damaged] = (),
@@ -45,67 +100,38 @@ def write_page(
     runs : sequence of Run
     datasets : mapping
         By the runs' ``data_key``, or why they cannot be loaded.
-    record : Record, optional
-        What of the paper the runs reproduce.
+    frame : Frame, optional
+        What the runs are a part of; by default a comparison that stands for itself.
     images : bool
         Whether pictures of the data are shown.
     damaged : sequence of Damaged
         Runs that cannot be read, which the page names.
     """
-    tables = gather(root, runs)
-    if record is not None:
-        tables.sort(key=lambda table: _place(record, table))
-    sections = []
-    for table in tables:
-        trained_on = images_of(table.runs)
-        dataset = datasets[table.spec.data_key]
-        exchanged = (
-            isinstance(dataset, Dataset)
-            and bool(trained_on)
-            and dataset.fingerprint not in trained_on
+    frame = frame or Frame()
+    tables = sorted(gather(root, runs), key=frame.place)
+    sections = [
+        _section(root, table, datasets[table.spec.data_key], frame, images=images)
+        for table in tables
+    ]
+    notes = {section["table"].spec.configuration: section["data"].notes for section in sections}
+    page = (
+        templates()
+        .get_template("page.html.j2")
+        .render(
+            sections=sections,
+            frame=frame,
+            frame_sections=frame.sections(tables, notes),
+            images=images,
+            damaged=[
+                {
+                    "folder": _relative(root, entry.folder),
+                    "link": link(root, entry.folder),
+                    "reason": entry.reason,
+                }
+                for entry in damaged
+            ],
+            version=znorm.__version__,
         )
-        if exchanged:
-            dataset = DataError("others have been put in their place")
-        task = TASKS[table.spec.task]
-        shown: dict[str, Any] = {"patches": (), "figure2": None}
-        if images and isinstance(dataset, Dataset):
-            shown["patches"] = patches(dataset)
-            shown["figure2"] = figure2(table, dataset, record.cases if record else ())
-        sections.append(
-            {
-                **shown,
-                "data": data_card(root, table.spec, dataset, trained_on),
-                "exchanged": exchanged,
-                "table": table,
-                "task": task,
-                "floor": FLOORS[task.output],
-                "definitions": _definitions(table),
-                "curves": curves(table),
-                "gradients": gradients_by_depth(table),
-            }
-        )
-    environment = Environment(
-        loader=PackageLoader("znorm.lab.reporting", ""),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template("page.html.j2").render(
-        sections=sections,
-        papers=[] if record is None else paper_tables(record, tables),
-        record=record,
-        images=images,
-        damaged=[
-            {
-                "folder": _relative(root, other.folder),
-                "link": link(root, other.folder),
-                "reason": other.reason,
-            }
-            for other in damaged
-        ],
-        notes={section["table"].spec.configuration: section["data"].notes for section in sections},
-        version=znorm.__version__,
     )
     path = root / "report.html"
     # Names of folders and texts of runs can hold what UTF-8 cannot.
@@ -113,26 +139,40 @@ def write_page(
     return path
 
 
-def _place(record: Record, table: Table) -> int:
-    """Where the paper has what a table's runs reproduce."""
-    order = [
-        (task, model, "receipt" in TARGETS[name].choices)
-        for name, task in sorted(
-            record.tasks.items(), key=lambda item: list(TARGETS).index(item[0])
-        )
-        for model in TARGETS[name].models
-    ]
-    mine = (table.spec.task, table.spec.model, bool(table.spec.receipt))
-    return order.index(mine) if mine in order else len(order)
+def _section(
+    root: Path, table: Table, dataset: Dataset | DataError, frame: Frame, *, images: bool
+) -> dict[str, Any]:
+    """The section of a table, as the template takes it."""
+    trained_on = images_of(table.runs)
+    exchanged = (
+        isinstance(dataset, Dataset) and bool(trained_on) and dataset.fingerprint not in trained_on
+    )
+    if exchanged:
+        dataset = DataError("others have been put in their place")
+    pictures: dict[str, Any] = {"patches": (), "masks": None}
+    if images and isinstance(dataset, Dataset):
+        pictures["patches"] = patches(dataset)
+        pictures["masks"] = mask_figure(table, dataset, frame.cases)
+    task = TASKS[table.spec.task]
+    return {
+        **pictures,
+        "data": data_card(root, table.spec, dataset, trained_on),
+        "exchanged": exchanged,
+        "table": table,
+        "task": task,
+        "baseline": TRIVIAL_BASELINES[task.output],
+        "definitions": _definitions(table),
+        "curves": curves(table),
+        "gradients": gradients_by_depth(table),
+    }
 
 
 def _definitions(table: Table) -> list[tuple[str, str]]:
-    """What each column's score is."""
-    return [
-        (column.title, DEFINITIONS[name])
-        for column in table.columns
-        if (name := column.key.removeprefix("test_")) in DEFINITIONS
+    """A sentence on the score of each column that has one."""
+    sentences = [
+        (column.title, definition_of(column.key.removeprefix("test_"))) for column in table.columns
     ]
+    return [(title, sentence) for title, sentence in sentences if sentence is not None]
 
 
 def _relative(root: Path, folder: Path) -> str:

@@ -29,13 +29,15 @@ _NOT_OF_FIGURES = ("backend", "backend_fallback", "interactive", "toolbar")
 def drawing(**settings: Any) -> Iterator[None]:
     """Within it figures are drawn by these settings and matplotlib's own, not by the user's."""
     mpl = _matplotlib()
-    own = {key: value for key, value in mpl.rcParamsDefault.items() if key not in _NOT_OF_FIGURES}
-    own |= {"svg.fonttype": "none", "svg.hashsalt": "znorm", **settings}
+    defaults = {
+        key: value for key, value in mpl.rcParamsDefault.items() if key not in _NOT_OF_FIGURES
+    }
+    defaults |= {"svg.fonttype": "none", "svg.hashsalt": "znorm", **settings}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", mpl.MatplotlibDeprecationWarning)  # of settings
         # SVG holds letters that the font here lacks as text: the reader's may have them.
         warnings.filterwarnings("ignore", r"Glyph \d+ |Matplotlib currently does not support")
-        with mpl.rc_context(own):
+        with mpl.rc_context(defaults):
             yield
 
 

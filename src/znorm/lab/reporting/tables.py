@@ -9,23 +9,24 @@ from typing import Any
 
 from rich.table import Table as RichTable
 
-from znorm.lab.floor import FLOORS
-from znorm.lab.floor import folder as floor_folder
-from znorm.lab.floor import kept as kept_floor
-from znorm.lab.methods import METHODS, label
-from znorm.lab.reporting.shown import link, literal
+from znorm.lab.methods import METHODS
+from znorm.lab.methods import label as label_of
+from znorm.lab.metrics.score import Column
+from znorm.lab.metrics.scores import columns_of as score_columns
+from znorm.lab.reporting import trivial_baseline
+from znorm.lab.reporting.trivial_baseline import TRIVIAL_BASELINES
+from znorm.lab.runs.folder import Run
 from znorm.lab.spec import RunSpec
 from znorm.lab.stats import Interval, t_interval
-from znorm.lab.store import Run
 from znorm.lab.tasks import TASKS
+from znorm.lab.text import link, literal
 
 __all__ = [
-    "COLUMNS",
     "Cell",
-    "Column",
     "Row",
     "Table",
     "Value",
+    "columns_of",
     "gather",
     "images_of",
     "on_terminal",
@@ -35,44 +36,21 @@ __all__ = [
 REFERENCE = "baseline"
 
 
-@dataclass(frozen=True)
-class Column:
-    """One metric of the table: its name in result.json, its title, and how it is printed.
-
-    One for ``two_classes`` has no column where no run has it: with more classes it is undefined.
-    """
-
-    key: str
-    title: str
-    digits: int
-    scale: float = 1.0
-    two_classes: bool = False
-
-    def show(self, value: float) -> str:
-        return f"{value * self.scale:.{self.digits}f}"
-
-
-# For each kind of task; the first is the headline, by which methods are compared.
-COLUMNS: Mapping[str, tuple[Column, ...]] = {
-    "classes": (
-        Column("test_accuracy", "Test accuracy, %", 2, 100.0),
-        Column("test_auroc", "Test AUROC", 4, two_classes=True),
-        Column("test_sensitivity", "Test sensitivity, %", 2, 100.0, two_classes=True),
-        Column("test_specificity", "Test specificity, %", 2, 100.0, two_classes=True),
-        Column("test_calibration_error", "Test calibration error", 4, two_classes=True),
-        Column("train_loss", "Train loss", 4),
-        Column("best_validation_test_accuracy", "Test accuracy at best validation, %", 2, 100.0),
-        Column("seconds", "Time, s", 1),
+_COMMON = (
+    Column("train_loss", "Train loss", 4, optional=False, place=60),
+    Column("seconds", "Time, s", 1, optional=False, place=80),
+)
+_AT_BEST_VALIDATION = {
+    "classes": Column(
+        "best_validation_test_accuracy",
+        "Test accuracy at best validation, %",
+        2,
+        100.0,
+        False,
+        place=70,
     ),
-    "mask": (
-        Column("test_f1", "Test F1", 4),
-        Column("test_tversky", "Test Tversky", 4),
-        Column("test_hausdorff", "Test Hausdorff, pixels", 2),
-        Column("test_hausdorff_rows", "Test Hausdorff, row variant", 2),
-        Column("test_f1_per_patient", "Test F1 per patient", 4),
-        Column("train_loss", "Train loss", 4),
-        Column("best_validation_test_f1", "Test F1 at best validation", 4),
-        Column("seconds", "Time, s", 1),
+    "mask": Column(
+        "best_validation_test_f1", "Test F1 at best validation", 4, optional=False, place=70
     ),
 }
 # Those that a terminal has room for.
@@ -80,6 +58,12 @@ TERMINAL = {
     "classes": ("test_accuracy", "train_loss", "seconds"),
     "mask": ("test_f1", "test_tversky", "test_hausdorff", "seconds"),
 }
+
+
+def columns_of(output: str) -> list[Column]:
+    """The columns of a kind of task; the first is the headline, by which methods are compared."""
+    columns = [*score_columns(output), *_COMMON, _AT_BEST_VALIDATION[output]]
+    return sorted(columns, key=lambda column: column.place)
 
 
 @dataclass(frozen=True)
@@ -127,9 +111,9 @@ class Table:
         The headline first.
     rows : tuple of Row
         In the order of the registry of methods.
-    floor : dict or None
-        The result.json of the trivial floor, if it is of the runs' images.
-    floor_link : str
+    trivial_baseline : dict or None
+        Its result.json, if it is of the runs' images.
+    trivial_baseline_link : str
         Its place, relative to the page.
     """
 
@@ -137,8 +121,8 @@ class Table:
     runs: tuple[Run, ...]
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
-    floor: Mapping[str, Any] | None
-    floor_link: str
+    trivial_baseline: Mapping[str, Any] | None
+    trivial_baseline_link: str
 
     @property
     def seeds(self) -> int:
@@ -146,7 +130,7 @@ class Table:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What a reader must know of the runs as a whole, a line each."""
+        """Lines on the runs as a whole that a reader must know."""
         done = [run for run in self.runs if run.status == "done"]
         known = images_of(done)
         if len(known) < 2:
@@ -161,9 +145,9 @@ class Table:
         )
 
     @property
-    def beats_floor(self) -> bool | None:
-        """Whether the baseline's mean is above the floor; None where one of them is missing."""
-        score = (self.floor or {}).get("metrics", {}).get(self.columns[0].key)
+    def beats_trivial_baseline(self) -> bool | None:
+        """True where the baseline's mean is above it; None where one of them is missing."""
+        score = (self.trivial_baseline or {}).get("metrics", {}).get(self.columns[0].key)
         for row in self.rows:
             if row.method == REFERENCE and row.cells[0].interval is not None and score is not None:
                 return bool(row.cells[0].interval.mean > score)
@@ -179,30 +163,30 @@ def gather(root: Path, runs: Sequence[Run]) -> list[Table]:
     tables = []
     for members in groups.values():
         spec = members[0].spec
-        floor = kept_floor(root, spec)
-        of = None if floor is None else floor.get("fingerprint")
-        if of is not None and not images_of(members) <= {of}:
-            floor = None  # of other images
-        place = link(root, floor_folder(root, spec) / "result.json")
+        trivial = trivial_baseline.kept(root, spec)
+        images = None if trivial is None else trivial.get("fingerprint")
+        if images is not None and not images_of(members) <= {images}:
+            trivial = None
+        address = link(root, trivial_baseline.folder(root, spec) / "result.json")
         columns = _columns(members)
         rows = _rows(root, members, columns)
-        tables.append(Table(spec, tuple(members), columns, rows, floor, place))
+        tables.append(Table(spec, tuple(members), columns, rows, trivial, address))
     return tables
 
 
 def images_of(runs: Iterable[Run]) -> set[str]:
     """The fingerprints of the images that runs were trained on, of those that tell."""
-    found = ((run.result or {}).get("hashes", {}).get("data") for run in runs)
-    return {one for one in found if one}
+    fingerprints = ((run.result or {}).get("hashes", {}).get("data") for run in runs)
+    return {fingerprint for fingerprint in fingerprints if fingerprint}
 
 
 def _columns(runs: Sequence[Run]) -> tuple[Column, ...]:
-    """Those of the runs' task, without what no finished run has if it is for two classes alone."""
+    """The columns of the runs' task, without optional ones that no finished run has."""
     done = [run.metrics for run in runs if run.status == "done"]
     return tuple(
         column
-        for column in COLUMNS[TASKS[runs[0].spec.task].output]
-        if not (column.two_classes and done) or any(column.key in metrics for metrics in done)
+        for column in columns_of(TASKS[runs[0].spec.task].output)
+        if not (column.optional and done) or any(column.key in metrics for metrics in done)
     )
 
 
@@ -221,7 +205,7 @@ def _rows(root: Path, runs: Sequence[Run], columns: Sequence[Column]) -> tuple[R
     for group in members.values():
         method = group[0].spec.method
         mine = sorted(group, key=lambda run: run.spec.seed)
-        title = label(method)
+        title = label_of(method)
         if names.count(method) > 1:
             title += f" ({group[0].spec.hash})"
         done = [run for run in mine if run.status == "done"]
@@ -267,7 +251,7 @@ def _rows(root: Path, runs: Sequence[Run], columns: Sequence[Column]) -> tuple[R
 def _epochs_to_baseline(
     root: Path, headline: Column, runs: Sequence[Run], reference: Mapping[int, Run]
 ) -> Cell:
-    """In how many epochs each run first scored what the baseline of its seed scored at its end.
+    """The epoch in which each run first scored what the baseline of its seed scored at its end.
 
     The mean stands for runs that all got there; else how many did. One that diverged or failed did
     not. Where events.jsonl is not whole, nothing is said of any.
@@ -284,15 +268,15 @@ def _epochs_to_baseline(
         Value(run.spec.seed, "not reached" if epoch is None else str(epoch), _events(root, run))
         for run, epoch in zip(runs, epochs, strict=True)
     )
-    found = [epoch for epoch in epochs if epoch is not None]
-    if not epochs or len(found) < len(epochs):
-        text = f"reached by {len(found)} of {len(epochs)}" if epochs else "–"
+    reached_in = [epoch for epoch in epochs if epoch is not None]
+    if not epochs or len(reached_in) < len(epochs):
+        text = f"reached by {len(reached_in)} of {len(epochs)}" if epochs else "–"
         return Cell(None, text, "", values)
-    return _summary(Column("epoch", "", 1), found, values, mixed=len(images_of(runs)) > 1)
+    return _summary(Column("epoch", "", 1), reached_in, values, mixed=len(images_of(runs)) > 1)
 
 
 def _alike(run: Run, other: Run) -> bool:
-    """Whether two runs had the same images, initial weights and batches, if that is known."""
+    """Tell whether two runs had the same images, initial weights and batches, if that is known."""
     mine, theirs = ((one.result or {}).get("hashes", {}) for one in (run, other))
     shared = ("data", "initial_weights", "batches")
     return all(mine[key] == theirs[key] for key in shared if mine.get(key) and theirs.get(key))
@@ -333,7 +317,7 @@ def _summary(
 
 
 def _lacks_epochs(run: Run) -> str | None:
-    """What is missing of a finished run's events, if they are there at all."""
+    """A word on events of a finished run that are missing, if they are there at all."""
     there = (run.folder / "events.jsonl").exists()
     epochs = len(run.history)
     if not there or epochs >= run.spec.epochs:
@@ -380,11 +364,11 @@ def on_terminal(table: Table) -> RichTable:
         trouble = "; ".join(f"seed {value.seed} {value.text}" for value in row.troubles)
         reached = plain(row.epochs_to_baseline)
         rich.add_row(literal(row.label), *cells, literal(trouble or difference), reached)
-    score = (table.floor or {}).get("metrics", {}).get(table.columns[0].key)
+    score = (table.trivial_baseline or {}).get("metrics", {}).get(table.columns[0].key)
     if score is not None:
-        floor = FLOORS[TASKS[spec.task].output].label
+        label = TRIVIAL_BASELINES[TASKS[spec.task].output].label
         rich.add_section()
-        rich.add_row(f"Floor: {floor}", table.columns[0].show(score), *[""] * (len(shown) + 1))
+        rich.add_row(f"Floor: {label}", table.columns[0].show(score), *[""] * (len(shown) + 1))
     return rich
 
 

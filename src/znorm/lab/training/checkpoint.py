@@ -21,7 +21,7 @@ MOST_THREADS = 4096  # OpenMP ends the process where it cannot make as many as i
 
 @dataclass
 class Position:
-    """Where a run stands.
+    """The position of a run in its training.
 
     Parameters
     ----------
@@ -116,7 +116,7 @@ def hash_state(state: Mapping[str, Tensor]) -> str:
     """As :func:`hash_weights`, of what ``model.state_dict()`` gave."""
     digest = hashlib.sha256()
     for name, tensor in state.items():
-        held = tensor.detach().cpu().contiguous()
-        digest.update(f"{name} {held.dtype} {tuple(held.shape)}".encode())
-        digest.update(cast(Any, held.reshape(-1).view(torch.uint8).numpy()))
+        plain = tensor.detach().cpu().contiguous()
+        digest.update(f"{name} {plain.dtype} {tuple(plain.shape)}".encode())
+        digest.update(cast(Any, plain.reshape(-1).view(torch.uint8).numpy()))
     return digest.hexdigest()

@@ -49,7 +49,7 @@ class CapturedStep:
             return step(images, targets)
         if self._warm < _WARM_UP:
             self._warm += 1
-            return self._beside(step, images, targets)
+            return self._on_another_stream(step, images, targets)
         if self._graph is None:
             self._images, self._targets = torch.empty_like(images), torch.empty_like(targets)
             graph = torch.cuda.CUDAGraph()
@@ -65,14 +65,14 @@ class CapturedStep:
         self._graph.replay()
         return self._loss.clone()
 
-    def _beside(
+    def _on_another_stream(
         self, step: Callable[[Tensor, Tensor], Tensor], images: Tensor, targets: Tensor
     ) -> Tensor:
         """A step on another stream, as torch asks for before a capture."""
-        here, beside = torch.cuda.current_stream(), torch.cuda.Stream()
-        beside.wait_stream(here)
-        with torch.cuda.stream(beside):
+        current, other = torch.cuda.current_stream(), torch.cuda.Stream()
+        other.wait_stream(current)
+        with torch.cuda.stream(other):
             loss = step(images, targets)
-        here.wait_stream(beside)
-        loss.record_stream(here)
+        current.wait_stream(other)
+        loss.record_stream(current)
         return loss

@@ -14,20 +14,20 @@ from torch import Tensor, nn
 
 from znorm.lab.datasets import Dataset
 from znorm.lab.errors import DataError, Interrupted
-from znorm.lab.losses import LOSSES
 from znorm.lab.methods import make_transform
 from znorm.lab.metrics import Cases
 from znorm.lab.optimizers import learning_rate
 from znorm.lab.spec import RunSpec
 from znorm.lab.tasks import TASKS
 from znorm.lab.training import checkpoint
-from znorm.lab.training.beginning import begin
 from znorm.lab.training.checkpoint import Position
 from znorm.lab.training.evaluation import evaluate, predict_cases
+from znorm.lab.training.gradient_statistics import GradientStatistics
 from znorm.lab.training.graph import CapturedStep
-from znorm.lab.training.observation import Observation
 from znorm.lab.training.pipeline import Pipeline
 from znorm.lab.training.sampler import batches
+from znorm.lab.training.setup import set_up
+from znorm.lab.training.step import take_step
 from znorm.lab.training.weights import dump
 
 __all__ = ["Outcome", "Watch", "train"]
@@ -37,7 +37,7 @@ CHECKPOINT_SECONDS = 60.0
 
 
 class Watch(Protocol):
-    """What the loop tells while it runs, and asks."""
+    """Whoever the loop tells how far it is, and asks whether to stop."""
 
     def step(self, epoch: int, step: int, steps: int) -> None:
         """A step is done; counts from 0."""
@@ -49,13 +49,13 @@ class Watch(Protocol):
         """Something that whoever reads the run's numbers must know."""
 
     def stop_requested(self) -> bool:
-        """Whether to save and stop."""
+        """Ask whether to save and stop."""
         ...
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended.
+    """The end of a run.
 
     Parameters
     ----------
@@ -118,7 +118,7 @@ def train(
     """
     device = torch.device(spec.device)
     torch.manual_seed(spec.seed)
-    model, optimizer = begin(spec, dataset)
+    model, optimizer = set_up(spec, dataset)
     position = _resumed(saved, model, optimizer, watch)
     if position is None:
         position = Position(initial_weights=checkpoint.hash_weights(model))
@@ -147,7 +147,7 @@ def _resumed(
     optimizer: torch.optim.Optimizer,
     watch: Watch,
 ) -> Position | None:
-    """Where the run stands by the last checkpoint that is whole; None if there is none at all."""
+    """The position of the last checkpoint that is whole; None if there is none at all."""
     problems: list[str] = []
     for content in saved:
         try:
@@ -213,16 +213,15 @@ class _Loop:
         self.position = position
         self.watch = watch
         self.save = save
-        self.loss = LOSSES[spec.loss]
         self.score = TASKS[spec.task].score
         # These stay on the device until they are needed, so that a step never waits for it.
         self.unread: list[tuple[Tensor, Tensor]] = []
         size = min(spec.batch_size, len(pipeline.dataset.train))
         self.captured = CapturedStep(size) if spec.cuda_graph else None
-        self.observation = None
+        self.statistics = None
         if spec.receipt:
             transform = make_transform(spec.transform)
-            self.observation = Observation(optimizer, transform, model)
+            self.statistics = GradientStatistics(optimizer, transform, model)
         self.clock = time.perf_counter()
         self.saved_at = self.clock
 
@@ -243,7 +242,7 @@ class _Loop:
             if not all(map(math.isfinite, entry.values())):
                 # Running statistics overflowed: training goes on finite, evaluation does not.
                 return self._outcome("diverged", {}, (position.epoch + 1) * steps)
-            if self.observation is not None:
+            if self.statistics is not None:
                 self._read_receipt()
                 entry["receipt"], position.receipt = position.receipt, {}
             position.history.append(entry)
@@ -252,9 +251,8 @@ class _Loop:
             self.watch.epoch(entry)
         cases = None
         if self.pipeline.dataset.test.has_masks:
-            cases = predict_cases(
-                self.model, self.pipeline, self.pipeline.dataset.test, self._autocast
-            )
+            test = self.pipeline.dataset.test
+            cases = predict_cases(self.spec, self.model, self.pipeline, test)
         return self._outcome("done", self._metrics(cases), None, cases)
 
     def _train_epoch(self) -> int:
@@ -285,38 +283,7 @@ class _Loop:
         return self.captured.take(self._step, images, targets)
 
     def _step(self, images: Tensor, targets: Tensor) -> Tensor:
-        """Forward, backward and update; the batch's loss."""
-        self.optimizer.zero_grad()
-        loss = self._backward(images, targets)
-        self.optimizer.step()
-        return loss
-
-    def _backward(self, images: Tensor, targets: Tensor) -> Tensor:
-        """The batch's loss, its gradient added up over the pieces that are in memory at once.
-
-        Each piece counts by its share of the images. Batch normalization then sees a piece at a
-        time, and a loss that is a ratio of sums over the batch becomes a mean of such ratios.
-        """
-        size = self.spec.micro_batch or len(images)
-        # Never a piece of one image: batch normalization cannot train on it.
-        pieces = max(1, min(math.ceil(len(images) / size), len(images) // 2))
-        total: Tensor | None = None
-        for some, truth in zip(
-            images.tensor_split(pieces), targets.tensor_split(pieces), strict=True
-        ):
-            with self._autocast():
-                loss = self.loss(self.model(some), truth)
-            if pieces > 1:
-                loss = loss * (len(some) / len(images))
-            loss.backward()
-            total = loss.detach() if total is None else total + loss.detach()
-        assert total is not None
-        return total
-
-    def _autocast(self) -> Any:
-        if self.spec.precision == "float32":
-            return nullcontext()
-        return torch.autocast(self.spec.device, torch.bfloat16)
+        return take_step(self.spec, self.model, self.optimizer, images, targets)
 
     def _read_losses(self) -> None:
         if not self.unread:
@@ -328,8 +295,8 @@ class _Loop:
         self.unread = []
 
     def _read_receipt(self) -> None:
-        if self.observation is not None:
-            self.position.receipt = self.observation.read(self.position.receipt)
+        if self.statistics is not None:
+            self.position.receipt = self.statistics.read(self.position.receipt)
 
     def _diverged_step(self, steps: int) -> int | None:
         first = self.position.epoch * steps + 1
@@ -340,9 +307,9 @@ class _Loop:
         return None if finite else first + steps - 1
 
     def _evaluate(self, name: str) -> dict[str, float]:
-        """The scores of a part, by its name and theirs."""
-        part = getattr(self.pipeline.dataset, name)
-        scores = evaluate(self.model, self.pipeline, part, self.loss, self._autocast)
+        """The scores of a split, by its name and theirs."""
+        split = getattr(self.pipeline.dataset, name)
+        scores = evaluate(self.spec, self.model, self.pipeline, split)
         return {f"{name}_{key}": value for key, value in scores.items()}
 
     def _metrics(self, cases: Cases | None) -> dict[str, float]:

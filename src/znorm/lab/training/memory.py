@@ -1,4 +1,4 @@
-"""What to do where memory does not hold a batch."""
+"""The memory that a step needs, and the pieces to take a batch in where that is too much."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from znorm.lab.datasets import Dataset
 from znorm.lab.errors import ConfigurationError
-from znorm.lab.losses import LOSSES
 from znorm.lab.spec import RunSpec
-from znorm.lab.training.beginning import begin, first_images
+from znorm.lab.training.setup import first_images, set_up
+from znorm.lab.training.step import forward_loss, take_step
 
 __all__ = ["Need", "available", "check", "fitting_micro_batch", "is_out_of_memory", "need"]
 
@@ -24,7 +24,7 @@ _SIGNS = ("out of memory", "alloc_failed", "can't allocate memory")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a GPU or this machine had no memory left, as libraries say it in many ways."""
+    """Tell whether a GPU or this machine had no memory left, as libraries say it in many ways."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     if isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in _SIGNS):
@@ -41,7 +41,7 @@ def fitting_micro_batch(spec: RunSpec, dataset: Dataset, error: BaseException) -
     spec : RunSpec
     dataset : Dataset
     error : BaseException
-        What the run failed by; what it still holds is let go.
+        The one that ended the run; the tensors that it still refers to are let go.
 
     Returns
     -------
@@ -63,12 +63,8 @@ def _fits(spec: RunSpec, dataset: Dataset, size: int) -> bool:
     if device.type == "cuda":
         torch.cuda.empty_cache()
     try:
-        model, optimizer = begin(spec, dataset)
-        images, targets = first_images(spec, dataset, size)
-        with torch.autocast(spec.device, torch.bfloat16, enabled=spec.precision == "bfloat16"):
-            loss = LOSSES[spec.loss](model(images), targets)
-        loss.backward()
-        optimizer.step()
+        model, optimizer = set_up(spec, dataset)
+        take_step(spec, model, optimizer, *first_images(spec, dataset, size))
     except Exception as error:
         if is_out_of_memory(error):
             traceback.clear_frames(error.__traceback__)
@@ -89,7 +85,7 @@ _AVERAGES = {"adam": 2, "adamw": 2, "sgd": 1}
 
 @dataclass(frozen=True)
 class Need:
-    """What a training step keeps in memory, at the least.
+    """The memory that a training step keeps, at the least.
 
     Parameters
     ----------
@@ -119,7 +115,7 @@ class Need:
 
 def need(spec: RunSpec, dataset: Dataset) -> Need:
     """Measured on forward passes of two and of four images: what more images add, and the rest."""
-    model, _ = begin(spec, dataset)
+    model, _ = set_up(spec, dataset)
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     two, four = (_kept(spec, model, dataset, size) for size in (2, 4))
     each = max(0, four - two) // 2
@@ -130,21 +126,18 @@ def _kept(spec: RunSpec, model: nn.Module, dataset: Dataset, size: int) -> int:
     """Bytes that a forward pass keeps beside the weights themselves."""
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
     kept: dict[int, int] = {}
-    held: list[Tensor] = []  # alive, so that no address comes twice
+    alive: list[Tensor] = []  # so that no address comes twice
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in weights:
-            held.append(tensor)
+            alive.append(tensor)
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     images, targets = first_images(spec, dataset, size)
-    with (
-        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
-        torch.autocast(spec.device, torch.bfloat16, enabled=spec.precision == "bfloat16"),
-    ):
-        loss = LOSSES[spec.loss](model(images), targets)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = forward_loss(spec, model, images, targets)
     del loss
     return sum(kept.values())
 
@@ -193,15 +186,15 @@ def check(spec: RunSpec, dataset: Dataset, jobs: int = 1) -> None:
         return
     memory = free / jobs
     try:
-        found = need(spec, dataset)
+        needed = need(spec, dataset)
     except Exception:  # a model that cannot be trained: its run says why
         return
-    fits = found.advised(size, memory)
+    fits = needed.advised(size, memory)
     if fits == size:
         return
     advice = "not even two fit" if fits is None else f"--micro-batch {fits} fits"
     raise ConfigurationError(
         f"model {spec.model}: {size} images of {height}x{width} at once need at least "
-        f"{found.of(size) / 1e9:.1f} GB, {memory / 1e9:.1f} are free"
+        f"{needed.of(size) / 1e9:.1f} GB, {memory / 1e9:.1f} are free"
         f"{' for each job' if jobs > 1 else ''}; {advice}"
     )

@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from znorm.lab.datasets import Dataset, Part
+from znorm.lab.datasets import Dataset, Split
+from znorm.lab.datasets.augmentation import augment_as_drawn_, drawn
 from znorm.lab.training.checksum import checksum
-from znorm.lab.training.sampler import augment_as_drawn_, drawn
 
 __all__ = ["Batch", "Pipeline"]
 
@@ -24,7 +24,7 @@ EVALUATION_PIXELS = 1 << 18
 
 @dataclass(frozen=True)
 class Batch:
-    """What one step trains on.
+    """The images and targets of one step.
 
     Parameters
     ----------
@@ -51,7 +51,7 @@ class Pipeline:
     ----------
     dataset : Dataset
     augment : str
-        As :func:`znorm.lab.training.sampler.augment_` takes it.
+        As :func:`znorm.lab.datasets.augmentation.augment_` takes it.
     seed : int
     device : torch.device
     workers : int, optional
@@ -77,7 +77,7 @@ class Pipeline:
         self.device = device
         self.workers = (WORKERS if dataset.train.mapped else 0) if workers is None else workers
         self.resident = device.type == "cuda" and not dataset.train.mapped
-        self._parts: dict[int, Part] = {}
+        self._copies: dict[int, Split] = {}
         mean, std = dataset.statistics if statistics is None else statistics
         self._shift = mean.to(device)[:, None, None]
         self._factor = (1 / std).to(device)[:, None, None]
@@ -118,31 +118,31 @@ class Pipeline:
         return self._batch(index, numbers)
 
     def _batch(self, index: Tensor, numbers: Tensor) -> Batch:
-        part = self._held(self.dataset.train)
-        images, targets = part.images[index], part.targets[index]
-        masks = targets if part.has_masks else None
+        train = self._near(self.dataset.train)
+        images, targets = train.images[index], train.targets[index]
+        masks = targets if train.has_masks else None
         augment_as_drawn_(images, self.augment, numbers, masks)
         return Batch(
             self._normalized(images), self._there(targets), self._there(checksum(images, targets))
         )
 
-    def evaluation_batches(self, part: Part) -> Iterator[tuple[Tensor, Tensor]]:
-        """A part's images and targets in order, not augmented."""
-        held = self._held(part)
-        height, width = part.images.shape[2:]
+    def evaluation_batches(self, split: Split) -> Iterator[tuple[Tensor, Tensor]]:
+        """The images and targets of a split in order, not augmented."""
+        source = self._near(split)
+        height, width = split.images.shape[2:]
         size = max(1, EVALUATION_PIXELS // (height * width))
-        for start in range(0, len(part), size):
-            images = self._normalized(held.images[start : start + size])
-            yield images, self._there(held.targets[start : start + size])
+        for start in range(0, len(split), size):
+            images = self._normalized(source.images[start : start + size])
+            yield images, self._there(source.targets[start : start + size])
 
-    def _held(self, part: Part) -> Part:
-        """The part where batches are made of it."""
-        if not self.resident or part.mapped:
-            return part
-        if id(part) not in self._parts:
-            images, targets = part.images.to(self.device), part.targets.to(self.device)
-            self._parts[id(part)] = replace(part, images=images, targets=targets)
-        return self._parts[id(part)]
+    def _near(self, split: Split) -> Split:
+        """The split itself, or its copy on the GPU."""
+        if not self.resident or split.mapped:
+            return split
+        if id(split) not in self._copies:
+            images, targets = split.images.to(self.device), split.targets.to(self.device)
+            self._copies[id(split)] = replace(split, images=images, targets=targets)
+        return self._copies[id(split)]
 
     def _there(self, tensor: Tensor) -> Tensor:
         """On the device; from pinned memory, so that nothing waits for the copy."""

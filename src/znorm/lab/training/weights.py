@@ -1,4 +1,4 @@
-"""What a finished run leaves to predict with: the net's weights, and how it was fed."""
+"""The file that a finished run leaves to predict with: the net's weights, and how it was fed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from znorm.lab.datasets import Dataset
 from znorm.lab.errors import DataError
-from znorm.lab.store import is_count
+from znorm.lab.numbers import is_count
 
 __all__ = ["RESERVED", "Trained", "dump", "load"]
 
@@ -72,20 +72,20 @@ def load(content: bytes, name: str = "weights.pt") -> Trained:
         If it is something else.
     """
     try:
-        held = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        loaded = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:
         # A file that was cut off or replaced fails in many ways; all of them mean the same.
         raise _not_weights(name, type(error).__name__) from None
-    reason = _why_not(held)
+    reason = _why_not(loaded)
     if reason is not None:
         raise _not_weights(name, reason)
     return Trained(
-        held["state"],
-        held["mean"].to(torch.float32),
-        held["std"].to(torch.float32),
-        tuple(held["classes"]),
-        held["outputs"],
-        tuple(held["image_size"]),
+        loaded["state"],
+        loaded["mean"].to(torch.float32),
+        loaded["std"].to(torch.float32),
+        tuple(loaded["classes"]),
+        loaded["outputs"],
+        tuple(loaded["image_size"]),
     )
 
 
@@ -93,17 +93,17 @@ def _not_weights(name: str, reason: str) -> DataError:
     return DataError(f"{name}: not the weights of a run ({reason}); train it again")
 
 
-def _why_not(held: Any) -> str | None:
-    """What keeps it from being what :func:`dump` wrote, in a few words."""
+def _why_not(loaded: Any) -> str | None:
+    """The reason why something is not what :func:`dump` writes, in a few words; None if it is."""
     keys = ("state", "mean", "std", "classes", "outputs", "image_size")
-    if not isinstance(held, dict) or any(key not in held for key in keys):
+    if not isinstance(loaded, dict) or any(key not in loaded for key in keys):
         return f"no {', '.join(keys)} by name"
-    state, classes, size = held["state"], held["classes"], held["image_size"]
+    state, classes, size = loaded["state"], loaded["classes"], loaded["image_size"]
     if not isinstance(state, dict) or not all(
         isinstance(key, str) and _is_plain(value) for key, value in state.items()
     ):
         return "state is not tensors by name"
-    mean, std = held["mean"], held["std"]
+    mean, std = loaded["mean"], loaded["std"]
     # Pictures are read in grey or in colour.
     if not (_is_statistic(mean) and _is_statistic(std) and mean.shape == std.shape):
         return "mean and std are not finite numbers of 1 or 3 channels"
@@ -118,7 +118,7 @@ def _why_not(held: Any) -> str | None:
     taken = [one for one in classes if one in RESERVED]
     if taken:
         return f"a class is called {taken[0]}, which is a column of its own"
-    if not is_count(held["outputs"]) or held["outputs"] not in (
+    if not is_count(loaded["outputs"]) or loaded["outputs"] not in (
         (1, 2) if len(classes) == 2 else (len(classes),)
     ):
         return f"outputs do not fit {len(classes)} classes"

@@ -1,0 +1,232 @@
+"""The verbs on runs as functions: compare, run, report, status."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from znorm.lab import trust
+from znorm.lab.errors import ConfigurationError
+from znorm.lab.options import CompareOptions, keywords
+from znorm.lab.paper.page import frame_of_folder
+from znorm.lab.reporting.report import write_report
+from znorm.lab.runs.folder import Run
+from znorm.lab.runs.grid import grid
+from znorm.lab.runs.progress import Display, Silent
+from znorm.lab.runs.runner import execute
+from znorm.lab.runs.survey import Damaged, survey
+from znorm.lab.spec import RunSpec, resolve
+
+__all__ = ["compare", "report", "report_and_damaged", "run", "specifications", "status"]
+
+PathLike: TypeAlias = str | os.PathLike[str]
+
+
+def specifications(options: CompareOptions) -> list[RunSpec]:
+    """The specifications of a comparison; errors are those of :func:`compare`."""
+    return grid(options.methods, options.seeds, options.choices())
+
+
+@keywords(CompareOptions)
+def compare(options: CompareOptions) -> list[Run]:
+    """Train methods on one task and model over seeds, all else equal, and write the report.
+
+    For one seed every method starts from the same weights and sees the same batches in the same
+    order. What is there already is not trained again; what was stopped goes on where it stood.
+
+    Parameters
+    ----------
+    task, model : str
+        Names that :func:`znorm.lab.names` lists; by default the built-in data and its model.
+    methods : sequence of str or mapping, optional
+        By default the six of the paper's tables. A mapping is a method of your own: ``name``,
+        ``transform`` (such as ``[{"ClipValue": {"threshold": 0.1}}, "ZNorm"]``), ``weight_decay``.
+    seeds : int or sequence of int
+        N means 0 to N-1.
+    epochs, lr, schedule, batch_size : optional
+        By default the task's.
+    micro_batch : int, optional
+        Images that are in memory at once; gradients of a batch's pieces add up.
+    optimizer : str or mapping
+        "adam", "adamw", "sgd", "rmsprop", or any class as "torch.optim.NAdam"; a mapping has
+        ``name`` and the class's arguments.
+    device, precision : str
+        ``auto`` takes what is fastest on this machine.
+    deterministic : bool
+        Ask torch for deterministic algorithms.
+    cuda_graph : bool
+        On a GPU, capture each whole step in one CUDA graph: launched at once, not kernel by kernel.
+    limit : int, optional
+        At most so many images of each part; the page then says so.
+    set : mapping, optional
+        Further keys of the specification, such as ``{"data.augment": "none"}`` or
+        ``{"model_options.stem": "cifar"}``.
+    workers : int, optional
+        Threads that read ahead, of a set that does not fit in memory.
+    jobs : int
+        Runs that are trained side by side, each in a process of its own: a small net leaves most of
+        a large GPU idle. On a CPU each then has a share of the threads, on whose number the last
+        bits depend; a run keeps the number that it began with.
+    retry : bool
+        Whether runs that failed are trained again, whatever it was; those that ran out of memory or
+        of disk are by themselves. Runs that diverged are left as they are.
+    out : path
+        Where run folders and the report go.
+    display : Display, optional
+        What shows progress; nothing by default.
+
+    Returns
+    -------
+    list of Run
+
+    Raises
+    ------
+    ConfigurationError, DataError
+        Before anything is trained.
+    DiskFullError, Interrupted
+        With the state saved where it could be.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from znorm import lab
+    >>> runs = lab.compare(methods=["znorm"], seeds=1, epochs=1, limit=16, out=tempfile.mkdtemp())
+    >>> runs[0].status
+    'done'
+    """
+    specs = specifications(options)
+    _check_folder(options.out)
+    runs = [Run.at(options.out, spec) for spec in specs]
+    display = options.display or Silent()
+    # What this call names is the caller's own; what else lies in the folder is not.
+    with trust.trusting(trust.names_of(specs)):
+        execute(runs, display, options.workers, options.jobs, retry=options.retry)
+        report(options.out)
+    return runs
+
+
+def _check_folder(out: PathLike) -> None:
+    """Refuse a place for runs that is a file, before anything is trained."""
+    place = Path(out)
+    for path in (place, *place.parents):
+        if path.exists() or path.is_symlink():
+            if not path.is_dir():
+                raise ConfigurationError(f"out: {path} is a file; give a folder")
+            return
+
+
+def run(
+    spec: RunSpec | Mapping[str, Any],
+    *,
+    out: PathLike = "runs",
+    workers: int | None = None,
+    retry: bool = False,
+    trust_models: bool = True,
+    display: Display | None = None,
+) -> Run:
+    """Train the one run that a specification describes, or go on with it.
+
+    Parameters
+    ----------
+    spec : RunSpec or mapping
+        Keys as in spec.json; what is missing takes the task's defaults.
+    out : path
+    workers : int, optional
+    retry : bool
+        As :func:`compare` takes it.
+    trust_models : bool, default True
+        Whether a model or optimizer that is code elsewhere is imported. What you write yourself is
+        your own; pass False for a specification that somebody has sent, as ``znorm run`` does.
+    display : Display, optional
+
+    Raises
+    ------
+    ConfigurationError, DataError, DiskFullError, Interrupted
+        As :func:`compare` does.
+    """
+    _check_folder(out)
+    with trust.trusting(everything=trust_models):
+        if not isinstance(spec, RunSpec):
+            trust.check(spec)  # before anything that it names is looked up
+        resolved = spec if isinstance(spec, RunSpec) else resolve(spec)
+        one = Run.at(out, resolved)
+        execute([one], display or Silent(), workers, retry=retry)
+    return one
+
+
+def report(out: PathLike = "runs", *, images: bool = True, trust_models: bool = False) -> Path:
+    """Write the report of all runs below ``out``: one self-contained page.
+
+    Parameters
+    ----------
+    out : path
+    images : bool
+        Whether it shows pictures of the data; without them it may be passed on where the data may
+        not.
+    trust_models : bool
+        Whether models are built that are code elsewhere, by the names that the folder's
+        specifications have for them: for pictures of what they predict. Else the names are shown.
+
+    Returns
+    -------
+    Path
+        Of the page.
+
+    Raises
+    ------
+    DataError
+        If there are no runs.
+    """
+    return report_and_damaged(out, images=images, trust_models=trust_models)[0]
+
+
+def report_and_damaged(
+    out: PathLike, *, images: bool, trust_models: bool
+) -> tuple[Path, list[Damaged]]:
+    """As :func:`report`, and the folders that cannot be read."""
+    root = Path(out)
+    return write_report(root, images=images, trust_models=trust_models, frame=frame_of_folder(root))
+
+
+def status(out: PathLike = "runs") -> list[dict[str, Any]]:
+    """The status of each run below ``out``: one dict a run.
+
+    Raises
+    ------
+    DataError
+        If there is no such folder.
+    """
+    runs, damaged = survey(out)
+    rows = []
+    for one in runs:
+        result = one.result or {}
+        rows.append(
+            {
+                "task": one.spec.task,
+                "model": one.spec.model,
+                "method": one.spec.method,
+                "seed": one.spec.seed,
+                "status": one.status,
+                "epochs_done": len(one.history),
+                "epochs": one.spec.epochs,
+                "diverged_step": result.get("diverged_step"),
+                "error": result.get("error"),
+                "metrics": result.get("metrics", {}),
+                "folder": str(one.folder),
+            }
+        )
+    nothing = dict.fromkeys(("task", "model", "method", "seed", "epochs", "diverged_step"))
+    for other in damaged:
+        rows.append(
+            {
+                **nothing,
+                "status": other.status,
+                "epochs_done": None,
+                "error": other.reason,
+                "metrics": {},
+                "folder": str(other.folder),
+            }
+        )
+    return rows

@@ -1,0 +1,165 @@
+"""Predictions of a trained model: of its own test split, or of a folder of pictures."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import warnings
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TypeAlias
+
+from znorm.lab import tasks, trust
+from znorm.lab.datasets import Split
+from znorm.lab.errors import ConfigurationError, DataError
+from znorm.lab.prediction.output import (
+    STARTED,
+    check_free,
+    class_rows,
+    files_of,
+    names_of_earlier,
+    remove,
+    remove_earlier,
+    write_masks,
+)
+from znorm.lab.prediction.pictures import note_on_other_files, read_pictures
+from znorm.lab.runs.files import check_within, write_table
+from znorm.lab.runs.folder import Run
+from znorm.lab.runs.inference import check_images_of_run, outputs_of, trained_net
+from znorm.lab.runs.progress import Display
+from znorm.lab.training.weights import Trained
+
+__all__ = ["predict"]
+
+PathLike: TypeAlias = str | os.PathLike[str]
+
+
+def predict(
+    run: Run | PathLike,
+    folder: PathLike | None = None,
+    *,
+    out: PathLike | None = None,
+    trust_models: bool = False,
+    display: Display | None = None,
+) -> Path:
+    """Predict the test part of a finished run, or pictures in a folder.
+
+    Parameters
+    ----------
+    run : Run or path
+        Its folder, ``.../seed-0``.
+    folder : path, optional
+        Of pictures (png, tif, jpg or bmp, folders within it too) with the size and channels that
+        the model was trained on. ``NAME_mask`` beside ``NAME`` is the true mask of it. Of other
+        files a note tells.
+    out : path, optional
+        By default a folder in ``predictions`` within the run's own. What an earlier call wrote
+        there is replaced; what somebody else has put there is not.
+    trust_models : bool
+        Whether a model is built that is code elsewhere, by the name that the run's specification
+        has for it.
+    display : Display, optional
+        Gets the notes, which else are warnings.
+
+    Returns
+    -------
+    Path
+        Of a folder: ``predictions.csv``, a row an image; for masks ``masks/`` as black and white
+        pictures, ``overlays/`` with outlines (the truth white, the prediction orange) and
+        ``cases.png``, the best, the median and the worst by Dice among images whose truth marks
+        anything; without truth the first ones.
+
+    Raises
+    ------
+    ConfigurationError
+        If the run is not finished; for a model that is not trusted; if ``out`` is ``folder``.
+    DataError
+        If weights or pictures are missing, unreadable or of another size, if the weights are not
+        those that the run ended with, or give what is not finite, if the test part has other images
+        than the run was tested on, or if what is in the way was not written by an earlier call;
+        nothing is written.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from znorm import lab
+    >>> runs = lab.compare(methods=["znorm"], seeds=1, epochs=1, limit=8, out=tempfile.mkdtemp())
+    >>> (lab.predict(runs[0]) / "predictions.csv").read_text().splitlines()[0]
+    'name,truth,predicted,no tumour,tumour'
+    """
+    with trust.trusting(everything=trust_models):
+        one = run if isinstance(run, Run) else _run(Path(run))
+        warn = partial(warnings.warn, stacklevel=3)
+        return _predict(one, folder, out, warn if display is None else display.note)
+
+
+def _predict(
+    one: Run, folder: PathLike | None, out: PathLike | None, note: Callable[[str], None]
+) -> Path:
+    one.check_no_link()
+    trust.check(one.spec)
+    trained, output = trained_net(one), tasks.TASKS[one.spec.task].output
+    place = "test" if folder is None else _name_for(Path(folder))
+    home = Path(out) if out is not None else one.folder / "predictions" / place
+    if folder is None:
+        names, split = _test_split(one, trained)
+        truth = True
+    else:
+        if home.resolve() == Path(folder).resolve():
+            raise ConfigurationError(
+                f"out: {home} is the folder of the pictures itself; give another"
+            )
+        names, split, truth = read_pictures(Path(folder), home, trained, output)
+        if text := note_on_other_files(Path(folder), home):
+            note(text)
+    files = files_of(home, names) if output == "mask" else []
+    # All of them before anything is written: what a link leads to is not ours to write in.
+    for parent in {path.parent for path in (home / "predictions.csv", *files)}:
+        check_within(one.folder if out is None else home, parent / "a")
+    earlier = names_of_earlier(home)
+    check_free(files, set(files_of(home, earlier)))
+    outputs = outputs_of(one, trained, split)
+    if not outputs.isfinite().all():
+        raise DataError(
+            f"{one.folder / 'weights.pt'}: the net gives what is not finite for these pictures"
+        )
+    # Names first and the table last: one that is there is whole, and whatever is left by a call
+    # that was stopped is known to the next.
+    started = dict.fromkeys((*earlier, *(names if output == "mask" else ())))
+    if started:
+        write_table(home / STARTED, [{"started": name} for name in started])
+    remove_earlier(home, earlier)
+    if output == "mask":
+        rows = write_masks(home, split, names, outputs[:, 0] > 0, truth=truth)
+    else:
+        rows = class_rows(split, names, outputs.softmax(1), trained.classes, truth=truth)
+    write_table(home / "predictions.csv", rows)
+    remove(home / STARTED)
+    return home
+
+
+def _run(folder: Path) -> Run:
+    if not (folder / "spec.json").exists():
+        raise DataError(f"{folder}: not the folder of one run, as .../METHOD__HASH/seed-0")
+    return Run.open(folder)
+
+
+def _name_for(folder: Path) -> str:
+    """The name of the folder that predictions of a folder go to: no two share one."""
+    whole = folder.resolve()
+    return f"{whole.name}-{hashlib.sha256(str(whole).encode()).hexdigest()[:6]}"
+
+
+def _test_split(run: Run, trained: Trained) -> tuple[tuple[str, ...], Split]:
+    """The test split that the run was tested on, and its names."""
+    dataset = tasks.load(run.spec.task, run.spec.data)
+    check_images_of_run(run, dataset)
+    shape = (len(trained.mean), *trained.image_size)
+    if trained.classes != dataset.classes or shape != dataset.test.images.shape[1:]:
+        raise DataError(
+            f"{run.folder / 'weights.pt'}: of other classes, channels or image size than the data "
+            "set; train the run again"
+        )
+    test = dataset.test
+    return test.names or tuple(f"test-{row}" for row in range(len(test))), test

@@ -1,0 +1,94 @@
+"""The facts on a page about the images of its runs, also once the images are gone."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from pydantic import TypeAdapter, ValidationError
+
+from znorm.lab.datasets import Dataset
+from znorm.lab.errors import DataError
+from znorm.lab.runs.files import check_within, read_file, write_atomically
+from znorm.lab.spec import RunSpec
+
+__all__ = ["DataCard", "data_card"]
+
+
+@dataclass(frozen=True)
+class DataCard:
+    """The facts on a data set.
+
+    Parameters
+    ----------
+    classes : tuple of str
+        As of :class:`znorm.lab.datasets.Dataset`.
+    images : mapping
+        Of "training", "validation" and "test", how many images each class has.
+    notes : tuple of str
+        What a reader must know: that it is a part of a set, limited, synthetic.
+    """
+
+    classes: tuple[str, ...]
+    images: Mapping[str, tuple[int, ...]]
+    notes: tuple[str, ...]
+
+
+def data_card(
+    root: Path, spec: RunSpec, dataset: Dataset | DataError, trained_on: Collection[str] = ()
+) -> DataCard:
+    """Of the images if they are here, and then kept beside the runs; else as it was kept.
+
+    A part of a set must not pass for the whole because its images have been moved away.
+
+    Parameters
+    ----------
+    root : Path
+    spec : RunSpec
+    dataset : Dataset or DataError
+        Images that the runs were trained on, or why they are not here.
+    trained_on : collection of str
+        The fingerprints of the runs' images, where they tell: each set has a card of its own, so
+        that no other that takes its place can take its card's.
+    """
+    # One without a fingerprint is of runs that do not tell, as those of earlier versions.
+    unnamed = _place(root, spec, "")
+    if isinstance(dataset, Dataset):
+        splits = {
+            "training": dataset.train,
+            "validation": dataset.validation,
+            "test": dataset.test,
+        }
+        number = len(dataset.classes)
+        card = DataCard(
+            dataset.classes,
+            {name: tuple(part.class_counts(number)) for name, part in splits.items()},
+            dataset.notes,
+        )
+        content = (json.dumps(asdict(card), indent=2) + "\n").encode()
+        path = _place(root, spec, dataset.fingerprint) if trained_on else unnamed
+        if content not in (_kept(path), _kept(unnamed)):
+            check_within(root, path)
+            write_atomically(path, content)
+        return card
+    for path in (*(_place(root, spec, one) for one in sorted(trained_on)), unnamed):
+        with suppress(ValidationError):
+            return TypeAdapter(DataCard).validate_json(_kept(path) or b"")
+    return DataCard((), {}, (f"The images are not here: {dataset}",))
+
+
+def _place(root: Path, spec: RunSpec, fingerprint: str) -> Path:
+    content = f"{spec.data_key} {fingerprint}" if fingerprint else spec.data_key
+    key = hashlib.sha256(content.encode()).hexdigest()[:8]
+    return root / spec.task / f"data__{key}.json"
+
+
+def _kept(path: Path) -> bytes | None:
+    try:
+        return read_file(path)
+    except (FileNotFoundError, DataError):
+        return None

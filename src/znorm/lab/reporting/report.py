@@ -1,0 +1,58 @@
+"""The report of all runs below a folder: what it needs is read, then the page is written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from znorm.lab import tasks, trust
+from znorm.lab.datasets import Dataset
+from znorm.lab.errors import ConfigurationError, DataError
+from znorm.lab.reporting.page import Frame, write_page
+from znorm.lab.reporting.trivial_baseline import trivial_baseline
+from znorm.lab.runs.folder import Run
+from znorm.lab.runs.survey import Damaged, survey
+
+__all__ = ["write_report"]
+
+
+def write_report(
+    root: Path, *, images: bool, trust_models: bool = False, frame: Frame | None = None
+) -> tuple[Path, list[Damaged]]:
+    """Write ``report.html`` under ``root``; its path, and what cannot be read.
+
+    Parameters
+    ----------
+    root : Path
+    images, trust_models : bool
+        As :func:`znorm.lab.report` takes them.
+    frame : Frame, optional
+        What the runs are a part of.
+
+    Raises
+    ------
+    DataError
+        If there are no runs.
+    """
+    with trust.trusting(everything=trust_models):
+        runs, damaged = survey(root)
+        if not runs and not damaged:
+            raise DataError(f"{root}: no runs in it; znorm compare makes some")
+        datasets: dict[str, Dataset | DataError] = {}
+        for run in runs:
+            key = run.spec.data_key
+            if key not in datasets:
+                datasets[key] = _dataset(run)
+            dataset = datasets[key]
+            if isinstance(dataset, Dataset):
+                trivial_baseline(root, run.spec, dataset)
+        return write_page(root, runs, datasets, frame, images=images, damaged=damaged), damaged
+
+
+def _dataset(run: Run) -> Dataset | DataError:
+    """The run's images, or why they are not here: results are shown without them, too."""
+    try:
+        return tasks.load(run.spec.task, run.spec.data)
+    except DataError as error:
+        return error
+    except ConfigurationError as error:
+        return DataError(str(error))

@@ -1,0 +1,1 @@
+"""Runs: their folders, grids of them, and what trains them."""
