@@ -117,7 +117,7 @@ class Dataset:
 
     @property
     def channels(self) -> int:
-        """Of the images."""
+        """The channels of an image."""
         return self.train.images.shape[1]
 
     @property

@@ -73,7 +73,7 @@ def h5_file(part: str, kind: str) -> Path:
 
 
 def layouts_here() -> list[str]:
-    """Of "h5" and "kaggle" those of which something is there, the preferred one first."""
+    """The editions, "h5" or "kaggle", of which something is there, the preferred one first."""
     layouts = []
     if all(h5_file(part, kind).exists() for part in H5_IMAGES for kind in "xy"):
         layouts.append("h5")
@@ -197,7 +197,7 @@ def _read_h5(part: str) -> Split:
 
 
 def patches_here() -> dict[str, str]:
-    """Of each id of the Kaggle edition the name of its file in ``train``."""
+    """The name of the file in ``train`` for each id of the Kaggle edition."""
     here: dict[str, str] = {}
     train = folder() / "train"
     for name in listing(train) if train.is_dir() else []:

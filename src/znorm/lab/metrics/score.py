@@ -65,7 +65,7 @@ class ClassPredictions:
 
     @cached_property
     def probabilities(self) -> Tensor:
-        """Of each class: (N, classes)."""
+        """The probability of each class: (N, classes)."""
         return self.logits.softmax(1)
 
     @cached_property

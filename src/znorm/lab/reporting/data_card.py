@@ -41,7 +41,7 @@ class DataCard:
 def data_card(
     root: Path, spec: RunSpec, dataset: Dataset | DataError, trained_on: Collection[str] = ()
 ) -> DataCard:
-    """Of the images if they are here, and then kept beside the runs; else as it was kept.
+    """The card of the images if they are here, kept beside the runs then; else as it was kept.
 
     A part of a set must not pass for the whole because its images have been moved away.
 

@@ -137,7 +137,7 @@ def _free(spec: RunSpec) -> int | None:
 
 
 def _paces(spec: RunSpec, dataset: Dataset, most: int) -> tuple[_Pace, float]:
-    """Of training steps with at most so many images at once; seconds an image in evaluation."""
+    """The pace of steps with at most so many images at once; seconds an image in evaluation."""
     model, optimizer = set_up(spec, dataset)
 
     def step(images: torch.Tensor, targets: torch.Tensor) -> None:
