@@ -26,7 +26,8 @@ TOLERANCE = {"float32": 1e-4, "float64": 1e-9, "bfloat16": 0.05}
 
 
 @pytest.mark.parametrize(
-    "kernels", ["cpu", "reference", pytest.param("triton", marks=pytest.mark.slow)]
+    "kernels",
+    ["cpu", *(pytest.param(one, marks=pytest.mark.slow) for one in ("reference", "triton"))],
 )
 def test_kernels_give_the_bits_that_they_gave(kernels: str) -> None:
     pytest.importorskip("triton" if kernels == "triton" else "numba")

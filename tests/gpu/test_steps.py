@@ -17,8 +17,9 @@ from kit import DTYPES, gradients, made, on, step
 
 pytestmark = pytest.mark.gpu
 
+# Without a first average the step is that of the gradient alone.
 UPDATES = kit.UPDATES | {
-    "adam, the gradient alone": (znorm.optim.Adam, {"lr": 1e-2, "betas": (0.0, 0.9)}),
+    "adam, decay": (znorm.optim.Adam, {"lr": 1e-2, "weight_decay": 0.1, "betas": (0.0, 0.9)}),
 }
 TRANSFORMS = kit.TRANSFORMS | {"unit": znorm.UnitNorm()}
 SHAPES = [(1,), (7,), (1, 3), (5, 7), (9, 3, 3, 3), (129, 257)]
