@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, Self, TypeAlias
 
 from torch import Tensor
@@ -36,7 +37,7 @@ class ZScore:
     scale: bool = True
     correction: int = 0
 
-    @property
+    @cached_property
     def numbers(self) -> tuple[float, float, float, float]:
         """The four as kernels read them."""
         return float(self.eps), float(self.center), float(self.scale), float(self.correction)
@@ -83,6 +84,7 @@ class Transform:
     Examples
     --------
     >>> from dataclasses import dataclass
+from functools import cached_property
     >>> import torch, znorm
     >>> @dataclass(frozen=True)
     ... class ClipDeviation(znorm.transforms.Transform):

@@ -24,7 +24,8 @@ _KEPT = {**_OPTIONS, "cache": True}
 _ADAM, _SGD = 2, 3
 
 
-@njit(**_OPTIONS)
+# Part of the driver's loop over tensors: a call with whole tables costs as much as a small tensor.
+@njit(**_OPTIONS, forceinline=True)
 def update(kind, addresses, tensor, start, length, high, low, scale, constants, dtype):
     """One step of the rule of that number for a stretch of a tensor; the gradient is not written.
 
