@@ -84,7 +84,6 @@ class Transform:
     Examples
     --------
     >>> from dataclasses import dataclass
-from functools import cached_property
     >>> import torch, znorm
     >>> @dataclass(frozen=True)
     ... class ClipDeviation(znorm.transforms.Transform):
