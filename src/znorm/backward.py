@@ -417,9 +417,9 @@ def _running_backwards() -> list[tuple[Tensor, ...]]:
     # while the one that called backward waits.
     longest: list[tuple[Tensor, ...]] = []
     frames = sys._current_frames()
-    own = frames.pop(threading.get_ident())
-    for frame in (own, *frames.values()):
-        if frame is not own and longest:
+    here = frames.pop(threading.get_ident())
+    for frame in (here, *frames.values()):
+        if frame is not here and longest:
             break  # this thread's own, whatever others do
         longest = max(longest, running_losses(frame), key=len)
     return longest

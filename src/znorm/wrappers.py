@@ -160,11 +160,11 @@ def _reason_against_flat(kind: str) -> str:
     )
 
 
-def _no_optimizer(found: Any) -> str:
+def _no_optimizer(thing: Any) -> str:
     hint = ""
-    if isinstance(found, nn.Module):
+    if isinstance(thing, nn.Module):
         hint = "; the model goes in model="
-    elif isinstance(found, list | tuple):
+    elif isinstance(thing, list | tuple):
         hint = "; attach to each of several by itself"
-    kind = found.__name__ if isinstance(found, type) else type(found).__name__
+    kind = thing.__name__ if isinstance(thing, type) else type(thing).__name__
     return f"optimizer: expected a torch.optim.Optimizer, found {kind}{hint}"

@@ -207,12 +207,12 @@ def _sum_blocks(gradient, origin, length, begin, end, shift, partial, row, dtype
     quarter = _quarter(length)
     for block in range(begin, end):
         if (block + 3 * quarter + 1) * BLOCK <= length:
-            found = kernels.sums_of_four(
+            four = kernels.sums_of_four(
                 gradient, origin + block * BLOCK, quarter * BLOCK, BLOCK, shift, dtype
             )
             for k in range(4):
-                partial[row + block + k * quarter, 0] = found[2 * k]
-                partial[row + block + k * quarter, 1] = found[2 * k + 1]
+                partial[row + block + k * quarter, 0] = four[2 * k]
+                partial[row + block + k * quarter, 1] = four[2 * k + 1]
             continue
         for k in range(4):
             start = (block + k * quarter) * BLOCK
@@ -255,9 +255,9 @@ def clamp(thread, threads, dtype, addresses, whole, bound, read, sync):
             return
         gradient = addresses[1, whole[item, 0]]
         if gradient != 0:
-            found = kernels.clamp(gradient, whole[item, 1], whole[item, 2], bound, dtype)
+            sums = kernels.clamp(gradient, whole[item, 1], whole[item, 2], bound, dtype)
             for k in range(5):
-                read[item, k] = found[k]
+                read[item, k] = sums[k]
 
 
 @njit(**_OPTIONS)

@@ -137,8 +137,8 @@ def narrowed(builder: Any, value: Any, dtype: Any, count: int = 1) -> Any:
 
 
 def _place(context: Any, builder: Any, array: Any, args: Any) -> Any:
-    held = context.make_array(array)(context, builder, args[0])
-    return builder.gep(held.data, [args[1]])
+    made = context.make_array(array)(context, builder, args[0])
+    return builder.gep(made.data, [args[1]])
 
 
 @intrinsic

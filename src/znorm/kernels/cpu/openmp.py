@@ -27,8 +27,8 @@ def _parallel() -> Callable[..., None] | None:
     if not hasattr(os, "RTLD_NOLOAD"):
         return None
     place = Path(torch.__file__).parent
-    found = [*place.glob("lib/libgomp*.so*"), *place.parent.glob("torch.libs/libgomp*.so*")]
-    for path in found:
+    paths = [*place.glob("lib/libgomp*.so*"), *place.parent.glob("torch.libs/libgomp*.so*")]
+    for path in paths:
         try:
             library = ctypes.CDLL(str(path), mode=os.RTLD_NOLOAD | os.RTLD_NOW)
             function: Any = library.GOMP_parallel

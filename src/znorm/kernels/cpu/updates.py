@@ -179,15 +179,15 @@ def _sgd(parameter, gradient, buffer, start, length, high, low, scale, constants
     for i in range(0, whole, lanes):
         w = load_lanes(p, i)
         x = _taken(load_lanes(g, i), w, high, low, scale, decay)
-        held = multiply_add(load_lanes(b, i), momentum, taken * x)
-        store_lanes(b, i, held)
-        store_lanes(p, i, w - rate * multiply_add(held, shared, own * x))
+        kept = multiply_add(load_lanes(b, i), momentum, taken * x)
+        store_lanes(b, i, kept)
+        store_lanes(p, i, w - rate * multiply_add(kept, shared, own * x))
     for i in range(whole, length):
         w = load(p, i)
         x = _taken(load(g, i), w, high, low, scale, decay)
-        held = multiply_add(load(b, i), momentum, taken * x)
-        store(b, i, held)
-        store(p, i, w - rate * multiply_add(held, shared, own * x))
+        kept = multiply_add(load(b, i), momentum, taken * x)
+        store(b, i, kept)
+        store(p, i, w - rate * multiply_add(kept, shared, own * x))
 
 
 @njit(**_KEPT)

@@ -93,9 +93,9 @@ def _joined(builder: Any, vectors: list[Any]) -> Any:
 def _spread(builder: Any, value: Any) -> Any:
     """One number in every place of a vector."""
     nothing = ir.Constant(_VECTOR, ir.Undefined)
-    held = builder.insert_element(nothing, value, ir.Constant(_I32, 0))
+    single = builder.insert_element(nothing, value, ir.Constant(_I32, 0))
     first = ir.Constant(ir.VectorType(_I32, _WIDTH), [0] * _WIDTH)
-    return builder.shuffle_vector(held, nothing, first)
+    return builder.shuffle_vector(single, nothing, first)
 
 
 def _operation(python: Any, instruction: str) -> None:

@@ -128,10 +128,10 @@ def _sgd(p, x, m, place, inside, c, DTYPE: tl.constexpr):
     own, shared = tl.load(c + 4), tl.load(c + 5)
     x = tl.fma(w, decay + tl.zeros_like(w), x * tl.load(c + 6))
     if shared != 0:  # else there is no momentum, and no buffer either
-        held = tl.load(m + place, mask=inside, other=0.0).to(tl.float32)
-        held = tl.fma(held, momentum + tl.zeros_like(w), taken * x)
-        store(m + place, held, inside, DTYPE)
-        x = tl.fma(held, shared + tl.zeros_like(w), own * x)
+        kept = tl.load(m + place, mask=inside, other=0.0).to(tl.float32)
+        kept = tl.fma(kept, momentum + tl.zeros_like(w), taken * x)
+        store(m + place, kept, inside, DTYPE)
+        x = tl.fma(kept, shared + tl.zeros_like(w), own * x)
     store(p + place, w - rate * x, inside, DTYPE)
 
 
@@ -170,8 +170,8 @@ def _advance_sgd(
     tl.store(c + 1, tl.load(o + 3, mask=inside, other=0.0).to(tl.float32), mask=present)
     tl.store(c + 2, tl.where(later, momentum, 0.0).to(tl.float32), mask=present)
     tl.store(c + 3, tl.where(later, 1.0 - dampening, 1.0).to(tl.float32), mask=present)
-    own = tl.where((momentum == 0.0) | nesterov, 1.0, 0.0)
-    tl.store(c + 4, own.to(tl.float32), mask=present)
+    alone = tl.where((momentum == 0.0) | nesterov, 1.0, 0.0)
+    tl.store(c + 4, alone.to(tl.float32), mask=present)
     shared = tl.where(momentum == 0.0, 0.0, tl.where(nesterov, momentum, 1.0))
     tl.store(c + 5, shared.to(tl.float32), mask=present)
     maximizes = tl.load(o + 5, mask=inside, other=0.0) != 0.0
