@@ -7,6 +7,9 @@ of a page are executed in their order, as one script.
     # in PATH, before: LINE
     # in PATH, after: LINE
     # in PATH, in place of: LINE
+    # at the end of PATH
+
+LINE is the beginning of a line, which no other one of that file has.
 """
 
 from __future__ import annotations
@@ -24,24 +27,30 @@ ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs" / "extend").glob("*.md"))
 _BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _PLACE = re.compile(
-    r"# (?:new file: (?P<new>\S+)|in (?P<file>\S+), (?P<how>[a-z ]+): (?P<line>.*))"
+    r"# (?:new file: (?P<new>\S+)|at the end of (?P<end>\S+)"
+    r"|in (?P<file>\S+), (?P<how>[a-z ]+): (?P<line>.*))"
 )
 
 
 def put(root: Path, head: re.Match[str], text: str) -> None:
     """Put a block of a page where its first line says."""
+    path = root / (head["new"] or head["end"] or head["file"])
     if head["new"]:
-        path = root / head["new"]
         assert not path.exists(), f"{path} is there already"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
         return
-    path = root / head["file"]
-    before = path.read_text()
-    line = head["line"] + "\n"
-    assert before.count(line) == 1, f"{head['file']} has {before.count(line)} lines {line!r}"
-    at = {"before": text + line, "after": line + text, "in place of": text}[head["how"]]
-    path.write_text(before.replace(line, at))
+    lines = path.read_text().splitlines(keepends=True)
+    if head["end"]:
+        path.write_text("".join([*lines, text]))
+        return
+    places = [number for number, line in enumerate(lines) if line.startswith(head["line"])]
+    assert len(places) == 1, f"{head['file']}: {len(places)} lines begin with {head['line']!r}"
+    (at,) = places
+    ends = {"before": (at, at), "after": (at + 1, at + 1), "in place of": (at, at + 1)}
+    first, last = ends[head["how"]]
+    lines[first:last] = [text]
+    path.write_text("".join(lines))
 
 
 def run(page: Path, root: Path, **environment: str) -> None:

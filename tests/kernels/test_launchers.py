@@ -16,7 +16,8 @@ import znorm
 from znorm.engine.receipts import Receipt
 from znorm.kernels.base import Coefficients, StepContext
 from znorm.layers import LayerSlice
-from znorm.optim import rules
+from znorm.optim.adam import ADAM_RULE
+from znorm.optim.sgd import SGD_RULE
 from znorm.transforms.base import ZScore
 
 triton = pytest.importorskip("triton")
@@ -95,7 +96,7 @@ def test_what_is_launched_binds_by_number_name_and_type(monkeypatch: pytest.Monk
     batch.apply_affine_(tensors, coefficients)
     for context in (StepContext(), StepContext(wide, one, receipt)):
         batch.normalize_(tensors, ZScore(1e-10), context)
-        for rule in (rules.ADAM, rules.SGD):
+        for rule in (ADAM_RULE, SGD_RULE):
             states = [
                 {name: torch.zeros(shape) for name in rule.state_names} | {"step": torch.zeros(())}
                 for shape in shapes

@@ -15,7 +15,8 @@ import znorm
 from znorm.kernels import registry
 from znorm.kernels.base import Backend, Coefficients, StepContext
 from znorm.kernels.selftest import fault
-from znorm.optim import rules
+from znorm.optim.adam import ADAM_RULE, ADAMW_RULE
+from znorm.optim.sgd import SGD_RULE
 from znorm.transforms.base import ZScore
 
 CPU = torch.device("cpu")
@@ -32,7 +33,7 @@ def backend() -> Backend:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_what_is_there_is_right(backend: Backend, dtype: torch.dtype) -> None:
     assert fault(backend, dtype, CPU) is None
-    for rule in (rules.ADAM, rules.ADAMW, rules.SGD):
+    for rule in (ADAM_RULE, ADAMW_RULE, SGD_RULE):
         assert rule.name in backend.update_rules
         assert fault(backend, dtype, CPU, rule) is None
 
@@ -82,7 +83,7 @@ BREAKS: dict[str, tuple[str, Any, Any, str]] = {
     "steps the other way": (
         "update_",
         lambda right, gradients, *rest: right([-gradients[0]], *rest),
-        rules.ADAM,
+        ADAM_RULE,
         "weights after a step of adam came out as",
     ),
     "forgets Nesterov": (
@@ -90,7 +91,7 @@ BREAKS: dict[str, tuple[str, Any, Any, str]] = {
         lambda right, gradients, numbers, *rest: right(
             gradients, [[*numbers[0][:4], 0.0, numbers[0][5]]], *rest
         ),
-        rules.SGD,
+        SGD_RULE,
         "weights after a step of sgd came out as",
     ),
 }
@@ -127,7 +128,7 @@ def test_a_backend_that_is_wrong_warns_once_and_is_not_used(
 
 
 def test_a_rule_that_a_backend_lacks_is_refused_and_said(backend: Backend) -> None:
-    unknown = replace(rules.SGD, name="lion")
+    unknown = replace(SGD_RULE, name="lion")
     batch = backend.batch([0], [torch.zeros(3)], [()], units=0, measures=False)
     with pytest.raises(ValueError, match=r"the cpu kernels have no update rule 'lion'; they have"):
         batch.bind_state(unknown, [torch.zeros(3)], [{}], [0], [True])
@@ -142,7 +143,7 @@ def test_triton_refuses_it_too() -> None:
 
     batch = BACKEND.batch([0], [torch.zeros(3)], [()], units=0, measures=False)
     with pytest.raises(ValueError, match=r"the triton kernels have no update rule 'lion'"):
-        batch.bind_state(replace(rules.SGD, name="lion"), [torch.zeros(3)], [{}], [0], [True])
+        batch.bind_state(replace(SGD_RULE, name="lion"), [torch.zeros(3)], [{}], [0], [True])
     with pytest.raises(NotImplementedError, match="do not clamp"):
         batch.clamp_([torch.zeros(3)], 1.0)
 
@@ -152,7 +153,7 @@ def test_every_backend_has_the_arithmetic_of_every_rule() -> None:
     from znorm.kernels.cpu import BACKEND as CPU_BACKEND
     from znorm.kernels.triton import BACKEND as TRITON_BACKEND
 
-    names = {rule.name for rule in (rules.ADAM, rules.ADAMW, rules.SGD)}
+    names = {rule.name for rule in (ADAM_RULE, ADAMW_RULE, SGD_RULE)}
     assert names == set(CPU_BACKEND.update_rules) == set(TRITON_BACKEND.update_rules)
 
 

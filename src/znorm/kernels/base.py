@@ -107,14 +107,17 @@ class UpdateRule:
         The state tensors that are as large as the parameter, two at most, in the order in which
         kernels take them.
     counts_steps : bool
-        Whether a state holds "step", a float32 counter, without which it is not complete.
+        Whether a state holds "step", a float32 counter.
     init_state : callable (group, state, parameter) -> bool
         Fills an empty state as torch's optimizer does; whether it was filled before.
     hyperparameters : callable (group) -> list
         The numbers of a parameter group that the kernels read, or tensors on the device.
     trial : Trial
-    keeps_state : callable (group) -> bool
-        Whether parameters of a group have states at all, as with SGD those with momentum do.
+    states_of : callable (group) -> tuple of str, optional
+        Those of ``state_names`` that a group's options ask for, where that is not all of them: none
+        for SGD without momentum.
+    unsupported : tuple of str
+        Options of a group that kernels do not know: where one is set, torch's own step is taken.
     """
 
     name: str
@@ -123,7 +126,12 @@ class UpdateRule:
     init_state: Callable[[dict[str, Any], dict[str, Any], Tensor], bool]
     hyperparameters: Callable[[dict[str, Any]], list[Any]]
     trial: Trial
-    keeps_state: Callable[[dict[str, Any]], bool] = lambda group: True
+    states_of: Callable[[dict[str, Any]], tuple[str, ...]] | None = None
+    unsupported: tuple[str, ...] = ()
+
+    def names_of(self, group: dict[str, Any]) -> tuple[str, ...]:
+        """The states that parameters of a group have."""
+        return self.state_names if self.states_of is None else self.states_of(group)
 
 
 class KernelBatch(Protocol):

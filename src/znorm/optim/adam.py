@@ -13,12 +13,76 @@ from torch.optim.optimizer import ParamsT
 
 from znorm.attachment import Attachment
 from znorm.kernels import reference
-from znorm.optim.rules import ADAM, ADAMW, init_adam_state, is_decoupled
+from znorm.kernels.base import Trial, UpdateRule
 from znorm.optim.step import gradients_of, prepare, shown, take_step, with_options
 from znorm.step_hooks import own_attachment
 from znorm.transforms.base import Transform
 
-__all__ = ["Adam", "AdamW"]
+__all__ = ["ADAMW_RULE", "ADAM_RULE", "Adam", "AdamW"]
+
+
+def _fill(state: dict[str, Any], parameter: Tensor, amsgrad: bool) -> None:
+    """Fill an empty state as torch's own, so that checkpoints load into either."""
+    state["step"] = torch.tensor(0.0, dtype=torch.float32, device="cpu")
+    state["exp_avg"] = torch.zeros_like(parameter)
+    state["exp_avg_sq"] = torch.zeros_like(parameter)
+    if amsgrad:
+        state["max_exp_avg_sq"] = torch.zeros_like(parameter)
+
+
+def _is_decoupled(group: dict[str, Any], default: bool) -> bool:
+    """True if a group's weight decay is AdamW's; torch 2.6 has no such option, but two classes."""
+    return bool(group.get("decoupled_weight_decay", default))
+
+
+def _init_state(group: dict[str, Any], state: dict[str, Any], parameter: Tensor) -> bool:
+    initialized = bool(state)
+    if not initialized:
+        _fill(state, parameter, group["amsgrad"])
+    # Beside the parameter, as with torch's fused step: no device is waited for.
+    state["step"] = state["step"].to(parameter.device)
+    return initialized
+
+
+def _hyperparameters(group: dict[str, Any], *, decoupled: bool) -> list[Any]:
+    """lr, beta1, beta2, eps, weight decay, whether that is decoupled, whether to maximize."""
+    beta1, beta2 = group["betas"]  # as torch's own step, which raises for any other number of them
+    return [
+        group["lr"],
+        beta1,
+        beta2,
+        group["eps"],
+        group["weight_decay"],
+        _is_decoupled(group, decoupled),
+        group["maximize"],
+    ]
+
+
+def _rule(*, decoupled: bool) -> UpdateRule:
+    return UpdateRule(
+        name="adam",
+        state_names=("exp_avg", "exp_avg_sq"),
+        counts_steps=True,
+        init_state=_init_state,
+        hyperparameters=partial(_hyperparameters, decoupled=decoupled),
+        unsupported=("amsgrad",),
+        # Without averages a step is g / (|g| + eps).
+        trial=Trial(
+            group={
+                "lr": 1.0,
+                "betas": (0.0, 0.0),
+                "eps": 2.0,
+                "weight_decay": 0.0,
+                "amsgrad": False,
+                "maximize": False,
+            },
+            gradient=(2.0, -2.0, 6.0, 14.0),
+            weights=(-0.5, 0.5, -0.75, -0.875),
+        ),
+    )
+
+
+ADAM_RULE, ADAMW_RULE = _rule(decoupled=False), _rule(decoupled=True)
 
 
 class Adam(torch.optim.Adam):
@@ -91,7 +155,7 @@ class Adam(torch.optim.Adam):
         **options: Any,
     ) -> None:
         super().__init__(params, lr, betas, eps, weight_decay, amsgrad, **options)
-        prepare(self, ADAM, transform, model, module, stochastic_rounding)
+        prepare(self, ADAM_RULE, transform, model, module, stochastic_rounding)
 
     @property
     def attachment(self) -> Attachment | None:
@@ -101,10 +165,10 @@ class Adam(torch.optim.Adam):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one step, as torch's own; with stochastic rounding, in float32."""
         rounded = partial(_step_in_float32, self, decoupled=False)
-        return take_step(self, closure, ADAM, torch.optim.Adam.step, rounded)
+        return take_step(self, closure, ADAM_RULE, torch.optim.Adam.step, rounded)
 
     def __repr__(self) -> str:
-        return shown(self, ADAM, super().__repr__())
+        return shown(self, ADAM_RULE, super().__repr__())
 
     def __getstate__(self) -> dict[str, Any]:
         return with_options(self, super().__getstate__())
@@ -172,7 +236,7 @@ class AdamW(torch.optim.AdamW):
         **options: Any,
     ) -> None:
         super().__init__(params, lr, betas, eps, weight_decay, amsgrad, **options)
-        prepare(self, ADAMW, transform, model, module, stochastic_rounding)
+        prepare(self, ADAMW_RULE, transform, model, module, stochastic_rounding)
 
     @property
     def attachment(self) -> Attachment | None:
@@ -182,10 +246,10 @@ class AdamW(torch.optim.AdamW):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one step, as torch's own; with stochastic rounding, in float32."""
         rounded = partial(_step_in_float32, self, decoupled=True)
-        return take_step(self, closure, ADAMW, torch.optim.AdamW.step, rounded)
+        return take_step(self, closure, ADAMW_RULE, torch.optim.AdamW.step, rounded)
 
     def __repr__(self) -> str:
-        return shown(self, ADAMW, super().__repr__())
+        return shown(self, ADAMW_RULE, super().__repr__())
 
     def __getstate__(self) -> dict[str, Any]:
         return with_options(self, super().__getstate__())
@@ -196,7 +260,7 @@ def _step_in_float32(optimizer: Optimizer, *, decoupled: bool) -> None:
     for group, parameter, gradient, found_inf in gradients_of(optimizer):
         state = optimizer.state[parameter]
         if not state:
-            init_adam_state(state, parameter, group["amsgrad"])
+            _fill(state, parameter, group["amsgrad"])
         reference.adam_(
             parameter,
             gradient,
@@ -208,7 +272,7 @@ def _step_in_float32(optimizer: Optimizer, *, decoupled: bool) -> None:
             betas=cast(tuple[float, float], group["betas"]),
             eps=group["eps"],
             weight_decay=group["weight_decay"],
-            decoupled=is_decoupled(group, decoupled),
+            decoupled=_is_decoupled(group, decoupled),
             maximize=group["maximize"],
             found_inf=found_inf,
         )

@@ -32,7 +32,7 @@ from znorm.transforms.base import ZScore
 __all__ = ["FusedStep", "take_fused_step", "why_not_fused"]
 
 # Variants of torch's own step, which its options ask for.
-_OTHERS = ("foreach", "capturable", "differentiable", "amsgrad")
+_VARIANTS = ("foreach", "capturable", "differentiable")
 
 _dtype, _bytes, _gradient = attrgetter("dtype"), attrgetter("nbytes"), attrgetter("grad")
 
@@ -42,7 +42,7 @@ class _Weights:
     """Parameters, their groups, and which of them have a gradient, as they were seen last."""
 
     parameters: list[Tensor]
-    groups: list[tuple[int, bool]]
+    groups: list[tuple[int, tuple[str, ...]]]
     missing: list[bool]
     addresses: list[int]
     sizes: list[int]
@@ -191,7 +191,9 @@ def take_fused_step(optimizer: Optimizer, rule: UpdateRule) -> bool:
 def _take_fused_step(optimizer: Optimizer, rule: UpdateRule) -> bool:
     attachment = own_attachment(optimizer)
     groups = optimizer.param_groups
-    if _asks_for_torchs(groups) is not None or (attachment is not None and attachment.by_hooks):
+    if _asks_for_torchs(groups, rule) is not None or (
+        attachment is not None and attachment.by_hooks
+    ):
         return False
     scale = getattr(optimizer, "grad_scale", None)
     found_inf: Any = getattr(optimizer, "found_inf", None)
@@ -252,7 +254,7 @@ def why_not_fused(optimizer: Optimizer, rule: UpdateRule, *, load: bool = True) 
     attachment = own_attachment(optimizer)
     if attachment is None:
         return "it has no transform"
-    option = _asks_for_torchs(optimizer.param_groups)
+    option = _asks_for_torchs(optimizer.param_groups, rule)
     if option is not None:
         return f"{option} asks for torch's own step"
     if attachment.single() is None:
@@ -265,10 +267,10 @@ def why_not_fused(optimizer: Optimizer, rule: UpdateRule, *, load: bool = True) 
     return next((reason for reason in reasons if reason is not None), None)
 
 
-def _asks_for_torchs(groups: Sequence[dict[str, Any]]) -> str | None:
+def _asks_for_torchs(groups: Sequence[dict[str, Any]], rule: UpdateRule) -> str | None:
     """The option that asks for torch's own step, if one does."""
     for group in groups:
-        for name in _OTHERS:
+        for name in (*_VARIANTS, *rule.unsupported):
             if group.get(name) and not (name == "capturable" and _is_on_gpu(group)):
                 return f"{name}=True"
         if group.get("fused") is False:
@@ -309,9 +311,9 @@ def _make_fused_step(
         if index not in served or not lies_as(parameter, gradient):
             return None
     # All is looked at before anything is filled: torch's own step may have to do it.
-    for parameter, gradient in zip(parameters, gradients, strict=True):
+    for parameter, gradient, owner in zip(parameters, gradients, owners, strict=True):
         state_ = optimizer.state.get(parameter)
-        if gradient is not None and not _is_known(state_, parameter, rule):
+        if gradient is not None and not _is_known(state_, parameter, rule, groups[owner]):
             return None
     if not all(can_update(rule, batch, parameters[batch.indices[0]].dtype) for batch in batches):
         return None
@@ -319,7 +321,7 @@ def _make_fused_step(
     initialized: list[bool] = []
     for parameter, gradient, owner in zip(parameters, gradients, owners, strict=True):
         group = groups[owner]
-        if gradient is None or not rule.keeps_state(group):
+        if gradient is None or not (rule.counts_steps or rule.names_of(group)):
             states.append({})
             initialized.append(True)
             continue
@@ -342,14 +344,18 @@ def _make_fused_step(
     )
 
 
-def _grouped(groups: Sequence[dict[str, Any]], rule: UpdateRule) -> list[tuple[int, bool]]:
+def _grouped(
+    groups: Sequence[dict[str, Any]], rule: UpdateRule
+) -> list[tuple[int, tuple[str, ...]]]:
     """The facts of the groups that kernels rest on: who belongs to which, and who has states."""
-    return [(len(group["params"]), rule.keeps_state(group)) for group in groups]
+    return [(len(group["params"]), rule.names_of(group)) for group in groups]
 
 
-def _is_known(state: dict[str, Any] | None, parameter: Tensor, rule: UpdateRule) -> bool:
-    """True if kernels can take a state up, if there is one: half of one is torch's to refuse."""
-    if not state:
+def _is_known(
+    state: dict[str, Any] | None, parameter: Tensor, rule: UpdateRule, group: dict[str, Any]
+) -> bool:
+    """True if kernels can take a state up, or there is none: half of one is torch's to refuse."""
+    if not state or all(value is None for value in state.values()):
         return True
     step = state.get("step")
     if rule.counts_steps and not (
@@ -359,9 +365,7 @@ def _is_known(state: dict[str, Any] | None, parameter: Tensor, rule: UpdateRule)
         and step.device.type in ("cpu", parameter.device.type)
     ):
         return False
-    tensors = [state.get(name) for name in rule.state_names]
-    if not rule.counts_steps:  # torch's SGD begins a momentum that is missing
-        tensors = [tensor for tensor in tensors if tensor is not None]
+    tensors = [state.get(name) for name in rule.names_of(group)]
     return all(isinstance(t, Tensor) and lies_as(parameter, t) for t in tensors)
 
 

@@ -11,12 +11,52 @@ from torch.optim.optimizer import ParamsT
 
 from znorm.attachment import Attachment
 from znorm.kernels import reference
-from znorm.optim import rules
+from znorm.kernels.base import Trial, UpdateRule
 from znorm.optim.step import gradients_of, prepare, shown, take_step, with_options
 from znorm.step_hooks import own_attachment
 from znorm.transforms.base import Transform
 
-__all__ = ["SGD"]
+__all__ = ["SGD", "SGD_RULE"]
+
+
+def _init_state(group: dict[str, Any], state: dict[str, Any], parameter: Tensor) -> bool:
+    initialized = state.get("momentum_buffer") is not None
+    if group["momentum"] and not initialized:
+        state["momentum_buffer"] = torch.zeros_like(parameter)
+    return initialized
+
+
+def _hyperparameters(group: dict[str, Any]) -> list[Any]:
+    """lr, momentum, dampening, weight decay, Nesterov's momentum or not, maximize or not."""
+    names = ("lr", "momentum", "dampening", "weight_decay", "nesterov", "maximize")
+    return [group[name] for name in names]
+
+
+def _states_of(group: dict[str, Any]) -> tuple[str, ...]:
+    return ("momentum_buffer",) if group["momentum"] else ()
+
+
+SGD_RULE = UpdateRule(
+    name="sgd",
+    state_names=("momentum_buffer",),
+    counts_steps=False,
+    init_state=_init_state,
+    hyperparameters=_hyperparameters,
+    states_of=_states_of,
+    # The first step sets the buffer to the gradient: with Nesterov's momentum a step is 1.5 g.
+    trial=Trial(
+        group={
+            "lr": 2.0,
+            "momentum": 0.5,
+            "dampening": 0.0,
+            "weight_decay": 0.0,
+            "nesterov": True,
+            "maximize": False,
+        },
+        gradient=(2.0, -2.0, 6.0, 14.0),
+        weights=(-6.0, 6.0, -18.0, -42.0),
+    ),
+)
 
 
 class SGD(torch.optim.SGD):
@@ -82,7 +122,7 @@ class SGD(torch.optim.SGD):
         **options: Any,
     ) -> None:
         super().__init__(params, lr, momentum, dampening, weight_decay, nesterov, **options)
-        prepare(self, rules.SGD, transform, model, module, stochastic_rounding)
+        prepare(self, SGD_RULE, transform, model, module, stochastic_rounding)
 
     @property
     def attachment(self) -> Attachment | None:
@@ -91,10 +131,10 @@ class SGD(torch.optim.SGD):
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one step, as torch's own; with stochastic rounding, in float32."""
-        return take_step(self, closure, rules.SGD, torch.optim.SGD.step, self._step_in_float32)
+        return take_step(self, closure, SGD_RULE, torch.optim.SGD.step, self._step_in_float32)
 
     def __repr__(self) -> str:
-        return shown(self, rules.SGD, super().__repr__())
+        return shown(self, SGD_RULE, super().__repr__())
 
     def __getstate__(self) -> dict[str, Any]:
         return with_options(self, super().__getstate__())

@@ -202,7 +202,8 @@ def _step_fused(optimizer: Optimizer, step: Callable[..., Any]) -> None:
 
 def _is_left_open(group: dict[str, Any]) -> bool:
     return (
-        group.get("fused") is None
+        "fused" in group
+        and group["fused"] is None
         and group.get("foreach") is None
         and not group.get("capturable")
         and not group.get("differentiable")

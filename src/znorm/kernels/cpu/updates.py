@@ -1,7 +1,7 @@
 """Update rules on a CPU: for each, its loop over memory and what is computed once a step.
 
 To add one: its loop, a function of the form of `_advance_adam`, a number in `update`, and a line in
-`RULES`. The rule itself, as data, is in `znorm.optim.rules`.
+`RULES`. The rule itself, as data, is beside its optimizer in `znorm.optim`.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ def _stepped(w, first, second, size, eps, shrink):
 
 @njit(**_KEPT)
 def _advance_adam(addresses, steps, initialized, groups, hyperparameters, constants):
-    """Count a step; `hyperparameters`: see `znorm.optim.rules.ADAM`; `constants`: see `_adam`."""
+    """Count a step; `hyperparameters`: see `znorm.optim.adam`; `constants`: see `_adam`."""
     for tensor in range(len(steps)):
         if addresses[1, tensor] == 0:
             continue
@@ -192,7 +192,7 @@ def _sgd(parameter, gradient, buffer, start, length, high, low, scale, constants
 
 @njit(**_KEPT)
 def _advance_sgd(addresses, steps, initialized, groups, hyperparameters, constants):
-    """`hyperparameters`: see `znorm.optim.rules.SGD`; `constants`: see `_sgd`."""
+    """`hyperparameters`: see `znorm.optim.sgd`; `constants`: see `_sgd`."""
     for tensor in range(len(initialized)):
         if addresses[1, tensor] == 0:
             continue

@@ -1,7 +1,7 @@
 """Update rules on a GPU: for each, what it does to a block and what is computed once a step.
 
 To add one: its function, a kernel of the form of `_advance_adam`, a number in `update`, and a line
-in `RULES`. The rule itself, as data, is in `znorm.optim.rules`.
+in `RULES`. The rule itself, as data, is beside its optimizer in `znorm.optim`.
 
 Addresses lie in rows: parameters, gradients, the two states, step counters. No argument may be
 called ``options``: Triton's launcher has one of that name itself.
@@ -83,7 +83,7 @@ def _advance_adam(
 ):
     """Count a step for each tensor with a gradient, and write down its constants.
 
-    ``hyperparameters``: see `znorm.optim.rules.ADAM`. ``constants``: 1 - beta1, beta2, 1 - beta2,
+    ``hyperparameters``: see `znorm.optim.adam`. ``constants``: 1 - beta1, beta2, 1 - beta2,
     step size times r, eps times r, coupled weight decay, what the weight is multiplied by first,
     and -1 to maximize; r is sqrt(1 - beta2^t).
     """
@@ -149,7 +149,7 @@ def _advance_sgd(
 ):
     """Write down the constants of each tensor's update, and that its buffer now holds something.
 
-    ``hyperparameters``: see `znorm.optim.rules.SGD`. ``constants``: learning rate, weight decay,
+    ``hyperparameters``: see `znorm.optim.sgd`. ``constants``: learning rate, weight decay,
     momentum, what the gradient counts in the buffer, what the gradient counts in the update beside
     the buffer, what the buffer counts there, and -1 to maximize.
     """
