@@ -56,7 +56,7 @@ test-all: coverage test-frameworks
 	$(BIN)/python -m pytest --quiet -m 'slow and alone' --ignore tests/frameworks
 
 coverage: setup
-	$(BIN)/python -m pytest $(BESIDE) --cov --cov-report=term-missing:skip-covered --cov-fail-under=95 \
+	$(BIN)/python -m pytest $(BESIDE) -m 'not slow and not gpu and not alone' --cov --cov-report=term-missing:skip-covered --cov-fail-under=95 \
 	  tests src/znorm --ignore tests/lab --ignore src/znorm/lab --ignore tests/test_examples.py
 
 # With PYTHON given, that interpreter as it is: machines with a GPU are often offline.

@@ -6,10 +6,11 @@ What is right is written out on Python floats here, by nothing of the library.
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 import pickle
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import pytest
@@ -297,3 +298,66 @@ def test_a_registered_one_is_loaded_with_weights_only(registered: Any, tmp_path:
         znorm.transforms.register(nn.Linear)  # type: ignore[type-var]
     with pytest.raises(ValueError, match="ZNorm is the name of"):
         znorm.transforms.register(type("ZNorm", (Transform,), {}))
+
+
+def example(name: str) -> Transform:
+    """One of the table, with 0.1 for what has no default."""
+    kind = znorm.transforms.TRANSFORMS[name]
+    needed = [p.name for p in inspect.signature(kind).parameters.values() if p.default is p.empty]
+    return kind(**dict.fromkeys(needed, 0.1))
+
+
+def numbers_of(name: str) -> list[str]:
+    transform = example(name)
+    values = {field.name: getattr(transform, field.name) for field in fields(transform)}  # type: ignore[arg-type]
+    return [field for field, value in values.items() if type(value) is float]
+
+
+@pytest.mark.parametrize("name", znorm.transforms.TRANSFORMS)
+def test_each_of_the_table_checks_what_it_is_made_with(name: str) -> None:
+    kind, transform = type(example(name)), example(name)
+    for field in numbers_of(name):
+        for wrong, error in (("a", TypeError), (float("nan"), ValueError), (-1.0, ValueError)):
+            with pytest.raises(error, match=rf"{name}: {field} must be"):
+                replace(transform, **{field: wrong})  # type: ignore[type-var]
+    with pytest.raises(ValueError, match=f"{name}: select must be"):
+        replace(transform, select="nope")  # type: ignore[type-var]
+    rules = replace(transform, select=[("head.*", False)])  # type: ignore[type-var]
+    assert hash(rules) == hash(replace(rules))
+    assert rules.with_select("all") == replace(transform, select="all")  # type: ignore[type-var]
+    assert isinstance(kind.select, str)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", znorm.transforms.TRANSFORMS)
+def test_each_of_the_table_hides_nothing_and_makes_nothing_up(
+    name: str, dtype: torch.dtype
+) -> None:
+    transform = example(name)
+    parameters = [nn.Parameter(torch.ones(3, 4, dtype=dtype)) for _ in range(3)]
+    optimizer = torch.optim.SGD(parameters, lr=0.0)
+    attachment = znorm.attach(optimizer, transform)
+    parameters[0].grad = torch.full((3, 4), 2.0, dtype=dtype)  # constant
+    parameters[1].grad = torch.zeros(3, 4, dtype=dtype)
+    optimizer.step()
+    assert all(p.grad is None or bool(p.grad.isfinite().all()) for p in parameters)
+    receipt = attachment.receipt()
+    assert {row["steps"] for row in receipt.values()} == {1}  # the third has no gradient
+    assert len(receipt) == 2
+    assert not any(row["clipped"] for row in receipt.values()) or transform.is_clip
+    parameters[2].grad = torch.ones(3, 4, dtype=dtype)
+    parameters[2].grad[1, 1] = torch.inf
+    optimizer.step()
+    assert parameters[2].grad is not None
+    hidden = bool(parameters[2].grad.isfinite().all())
+    assert bool(parameters[2].grad.isnan().all()) or (transform.elementwise and hidden)
+
+
+@pytest.mark.parametrize("name", znorm.transforms.TRANSFORMS)
+def test_each_of_the_table_is_data(name: str, tmp_path: Any) -> None:
+    transform = example(name)
+    assert copy.deepcopy(transform) == transform
+    assert pickle.loads(pickle.dumps(transform)) == transform
+    torch.save(transform, tmp_path / "transform.pt")
+    assert torch.load(tmp_path / "transform.pt", weights_only=True) == transform
+    assert repr(transform).startswith(f"{name}(")

@@ -160,13 +160,22 @@ def _written(transform: Any) -> Written:
             )
         ((name, arguments),) = one.items()
         if not (isinstance(name, str) and ":" in name):
-            lookup("transform", name, TRANSFORMS)
+            _check_known(name)
         if arguments is not None and not isinstance(arguments, Mapping):
             raise ConfigurationError(
                 f"transform {name}: expected arguments by name, found {arguments!r}"
             )
         written.append({str(name): dict(arguments or {})})
     return tuple(written)
+
+
+def _check_known(name: object) -> None:
+    try:
+        lookup("transform", name, TRANSFORMS)
+    except ConfigurationError as error:
+        raise ConfigurationError(
+            f"{error}; one of your own goes by its place, package.module:Class"
+        ) from None
 
 
 def make_transform(written: Written) -> Transform | None:

@@ -182,8 +182,8 @@ def classification_scores(logits: Tensor, labels: Tensor) -> dict[str, float]:
     Returns
     -------
     dict of str to float
-        ``accuracy`` and ``loss``; for two classes also ``sensitivity``, ``specificity``, ``auroc``
-        and ``calibration_error``. What is undefined (nan) is left out. Computed in float64.
+        By the names of `CLASS_SCORES`, those of two classes only where there are two. What is
+        undefined (nan) is left out. Computed in float64.
 
     Raises
     ------
