@@ -137,6 +137,26 @@ def test_a_rule_that_a_backend_lacks_is_refused_and_said(backend: Backend) -> No
     assert reason == "the cpu kernels have no update rule 'lion'"
 
 
+def test_a_dtype_that_a_backend_lacks_is_left_to_the_reference_and_said(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Single:
+        """Takes one dtype of those that others take."""
+
+        dtypes = (torch.float32,)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(backend, name)
+
+    monkeypatch.setattr(registry, "_loaded", {"cpu": Single()})
+    assert registry.why_not(CPU, torch.float32) is None
+    for load in (True, False):
+        reason = registry.why_not(CPU, torch.bfloat16, load=load)
+        assert reason == "the compiled kernels take float32, not bfloat16"
+    layout = znorm.Layout([torch.zeros(2, 2, dtype=torch.bfloat16)], znorm.ZNorm())
+    assert layout.describe().rows[0]["kernel"] == "reference"
+
+
 def test_triton_refuses_it_too() -> None:
     pytest.importorskip("triton")
     from znorm.kernels.triton import BACKEND

@@ -44,6 +44,7 @@ _SOURCES = {
     "cpu": _Source("znorm.kernels.cpu", "cpu", "numba", "pip install 'znorm[cpu]' brings numba"),
     "cuda": _Source("znorm.kernels.triton", "triton", "triton", "it comes with torch on Linux"),
 }
+# Those that any backend takes; each says its own once it is loaded.
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 _ASKED = "ZNORM_KERNELS"
@@ -253,10 +254,14 @@ def why_not(
     name = str(dtype).removeprefix("torch.")
     if device.type not in _SOURCES:
         return f"there are no compiled kernels for {device.type}"
-    if dtype not in _DTYPES:
-        takes = ", ".join(str(kind).removeprefix("torch.") for kind in _DTYPES)
+    # Before any is loaded, which takes seconds.
+    backend = _loaded.get(device.type)
+    if backend is None and load and dtype in _DTYPES:
+        backend = backend_for(device.type)
+    dtypes = _DTYPES if backend is None else backend.dtypes
+    if dtype not in dtypes:
+        takes = ", ".join(str(kind).removeprefix("torch.") for kind in dtypes)
         return f"the compiled kernels take {takes}, not {name}"
-    backend = backend_for(device.type) if load else _loaded.get(device.type)
     if backend is not None:
         if rule is not None and rule.name not in backend.update_rules:
             return f"the {backend.name} kernels have no update rule {rule.name!r}"
