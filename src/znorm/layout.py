@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -107,7 +108,7 @@ class Layout:
         """True if the whole layout is one elementwise transform."""
         return len(self.transforms) == 1 and self.transforms[0].elementwise
 
-    @property
+    @cached_property
     def fused_form(self) -> FusedForm | None:
         """The form that compiled kernels do by themselves, if the layout is one such transform."""
         return self.transforms[0].fused_form() if len(self.transforms) == 1 else None

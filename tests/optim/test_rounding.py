@@ -11,21 +11,13 @@ import torch
 from torch import Tensor, nn
 
 import znorm
+from kit import UPDATES
 from znorm.kernels.rounding import store_
 
-MAKERS: dict[str, tuple[Any, Any]] = {
-    "adam": (znorm.optim.Adam, {"lr": 1e-2}),
+MAKERS = UPDATES | {
     "adam, amsgrad, decay": (
         znorm.optim.Adam,
         {"lr": 1e-2, "amsgrad": True, "weight_decay": 0.1, "betas": (0.8, 0.9)},
-    ),
-    "adam, maximize": (znorm.optim.Adam, {"lr": torch.tensor(1e-2), "maximize": True}),
-    "adamw": (znorm.optim.AdamW, {"lr": 1e-2, "weight_decay": 0.1}),
-    "sgd": (znorm.optim.SGD, {"lr": 0.1, "weight_decay": 0.1}),
-    "sgd, momentum": (znorm.optim.SGD, {"lr": 0.1, "momentum": 0.9, "dampening": 0.2}),
-    "sgd, nesterov": (
-        znorm.optim.SGD,
-        {"lr": 0.1, "momentum": 0.9, "nesterov": True, "maximize": True},
     ),
 }
 

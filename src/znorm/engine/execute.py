@@ -16,7 +16,7 @@ from znorm.kernels import reference, registry
 from znorm.kernels.base import Coefficients, KernelBatch, StepContext
 from znorm.layout import Layout
 from znorm.moments import Affine, Moments
-from znorm.transforms.base import Clamp, Transform, ZScore
+from znorm.transforms.base import Clamp, FusedForm, Transform, ZScore
 
 __all__ = [
     "apply_affine_",
@@ -309,8 +309,7 @@ def _map_(
     receipt: Receipt | None,
 ) -> _Mapped:
     """Transform by one elementwise transform, with readings for a receipt."""
-    transform = stage.transforms[0]
-    form = transform.fused_form()
+    transform, form = stage.transforms[0], stage.fused_form
     if inv_scale is not None:
         multiply_(tensors, inv_scale)
     acted: dict[int, Tensor] = {}
@@ -337,16 +336,17 @@ def _map_(
         if gradient is None or index in acted:
             continue
         before = None if receipt is None and form is not None else gradient.clone()
-        changed = _apply_elementwise_(transform, _real(gradient), before)
+        changed = _apply_elementwise_(transform, form, _real(gradient), before)
         acted[index] = changed if transform.is_clip else torch.zeros_like(changed)
         if receipt is not None and before is not None:
             readings.append(receipt.read(index, before, gradient, acted[index]))
     return _Mapped(acted, readings)
 
 
-def _apply_elementwise_(transform: Transform, gradient: Tensor, before: Tensor | None) -> Tensor:
+def _apply_elementwise_(
+    transform: Transform, form: FusedForm | None, gradient: Tensor, before: Tensor | None
+) -> Tensor:
     """Apply the transform to a real gradient; whether any entry was changed."""
-    form = transform.fused_form()
     if isinstance(form, Clamp):
         # The largest and the smallest, which is one reading.
         low, high = gradient.detach().aminmax()

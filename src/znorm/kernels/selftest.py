@@ -23,8 +23,12 @@ def fault(
     """
     with backend.first_use(dtype, device):
         try:
-            tried = _transforms if rule is None else _update
-            for what, numbers, right in tried(backend, dtype, device, rule):
+            tried = (
+                _transforms(backend, dtype, device)
+                if rule is None
+                else _update(backend, dtype, device, rule)
+            )
+            for what, numbers, right in tried:
                 if numbers != right:
                     return f"{what} came out as {numbers}, and {right} is right"
         except Exception as error:
@@ -35,9 +39,7 @@ def fault(
 _Tried = Iterator[tuple[str, list[float], list[float]]]
 
 
-def _transforms(
-    backend: Backend, dtype: torch.dtype, device: torch.device, rule: UpdateRule | None
-) -> _Tried:
+def _transforms(backend: Backend, dtype: torch.dtype, device: torch.device) -> _Tried:
     """The transforms that are tried: their name, what came out, and what is right."""
     gradient = torch.tensor([1.0, 2.0, 3.0, 6.0], dtype=dtype, device=device)
     whole = LayerSlice(None, (4,), (), 0)
@@ -54,10 +56,8 @@ def _transforms(
     yield "an affine map", mapped.tolist(), [0.0, 0.5, 1.0, 2.5]
 
 
-def _update(
-    backend: Backend, dtype: torch.dtype, device: torch.device, rule: UpdateRule | None
-) -> _Tried:
-    assert rule is not None
+def _update(backend: Backend, dtype: torch.dtype, device: torch.device, rule: UpdateRule) -> _Tried:
+    """A step of the rule that can be told beforehand."""
     gradient = torch.tensor(rule.trial.gradient, dtype=dtype, device=device)
     weights = torch.zeros_like(gradient)
     group = dict(rule.trial.group)

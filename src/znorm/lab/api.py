@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 from znorm.lab import trust
 from znorm.lab.errors import ConfigurationError
-from znorm.lab.options import CompareOptions, keywords
+from znorm.lab.options import CompareOptions, PathLike, keywords
 from znorm.lab.paper.page import frame_of_folder
 from znorm.lab.reporting.report import write_report
 from znorm.lab.runs.folder import Run
@@ -20,8 +19,6 @@ from znorm.lab.runs.survey import Damaged, survey
 from znorm.lab.spec import RunSpec, resolve
 
 __all__ = ["compare", "report", "report_and_damaged", "run", "specifications", "status"]
-
-PathLike: TypeAlias = str | os.PathLike[str]
 
 
 def specifications(options: CompareOptions) -> list[RunSpec]:

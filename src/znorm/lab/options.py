@@ -21,7 +21,14 @@ from typing import Any, ParamSpec, TypeAlias, TypeVar
 from znorm.lab.registry import unknown
 from znorm.lab.runs.progress import Display
 
-__all__ = ["CompareOptions", "ReproduceOptions", "SharedOptions", "fields_of", "keywords"]
+__all__ = [
+    "CompareOptions",
+    "PathLike",
+    "ReproduceOptions",
+    "SharedOptions",
+    "fields_of",
+    "keywords",
+]
 
 PathLike: TypeAlias = str | os.PathLike[str]
 P = ParamSpec("P")

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TypeAlias
 
 from znorm.lab import tasks, trust
 from znorm.lab.datasets import Split
 from znorm.lab.errors import ConfigurationError, DataError
+from znorm.lab.options import PathLike
 from znorm.lab.prediction.output import (
     STARTED,
     check_free,
@@ -31,8 +30,6 @@ from znorm.lab.runs.progress import Display
 from znorm.lab.training.weights import Trained
 
 __all__ = ["predict"]
-
-PathLike: TypeAlias = str | os.PathLike[str]
 
 
 def predict(

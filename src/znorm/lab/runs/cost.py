@@ -12,13 +12,13 @@ from pathlib import Path
 import torch
 from rich.table import Table as RichTable
 
-from znorm.lab import tasks, trust
+from znorm.lab import trust
 from znorm.lab.datasets import Dataset
 from znorm.lab.runs.folder import Run
 from znorm.lab.spec import RunSpec
 from znorm.lab.text import literal
 from znorm.lab.training import memory
-from znorm.lab.training.setup import check_images, first_images, set_up
+from znorm.lab.training.setup import check_images, first_images, load_once, set_up
 from znorm.lab.training.step import evaluation_loss, take_step
 
 __all__ = ["Cost", "costs_on_terminal", "plan"]
@@ -85,11 +85,10 @@ def _plan(
     for members in groups.values():
         spec = members[0]
         measuring(spec)
-        if spec.data_key not in datasets:
-            datasets[spec.data_key] = tasks.load(spec.task, spec.data)
-        check_images(spec, datasets[spec.data_key])
+        dataset = load_once(spec, datasets)
+        check_images(spec, dataset)
         left = sum(Run.at(out, one).result is None for one in members)
-        costs.append(_cost(spec, datasets[spec.data_key], len(members), left))
+        costs.append(_cost(spec, dataset, len(members), left))
     return costs
 
 

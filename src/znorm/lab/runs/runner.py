@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from znorm.lab import models, tasks
+from znorm.lab import models
 from znorm.lab.datasets import Dataset
 from znorm.lab.errors import ConfigurationError, DataError, Interrupted, LabError
 from znorm.lab.runs.folder import Run
@@ -20,7 +20,7 @@ from znorm.lab.spec import RunSpec
 from znorm.lab.training import memory
 from znorm.lab.training.interruption import Interruption
 from znorm.lab.training.loop import train
-from znorm.lab.training.setup import check_images, try_model
+from znorm.lab.training.setup import check_images, load_once, try_model
 
 __all__ = ["execute"]
 
@@ -75,10 +75,10 @@ def execute(
         raise ConfigurationError(f"workers: expected a whole number from 0, found {workers!r}")
     datasets: dict[str, Dataset] = {}
     for one in runs:
-        check_images(one.spec, _dataset(one.spec, datasets))
+        check_images(one.spec, load_once(one.spec, datasets))
     for one in {_net_key(one.spec): one for one in runs}.values():
         if models.is_external(one.spec.model):
-            try_model(one.spec, _dataset(one.spec, datasets))
+            try_model(one.spec, load_once(one.spec, datasets))
     problems: dict[Path, DataError] = {}
     for one in runs:
         try:
@@ -91,7 +91,7 @@ def execute(
         if one.result is not None and _is_tried_again(one.result, retry):
             one.take_back()
     for one in {one.spec.configuration: one for one in able if one.result is None}.values():
-        memory.check(one.spec, _dataset(one.spec, datasets), jobs)
+        memory.check(one.spec, load_once(one.spec, datasets), jobs)
     checked()
     for one in able:
         one.announce()
@@ -139,7 +139,7 @@ def _take_part(
             display.run_ends(number, one, "finished by another process")
             return
         display.run_begins(number, one)
-        _train(one, _dataset(one.spec, datasets), display, stop, workers)
+        _train(one, load_once(one.spec, datasets), display, stop, workers)
         display.run_ends(number, one)
 
 
@@ -237,10 +237,3 @@ def _what_fits(spec: RunSpec, dataset: Dataset, error: BaseException) -> str:
     if size is None:
         return "out of memory, for two images too; take a smaller model or smaller images"
     return f"out of memory; a step with --micro-batch {size} fits"
-
-
-def _dataset(spec: RunSpec, loaded: dict[str, Dataset]) -> Dataset:
-    key = spec.data_key
-    if key not in loaded:
-        loaded[key] = tasks.load(spec.task, spec.data)
-    return loaded[key]

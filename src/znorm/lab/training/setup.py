@@ -5,14 +5,22 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from znorm.lab import models, trust
+from znorm.lab import models, tasks, trust
 from znorm.lab.datasets import Dataset
 from znorm.lab.errors import ConfigurationError
 from znorm.lab.methods import make_transform
 from znorm.lab.optimizers import make_optimizer
 from znorm.lab.spec import RunSpec
 
-__all__ = ["build_net", "check_images", "first_images", "on_device", "set_up", "try_model"]
+__all__ = [
+    "build_net",
+    "check_images",
+    "first_images",
+    "load_once",
+    "on_device",
+    "set_up",
+    "try_model",
+]
 
 
 def build_net(
@@ -81,6 +89,14 @@ def first_images(spec: RunSpec, dataset: Dataset, size: int) -> tuple[Tensor, Te
     chosen = dataset.train.take(torch.arange(size) % len(dataset.train))
     images = chosen.images.to(spec.device).float().contiguous(memory_format=torch.channels_last)
     return images, chosen.targets.to(spec.device)
+
+
+def load_once(spec: RunSpec, loaded: dict[str, Dataset]) -> Dataset:
+    """The specification's images; kept in ``loaded``, and read where they are not there yet."""
+    key = spec.data_key
+    if key not in loaded:
+        loaded[key] = tasks.load(spec.task, spec.data)
+    return loaded[key]
 
 
 def check_images(spec: RunSpec, dataset: Dataset) -> None:
