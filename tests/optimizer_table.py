@@ -38,8 +38,12 @@ class TableRow:
     reason: str
 
     @property
+    def optimizer_class(self) -> type[torch.optim.Optimizer]:
+        return self.info.optim_cls  # annotated there as an instance
+
+    @property
     def key(self) -> tuple[str, str, str, str]:
-        return (self.info.optim_cls.__name__, self.variant, self.dtype, self.way)
+        return (self.optimizer_class.__name__, self.variant, self.dtype, self.way)
 
     def __str__(self) -> str:
         return "-".join(self.key)
@@ -84,7 +88,7 @@ def options_of(row: TableRow) -> Iterator[dict[str, Any]]:
 def start(row: TableRow) -> list[nn.Parameter]:
     generator = torch.Generator().manual_seed(0)
     # Muon is for matrices alone.
-    shapes = [(24, 40)] if row.info.optim_cls.__name__ == "Muon" else [(24, 40), (8, 3, 3, 3)]
+    shapes = [(24, 40)] if row.optimizer_class.__name__ == "Muon" else [(24, 40), (8, 3, 3, 3)]
     return [
         nn.Parameter(torch.randn(shape, generator=generator).to(DTYPES[row.dtype]))
         for shape in shapes
@@ -105,7 +109,7 @@ def g_hat(gradient: Tensor) -> Tensor:
 
 def train_bare(row: TableRow, options: dict[str, Any]) -> list[nn.Parameter]:
     parameters = start(row)
-    optimizer = row.info.optim_cls(parameters, **_own(options))
+    optimizer = row.optimizer_class(parameters, **_own(options))
     for step in range(STEPS):
         right = [g_hat(g) for g in gradients(parameters, step)]
         for parameter, gradient in zip(parameters, right, strict=True):
@@ -119,7 +123,7 @@ def train_bare(row: TableRow, options: dict[str, Any]) -> list[nn.Parameter]:
 
 def train_attached(row: TableRow, options: dict[str, Any], transform: Any) -> list[nn.Parameter]:
     parameters = start(row)
-    optimizer = row.info.optim_cls(parameters, **_own(options))
+    optimizer = row.optimizer_class(parameters, **_own(options))
     znorm.attach(optimizer, transform)
     scaler = torch.amp.GradScaler("cpu", init_scale=SCALE, enabled=row.way == "scaler")
     scale = float(scaler.scale(torch.ones(())))

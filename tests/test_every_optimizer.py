@@ -31,7 +31,7 @@ def test_the_identity_changes_no_bit(row: Any) -> None:
     for options in table.options_of(row):
         found = table.train_attached(row, options, znorm.chain())
         parameters = table.start(row)
-        optimizer = row.info.optim_cls(parameters, **table._own(options))
+        optimizer = row.optimizer_class(parameters, **table._own(options))
         scaler = torch.amp.GradScaler("cpu", init_scale=table.SCALE, enabled=row.way == "scaler")
         scale = float(scaler.scale(torch.ones(())))
         for step in range(table.STEPS):
@@ -53,7 +53,7 @@ def test_the_identity_changes_no_bit(row: Any) -> None:
 def test_a_step_that_overflowed_leaves_weights_and_state_untouched(row: Any) -> None:
     parameters = table.start(row)
     variants = {} if row.variant == "default" else {row.variant: True}
-    optimizer = row.info.optim_cls(parameters, **variants)
+    optimizer = row.optimizer_class(parameters, **variants)
     attachment = znorm.attach(optimizer, znorm.ZNorm())
     scaler = torch.amp.GradScaler("cpu", init_scale=table.SCALE)
     scaler.scale(torch.ones(()))

@@ -174,6 +174,7 @@ def test_hooks_use_the_tools_of_the_checkout() -> None:
         ".venv/bin/ruff",
         ".venv/bin/ruff",
         ".venv/bin/mypy",
+        ".venv/bin/mypy",
     ]
 
 

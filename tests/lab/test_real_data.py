@@ -24,7 +24,7 @@ LARGE = {"resnet101", "resnet152", "densenet121", "densenet169", "resnet50_unet"
 
 
 def there(task: str) -> bool:
-    if task in data.BUILT_IN:
+    if TASKS[task].data.origin is None:
         return True
     if "ZNORM_DATA_DIR" not in os.environ:
         return False

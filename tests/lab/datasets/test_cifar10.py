@@ -84,8 +84,8 @@ def test_a_folder_of_pictures(data_root: Path) -> None:
     assert cifar10.resolve({}) == {"train": ["train"], "test": ["test"], "validation": 0.1}
     dataset = cifar10.load(["train"], ["test"], 0.0)
     assert (len(dataset.train), len(dataset.test), dataset.notes) == (30, 30, ())
-    for part in (dataset.train, dataset.test):
-        for image, target, name in zip(part.images, part.targets, part.names, strict=True):
+    for split in (dataset.train, dataset.test):
+        for image, target, name in zip(split.images, split.targets, split.names, strict=True):
             assert np.array_equal(image.permute(1, 2, 0).numpy(), expected[name])
             assert cifar10.CLASSES[int(target)] == name.split("/")[1]
 

@@ -239,13 +239,13 @@ def test_half_a_grid_failures_and_what_has_no_counterpart(
     first, second, third = table.blocks
     assert second.table is third.table is None
     lines = {line.label: line for line in first.lines}
-    accuracy, loss = lines["Baseline"].cells
+    accuracies, losses = lines["Baseline"].cells
     published = {row["value"] for row in published_rows() if row["table"] == "2"}
     assert "0.88" in published
-    assert (accuracy.published, accuracy.difference) == ("88.0", "+3.00")
-    assert accuracy.here is not None
-    assert accuracy.here.mean == "91.00"
-    assert (loss.published, loss.difference) == ("0.2349", "−0.1349")
+    assert (accuracies.published, accuracies.difference) == ("88.0", "+3.00")
+    assert accuracies.here is not None
+    assert accuracies.here.mean == "91.00"
+    assert (losses.published, losses.difference) == ("0.2349", "−0.1349")
     assert [value.text for value in lines["ZNorm"].troubles] == [
         "diverged at step 7",
         "failed: out of memory",
