@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from znorm.kernels.registry import name_of
 from znorm.layers import Cut, Layers, LayerSlice
 from znorm.parameter_info import ParameterInfo
 from znorm.selection import Selector, freeze
-from znorm.transforms.base import Granularity, Transform
+from znorm.transforms.base import Transform, check_granularity
 
 __all__ = ["Description", "ParameterEntry", "entries_of", "is_dtensor"]
 
@@ -132,11 +132,7 @@ def entries_of(
 
 def _selector(transform: Transform) -> Selector:
     kind = type(transform)
-    if transform.granularity not in get_args(Granularity):
-        raise ValueError(
-            f"{kind.__name__}: granularity must be one of {', '.join(get_args(Granularity))}, "
-            f"found {transform.granularity!r}"
-        )
+    check_granularity(transform)
     default = kind.select if isinstance(kind.select, str) else "all"
     select = freeze(kind.__name__, transform.select)
     return Selector(kind.__name__, select, default, transform.skips_single_elements)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from znorm.entries import Description, entries_of
 from znorm.kernels.reference import statistics_dtype
 from znorm.parameter_info import ParameterInfo, infos_from_names, parameter_infos
-from znorm.transforms.base import FusedForm, Transform
+from znorm.transforms.base import FusedForm, Transform, form_of
 from znorm.transforms.composition import Chain, stages, transforms_of
 
 __all__ = ["Layout"]
@@ -111,7 +111,7 @@ class Layout:
     @cached_property
     def fused_form(self) -> FusedForm | None:
         """The form that compiled kernels do by themselves, if the layout is one such transform."""
-        return self.transforms[0].fused_form() if len(self.transforms) == 1 else None
+        return form_of(self.transforms[0]) if len(self.transforms) == 1 else None
 
     @property
     def writes(self) -> bool:

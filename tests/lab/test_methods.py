@@ -7,7 +7,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 import znorm
 from znorm import lab
@@ -108,3 +110,23 @@ def test_what_cannot_be_made_is_said(transform: Any, message: str) -> None:
 
     with pytest.raises(lab.ConfigurationError, match=message):
         make()
+
+
+@pytest.mark.parametrize(
+    ("transform", "named"),
+    [
+        ({"ZNorm": {"select": [("w", znorm.Layers(2))]}}, "transform ZNorm: select: "),
+        ({"ZNorm": {"select": [(torch.nn.Conv2d, False)]}}, "transform ZNorm: select: "),
+        ({"ClipNorm": {"threshold": torch.tensor(0.1)}}, "transform ClipNorm: threshold: "),
+    ],
+)
+def test_what_a_specification_cannot_hold_is_refused(transform: Any, named: str) -> None:
+    with pytest.raises(lab.ConfigurationError) as caught:
+        methods.resolve("mine", transform, None)
+    assert str(caught.value).startswith(named)
+    assert "a specification holds numbers, text and lists" in str(caught.value)
+
+
+def test_numpys_numbers_are_numbers() -> None:
+    ((one,), _) = methods.resolve("mine", {"ClipValue": {"threshold": np.float64(0.25)}}, None)
+    assert type(one["ClipValue"]["threshold"]) is float

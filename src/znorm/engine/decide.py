@@ -55,7 +55,7 @@ def decide(
     clipped: Tensor | None = None
     for position, transform in enumerate(layout.transforms):
         scope = _scope(layout, position, device)
-        if scope is None:
+        if scope is None or not transform.writes:
             continue
         affine = scope.affine(transform, moments, parameters)
         if transform.is_clip:
@@ -67,13 +67,11 @@ def decide(
     return Decision(whole, total, before, moments, clipped)
 
 
-def by_entry(layout: Layout, flags: Tensor) -> dict[int, Tensor]:
-    """A flag for each measured entry of a layout: whether any of its units has one."""
-    return {
-        index: flags[entry.unit_range.start : entry.unit_range.stop].any()
-        for index, entry in enumerate(layout.entries)
-        if entry.units
-    }
+def by_entry(layout: Layout, flags: Tensor) -> Tensor:
+    """A flag for each entry of a layout: whether any of its units has one."""
+    count = flags.to(layout.count.dtype)
+    owner = _owner(layout, flags.device)
+    return count.new_zeros(len(layout.entries)).index_add_(0, owner, count) > 0
 
 
 def _identity(layout: Layout, moments: Moments) -> Affine:
@@ -84,9 +82,7 @@ def _spread_nonfinite(layout: Layout, moments: Moments) -> Moments:
     """A tensor that holds NaN or inf anywhere is NaN in all of its units."""
     bad = ~(torch.isfinite(moments.mean) & torch.isfinite(moments.m2))
     if any(entry.units > 1 for entry in layout.entries):
-        owner = _owner(layout, moments.mean.device)
-        count = bad.to(moments.mean.dtype)
-        bad = count.new_zeros(len(layout.entries)).index_add_(0, owner, count)[owner] > 0
+        bad = by_entry(layout, bad)[_owner(layout, bad.device)]
     nan = float("nan")
     return Moments(
         moments.count,
@@ -116,12 +112,13 @@ class _Scope:
 
     def affine(self, transform: Transform, moments: Moments, parameters: Moments | None) -> Affine:
         """The map for all units of ``moments``: the identity where the transform does not act."""
+        units = self._pooled(moments)
         if transform.uses_parameters:
             assert parameters is not None
-            affine = transform.decide(self._pooled(moments), self._pooled(parameters))
+            affine = transform.decide(units, self._pooled(parameters))
         else:
-            affine = transform.decide(self._pooled(moments))
-        center, scale = affine.center, affine.scale
+            affine = transform.decide(units)
+        center, scale = _checked(affine, transform, units)
         if self.segment is not None:
             center, scale = center[self.segment], scale[self.segment]
         if self.index is not None:
@@ -132,6 +129,22 @@ class _Scope:
     def _pooled(self, moments: Moments) -> Moments:
         scoped = moments if self.index is None else moments.take(self.index)
         return scoped if self.segment is None else scoped.pool(self.segment, self.pooled)
+
+
+def _checked(affine: Affine, transform: Transform, units: Moments) -> tuple[Tensor, Tensor]:
+    """The centers and scales that a transform has decided, in the units' own type."""
+    shape = tuple(units.mean.shape)
+    found: str = type(affine).__name__
+    if isinstance(affine, Affine):
+        pair = affine.center, affine.scale
+        if all(isinstance(one, Tensor) and tuple(one.shape) == shape for one in pair):
+            return affine.center.to(units.mean), affine.scale.to(units.mean)
+        shapes = (tuple(one.shape) if isinstance(one, Tensor) else repr(one) for one in pair)
+        found = "a center and a scale of {} and {}".format(*shapes)
+    raise TypeError(
+        f"{type(transform).__name__}.decide: expected znorm.Affine of two tensors of the shape "
+        f"{shape}, a number for each unit, found {found}"
+    )
 
 
 def _scope(layout: Layout, position: int, device: torch.device) -> _Scope | None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from znorm._torch_internals import is_plain, is_traced
 from znorm.engine.decide import Decision, by_entry, decide
-from znorm.engine.receipts import Reading, Receipt
+from znorm.engine.receipts import Readings, Receipt
 from znorm.engine.validate import aligned
 from znorm.kernels import reference, registry
 from znorm.kernels.base import Coefficients, KernelBatch, StepContext
@@ -56,9 +55,9 @@ def transform_(
     """
     tensors = aligned(gradients, layout)
     if layout.elementwise:
-        passed = _map_(tensors, layout, inv_scale, receipt)
-        if receipt is not None and passed.readings:
-            receipt.add(receipt.of_readings(passed.readings, None), found_inf)
+        readings = _map_(tensors, layout, inv_scale, receipt)
+        if receipt is not None and readings:
+            receipt.add(receipt.of_readings(readings, None), found_inf)
         return
     if len(layout.stages) > 1:
         _stages_(tensors, layout, inv_scale, parameters, receipt, found_inf)
@@ -91,24 +90,22 @@ def _stages_(
         if entry.selected and gradient is not None and gradient.numel()
     ]
     before = [gradient.clone() for _, gradient in written] if receipt is not None else []
-    clipped: dict[int, Tensor] = {}
+    clipped = torch.zeros(len(layout.entries), dtype=torch.bool, device=layout.device)
     scale = inv_scale
     for stage in layout.stages:
         if stage.elementwise:
-            acted = _map_(tensors, stage, scale, None).acted
+            _map_(tensors, stage, scale, None, clipped if receipt is not None else None)
         else:
             decision = _measured_stage_(tensors, stage, StepContext(scale), parameters)
-            flags = None if decision is None else decision.clipped
-            acted = {} if flags is None else by_entry(stage, flags)
-        for index, flag in acted.items():
-            clipped[index] = clipped[index] | flag if index in clipped else flag
+            if receipt is not None and decision is not None and decision.clipped is not None:
+                clipped |= by_entry(stage, decision.clipped).to(clipped.device)
         scale = None
     if receipt is None or not written:
         return
-    readings = []
-    for (index, gradient), kept in zip(written, before, strict=True):
-        never = torch.zeros((), dtype=torch.bool, device=gradient.device)
-        readings.append(receipt.read(index, kept, gradient, clipped.get(index, never)))
+    readings = [
+        receipt.read(index, kept, gradient, clipped[index])
+        for (index, gradient), kept in zip(written, before, strict=True)
+    ]
     receipt.add(receipt.of_readings(readings, inv_scale), found_inf)
 
 
@@ -171,20 +168,23 @@ def measure(tensors: Sequence[Tensor | None], layout: Layout) -> Moments:
     for batch in batches:
         batch.measure(tensors, compiled)
     done = {index for batch in batches for index in batch.indices}
+    present = (
+        index
+        for index, (pieces, tensor) in enumerate(zip(layout.slices, tensors, strict=True))
+        if pieces and tensor is not None and tensor.numel()
+    )
+    if done.issuperset(present):
+        return Moments(count, compiled[0], compiled[1], layout)
     means: list[Tensor] = []
     m2s: list[Tensor] = []
-    some = False
     for index, (pieces, tensor) in enumerate(zip(layout.slices, tensors, strict=True)):
         for piece in pieces:
             if tensor is None or tensor.numel() == 0 or index in done:
                 mean, m2 = compiled[:, piece.first_unit : piece.first_unit + piece.units]
             else:
-                some = True
                 mean, m2 = reference.moments(piece.view_of(_real(tensor)), piece.unit_dims)
             means.append(mean.to(layout.device).reshape(piece.units))
             m2s.append(m2.to(layout.device).reshape(piece.units))
-    if not some:
-        return Moments(count, compiled[0], compiled[1], layout)
     return Moments(count, torch.cat(means), torch.cat(m2s), layout)
 
 
@@ -294,53 +294,54 @@ def _normalize_compiled_(
     return True
 
 
-@dataclass(frozen=True)
-class _Mapped:
-    """The record of an elementwise pass: which entries it changed, and its readings."""
-
-    acted: dict[int, Tensor]
-    readings: list[Reading]
-
-
 def _map_(
     tensors: Sequence[Tensor | None],
     stage: Layout,
     inv_scale: Tensor | None,
     receipt: Receipt | None,
-) -> _Mapped:
-    """Transform by one elementwise transform, with readings for a receipt."""
+    clipped: Tensor | None = None,
+) -> list[Readings]:
+    """Transform by one elementwise transform, with readings for a receipt.
+
+    ``clipped``, of a flag for each entry, is set where a clip acts.
+    """
     transform, form = stage.transforms[0], stage.fused_form
     if inv_scale is not None:
         multiply_(tensors, inv_scale)
-    acted: dict[int, Tensor] = {}
-    readings: list[Reading] = []
+    readings: list[Readings] = []
     chosen = [
         tensor if entry.selected and tensor is not None and tensor.numel() else None
         for entry, tensor in zip(stage.entries, tensors, strict=True)
     ]
+    done: set[int] = set()
     if isinstance(form, Clamp):
         for batch in compiled_batches(chosen, stage, measures=False, everything=True):
             if not batch.clamps:
                 continue
             read = batch.clamp_(chosen, form.bound)
             _mark_written(batch, chosen)
-            for index, sums, changed in zip(
-                batch.indices, read[:, :4].unbind(), (read[:, 4] > 0).unbind(), strict=True
-            ):
-                gradient = chosen[index]
-                assert gradient is not None
-                acted[index] = changed
-                if receipt is not None:
-                    readings.append(receipt.reading(index, gradient.numel(), sums, changed))
+            done.update(batch.indices)
+            acted = read[:, 4] > 0
+            if clipped is not None:
+                clipped[batch.indices] |= acted.to(clipped.device)
+            if receipt is not None:
+                served = [chosen[index] for index in batch.indices]
+                sizes = [gradient.numel() for gradient in served if gradient is not None]
+                readings.append(receipt.readings(batch.indices, sizes, read[:, :4], acted))
     for index, gradient in enumerate(chosen):
-        if gradient is None or index in acted:
+        if gradient is None or index in done:
+            continue
+        if receipt is None and clipped is None:
+            transform.apply_(_real(gradient))
             continue
         before = None if receipt is None and form is not None else gradient.clone()
         changed = _apply_elementwise_(transform, form, _real(gradient), before)
-        acted[index] = changed if transform.is_clip else torch.zeros_like(changed)
+        acts = changed if transform.is_clip else torch.zeros_like(changed)
+        if clipped is not None:
+            clipped[index] |= acts.to(clipped.device)
         if receipt is not None and before is not None:
-            readings.append(receipt.read(index, before, gradient, acted[index]))
-    return _Mapped(acted, readings)
+            readings.append(receipt.read(index, before, gradient, acts))
+    return readings
 
 
 def _apply_elementwise_(

@@ -19,7 +19,7 @@ from znorm.kernels.reference import statistics_dtype
 from znorm.layout import Layout
 from znorm.moments import Moments, sum_by
 
-__all__ = ["FIELDS", "Reading", "Receipt", "Report"]
+__all__ = ["FIELDS", "Readings", "Receipt", "Report"]
 
 # Elements up to which what is clamped is read in float64.
 _SMALL = 1 << 16
@@ -49,23 +49,23 @@ class Report:
 
 
 @dataclass(frozen=True)
-class Reading:
-    """The sums of one gradient that was read before and after.
+class Readings:
+    """The sums of gradients that were read before and after, a row each.
 
     Parameters
     ----------
-    row : int
+    rows : tuple of int
         Of the receipt.
-    size : int
-        Its elements.
-    sums : Tensor of shape (4,)
+    sizes : tuple of int
+        Their elements.
+    sums : Tensor of shape (gradients, 4)
         Sum, sum of squares, product of before and after, sum of squares after.
-    clipped : Tensor of one element, bool
+    clipped : Tensor of shape (gradients,), bool
         Whether a clip acted on it.
     """
 
-    row: int
-    size: int
+    rows: tuple[int, ...]
+    sizes: tuple[int, ...]
     sums: Tensor
     clipped: Tensor
 
@@ -117,30 +117,35 @@ class Receipt:
         clipped = torch.zeros_like(dot) if decision.clipped is None else decision.clipped.to(dot)
         return Report(before, after.norm(), self._total(dot), (self._total(clipped) > 0).to(dot))
 
-    def read(self, index: int, before: Tensor, after: Tensor, clipped: Tensor) -> Reading:
+    def read(self, index: int, before: Tensor, after: Tensor, clipped: Tensor) -> Readings:
         """A reading of an entry's gradient, before and after."""
         g, h = (_flat(tensor) for tensor in (before, after))
         sums = torch.stack([g.sum(), torch.dot(g, g), torch.dot(g, h), torch.dot(h, h)])
-        return self.reading(index, g.numel(), sums, clipped)
+        return self.readings([index], [g.numel()], sums[None], clipped[None])
 
-    def reading(self, index: int, size: int, sums: Tensor, clipped: Tensor) -> Reading:
-        """A reading that a kernel has made of an entry's gradient."""
-        return Reading(self._row_of[index], size, sums, clipped)
+    def readings(
+        self, indices: Sequence[int], sizes: Sequence[int], sums: Tensor, clipped: Tensor
+    ) -> Readings:
+        """The readings that a kernel has made of entries' gradients."""
+        rows = tuple(self._row_of[index] for index in indices)
+        return Readings(rows, tuple(sizes), sums, clipped)
 
     @torch.no_grad()
-    def of_readings(self, readings: Sequence[Reading], inv_scale: Tensor | None) -> Report:
+    def of_readings(self, readings: Sequence[Readings], inv_scale: Tensor | None) -> Report:
         """The report of a pass of which gradients were read before and after.
 
         Parameters
         ----------
-        readings : sequence of Reading
+        readings : sequence of Readings
         inv_scale : Tensor of one element, optional
             What gradients were multiplied by before they were read as they are after.
         """
         like = self.sums
-        rows, count = self._counts(tuple((one.row, one.size) for one in readings))
-        sums = torch.stack([one.sums.to(like) for one in readings])
-        acted = torch.stack([one.clipped.to(like) for one in readings])
+        rows, count = self._counts(
+            tuple(pair for some in readings for pair in zip(some.rows, some.sizes, strict=True))
+        )
+        sums = torch.cat([some.sums.to(like) for some in readings])
+        acted = torch.cat([some.clipped.to(like) for some in readings])
         total, square, dot, after = like.new_zeros(4, len(like)).index_copy_(1, rows, sums.T)
         clipped = torch.zeros_like(count).index_copy_(0, rows, acted)
         if inv_scale is not None:

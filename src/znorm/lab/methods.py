@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
 
 import znorm
 from znorm.lab.errors import ConfigurationError
@@ -165,8 +168,22 @@ def _written(transform: Any) -> Written:
             raise ConfigurationError(
                 f"transform {name}: expected arguments by name, found {arguments!r}"
             )
-        written.append({str(name): dict(arguments or {})})
+        plain = {str(key): _plain(name, key, value) for key, value in (arguments or {}).items()}
+        written.append({str(name): plain})
     return tuple(written)
+
+
+def _plain(name: object, argument: object, value: Any) -> Any:
+    """The value as a specification holds it, which is a JSON file: numbers, text and lists."""
+    try:
+        value = value.item() if isinstance(value, np.generic) else value
+        json.dumps(value)
+    except (TypeError, ValueError):
+        raise ConfigurationError(
+            f"transform {name}: {argument}: a specification holds numbers, text and lists of them, "
+            f"found {value!r}; write a class of your own and name its place, package.module:Class"
+        ) from None
+    return value
 
 
 def _check_known(name: object) -> None:

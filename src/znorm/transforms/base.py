@@ -6,14 +6,22 @@ import copy
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, Self, TypeAlias
+from typing import Literal, Self, TypeAlias, get_args
 
 from torch import Tensor
 
 from znorm.moments import Affine, Moments
 from znorm.selection import Select
 
-__all__ = ["Clamp", "FusedForm", "Granularity", "Transform", "ZScore"]
+__all__ = [
+    "Clamp",
+    "FusedForm",
+    "Granularity",
+    "Transform",
+    "ZScore",
+    "check_granularity",
+    "form_of",
+]
 
 Granularity: TypeAlias = Literal["tensor", "channel", "global"]
 
@@ -156,3 +164,30 @@ class Transform:
         other = copy.copy(self)
         object.__setattr__(other, "select", select)
         return other
+
+
+def form_of(transform: Transform) -> FusedForm | None:
+    """The transform's fused form, where it says the same as its formula.
+
+    A class that changes the formula of another and inherits its form goes by its formula; so do
+    global ones, since kernels z-score each unit by itself.
+    """
+    form = transform.fused_form()
+    order = type(transform).__mro__
+    formula = "apply_" if transform.elementwise else "decide"
+    of_formula, of_form = (
+        next(place for place, kind in enumerate(order) if name in vars(kind))
+        for name in (formula, "fused_form")
+    )
+    if of_formula < of_form or (isinstance(form, ZScore) and transform.granularity == "global"):
+        return None
+    return form
+
+
+def check_granularity(transform: Transform) -> None:
+    """Raise ValueError, naming the class, for a granularity that there is not."""
+    if transform.granularity not in get_args(Granularity):
+        raise ValueError(
+            f"{type(transform).__name__}: granularity must be one of "
+            f"{', '.join(get_args(Granularity))}, found {transform.granularity!r}"
+        )

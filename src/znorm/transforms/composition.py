@@ -6,7 +6,7 @@ import warnings
 from dataclasses import dataclass
 from typing import Any
 
-from znorm.transforms.base import Transform
+from znorm.transforms.base import Transform, check_granularity
 from znorm.transforms.redundancy import redundant
 
 __all__ = ["Chain", "chain", "stages", "transforms_of"]
@@ -32,6 +32,8 @@ def chain(*transforms: Transform) -> Chain:
     ------
     TypeError
         If an argument is not a transform.
+    ValueError
+        If one has a granularity that there is not.
 
     Warns
     -----
@@ -50,6 +52,8 @@ def chain(*transforms: Transform) -> Chain:
             flat.extend(transforms_of(transform))
         except TypeError as error:
             raise TypeError(f"chain: argument {position}: {error}") from None
+    for transform in flat:
+        check_granularity(transform)
     for sentence in redundant(flat):
         warnings.warn(f"chain: {sentence}", stacklevel=2)
     return Chain(tuple(flat))
