@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from znorm.layout import Layout
-from znorm.moments import Affine, Moments
+from znorm.moments import Affine, Moments, sum_by
 from znorm.transforms.base import Transform
 
 __all__ = ["Decision", "by_entry", "decide"]
@@ -69,9 +69,8 @@ def decide(
 
 def by_entry(layout: Layout, flags: Tensor) -> Tensor:
     """A flag for each entry of a layout: whether any of its units has one."""
-    count = flags.to(layout.count.dtype)
     owner = _owner(layout, flags.device)
-    return count.new_zeros(len(layout.entries)).index_add_(0, owner, count) > 0
+    return sum_by(flags.to(layout.count.dtype), owner, len(layout.entries)) > 0
 
 
 def _identity(layout: Layout, moments: Moments) -> Affine:

@@ -90,17 +90,19 @@ def _stages_(
         if entry.selected and gradient is not None and gradient.numel()
     ]
     before = [gradient.clone() for _, gradient in written] if receipt is not None else []
-    clipped = torch.zeros(len(layout.entries), dtype=torch.bool, device=layout.device)
+    clipped = None
+    if receipt is not None:
+        clipped = torch.zeros(len(layout.entries), dtype=torch.bool, device=layout.device)
     scale = inv_scale
     for stage in layout.stages:
         if stage.elementwise:
-            _map_(tensors, stage, scale, None, clipped if receipt is not None else None)
+            _map_(tensors, stage, scale, None, clipped)
         else:
             decision = _measured_stage_(tensors, stage, StepContext(scale), parameters)
-            if receipt is not None and decision is not None and decision.clipped is not None:
+            if clipped is not None and decision is not None and decision.clipped is not None:
                 clipped |= by_entry(stage, decision.clipped).to(clipped.device)
         scale = None
-    if receipt is None or not written:
+    if receipt is None or clipped is None or not written:
         return
     readings = [
         receipt.read(index, kept, gradient, clipped[index])
