@@ -1,12 +1,14 @@
 """What the training loop adds to the bare steps of the same net, and how others' loops compare.
 
     python benchmarks/loop.py [--model resnet20] [--arms bare,tutorial,lightning] [--rounds 15]
-                              [--device cpu] [--cuda-graph] [--json FILE]
+                              [--device cpu] [--no-cuda-graph] [--side-by-side 2,4,8] [--evaluate]
+                              [--json FILE]
 
-An epoch of training, the evaluation and the checkpoint at its end left out, in arms that alternate
-within one process; ratios are to the first:
+An epoch of training, the checkpoint at its end left out and without ``--evaluate`` the evaluation
+too, in arms that alternate within one process; ratios are to the first:
 
 - as ``znorm compare`` trains, with its batches, checksums, losses and progress;
+- with ``--side-by-side``, so many such runs that take turns, as ``--jobs`` has them on a GPU;
 - ``bare``: forward, backward and step on batches that were made before, nothing else;
 - ``tutorial``: a DataLoader that gets one image after the other, contiguous float32 images and
   weights, torch's Adam as it comes, ``loss.item()`` at each step;
@@ -23,7 +25,7 @@ import json
 import logging
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +37,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from znorm.lab import models, tasks
-from znorm.lab.datasets import Dataset
+from znorm.lab.datasets import Dataset, Split
 from znorm.lab.spec import RunSpec, resolve
 from znorm.lab.system import processor
 from znorm.lab.training.checkpoint import Position
@@ -43,6 +45,7 @@ from znorm.lab.training.loop import _Loop
 from znorm.lab.training.pipeline import Pipeline
 from znorm.lab.training.sampler import batches
 from znorm.lab.training.setup import set_up
+from znorm.lab.training.surroundings import Surroundings
 
 Epoch = Callable[[], object]
 
@@ -82,16 +85,38 @@ def net(spec: RunSpec, data: Dataset) -> nn.Module:
     return model.to(spec.device).train()
 
 
-def lab(spec: RunSpec, data: Dataset) -> Epoch:
-    torch.manual_seed(0)
-    model, optimizer = set_up(spec, data)
-    pipeline = Pipeline(data, spec.data.augment, 0, torch.device(spec.device))
-    loop = _Loop(spec, pipeline, model, optimizer, Position(), Quiet(), lambda _: None)
+def lab(spec: RunSpec, data: Dataset, count: int = 1, *, evaluates: bool = False) -> Epoch:
+    """An epoch of so many runs side by side."""
+    device, copies = torch.device(spec.device), dict[int, Split]()
+    runs: list[tuple[Surroundings, _Loop]] = []
+    for seed in range(count):
+        stream = torch.cuda.Stream() if count > 1 and device.type == "cuda" else None
+        surroundings = Surroundings(device, stream)
+        with surroundings:
+            torch.manual_seed(seed)
+            model, optimizer = set_up(spec, data)
+            pipeline = Pipeline(data, spec.data.augment, seed, device, copies=copies)
+            loop = _Loop(spec, pipeline, model, optimizer, Position(), Quiet(), lambda _: None)
+        runs.append((surroundings, loop))
+
+    def steps(loop: _Loop) -> Generator[None, None, None]:
+        loop.position, loop.unread = Position(), []
+        yield from loop._train_epoch()
+        read = [loop.evaluator.queue(one) for one in (data.validation, data.test) if evaluates]
+        yield
+        loop._read_losses()
+        for scores in read:
+            scores()
 
     def epoch() -> None:
-        loop.position, loop.unread = Position(), []
-        loop._train_epoch()
-        loop._read_losses()
+        left = [(surroundings, steps(loop)) for surroundings, loop in runs]
+        while left:
+            going = []
+            for surroundings, one in left:
+                with surroundings:
+                    if next(one, "over") != "over":
+                        going.append((surroundings, one))
+            left = going
 
     return epoch
 
@@ -210,7 +235,9 @@ def main() -> None:
     parser.add_argument("--augment")
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--cuda-graph", action="store_true", default=None)
+    parser.add_argument("--cuda-graph", action=argparse.BooleanOptionalAction)
+    parser.add_argument("--side-by-side", default="", help="such as 2,4,8")
+    parser.add_argument("--evaluate", action="store_true", help="validation and test images, too")
     parser.add_argument("--workers", type=int, default=2, help="of the DataLoader")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--json", type=Path)
@@ -233,11 +260,16 @@ def main() -> None:
         "tutorial": lambda: tutorial(spec, data, options.workers),
         "lightning": lambda: lightning(spec, data, options.workers),
     }
-    arms = {"znorm compare": lab(spec, data)}
+    arms = {"znorm compare": lab(spec, data, evaluates=options.evaluate)}
+    trained = dict.fromkeys(arms, 1)
+    for count in map(int, filter(None, options.side_by_side.split(","))):
+        name = f"{count} side by side"
+        arms[name], trained[name] = lab(spec, data, count, evaluates=options.evaluate), count
     arms.update({name: makers[name]() for name in options.arms.split(",") if name})
     rows = rounds(arms, options.rounds)
     for row in rows:
-        row["images_per_second"] = len(data.train) / row["seconds"]
+        images = len(data.train) * trained.get(row["arm"], 1)
+        row["images_per_second"] = images / row["seconds"]
         if spec.device == "cuda":
             row["idle_share"] = idle_share(arms[row["arm"]], row["seconds"])
     on = torch.cuda.get_device_name() if spec.device == "cuda" else processor()
@@ -262,6 +294,7 @@ def main() -> None:
             "augment": spec.data.augment,
             "cuda_graph": bool(spec.cuda_graph),
             "images": len(data.train),
+            "evaluated": len(data.validation) + len(data.test) if options.evaluate else 0,
             "rows": rows,
         }
         options.json.write_text(json.dumps(result, indent=2) + "\n")

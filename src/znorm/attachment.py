@@ -317,17 +317,23 @@ class Attachment:
             tuple(row for section in self._current() for row in section.layout.describe().rows)
         )
 
-    def receipt(self) -> dict[str, dict[str, float]]:
+    def receipt(self, *, reset: bool = False) -> dict[str, dict[str, float]]:
         """A record of what the transform did to each tensor that it acts on; waits for the device.
+
+        Parameters
+        ----------
+        reset : bool, default False
+            Whether the next one begins anew after this: for one of each epoch.
 
         Returns
         -------
         dict of str to dict
             By the names of :meth:`describe`, for tensors that have had a gradient. Means over the
-            steps since attach: ``norm_before`` and ``norm_after`` (Euclidean), ``mean`` and ``std``
-            of the entries before, ``cosine`` of the angle between the gradients before and after
-            (0 where one of them is 0), ``clipped`` the share of steps in which a clip changed the
-            tensor; and ``steps``, how many. A step that GradScaler skips is not counted.
+            steps since attach or a reset: ``norm_before`` and ``norm_after`` (Euclidean), ``mean``
+            and ``std`` of the entries before, ``cosine`` of the angle between the gradients before
+            and after (0 where one of them is 0), ``clipped`` the share of steps in which a clip
+            changed the tensor; and ``steps``, how many. A step that GradScaler skips is not
+            counted.
 
         Notes
         -----
@@ -351,6 +357,8 @@ class Attachment:
         means: dict[str, dict[str, float]] = {}
         for section in self._sections:
             means.update(section.receipt.as_dict())
+            if reset:
+                section.receipt.reset()
         return means
 
     def detach(self) -> None:

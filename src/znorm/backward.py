@@ -269,13 +269,13 @@ class BackwardStepping:
             "in_backward on a copy of the model, which is a plain one"
         )
 
-    def receipt(self) -> dict[str, dict[str, float]]:
+    def receipt(self, *, reset: bool = False) -> dict[str, dict[str, float]]:
         """As :meth:`znorm.Attachment.receipt`, for all parameters."""
         rows: dict[str, dict[str, float]] = {}
         for optimizer in self.optimizers.values():
             attachment = own_attachment(optimizer)
             if attachment is not None:
-                rows.update(attachment.receipt())
+                rows.update(attachment.receipt(reset=reset))
         return rows
 
     def state_dict(self) -> dict[str, Any]:

@@ -85,7 +85,7 @@ def test_the_same_call_again_trains_nothing(
     compared: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = snapshot(compared)
-    monkeypatch.setattr(runner, "train", None)
+    monkeypatch.setattr(runner, "train_by_steps", None)
     lab.compare(methods=["znorm", "baseline"], seeds=2, out=compared, **SMALL)
     assert snapshot(compared) == before
 
@@ -194,14 +194,14 @@ def test_the_floor_is_fitted_on_the_training_part_alone(tmp_path: Path) -> None:
 def test_a_failed_and_a_diverged_run_are_recorded_and_the_grid_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = runner.train
+    original = runner.train_by_steps
 
     def failing(spec: Any, *rest: Any) -> Any:
         if spec.method == "baseline":
             raise RuntimeError("out of\nmemory")
         return original(spec, *rest)
 
-    monkeypatch.setattr(runner, "train", failing)
+    monkeypatch.setattr(runner, "train_by_steps", failing)
     runs = lab.compare(
         methods=["baseline", "gradient_centralization"], seeds=1, lr=1e30, out=tmp_path, **SMALL
     )
@@ -296,14 +296,14 @@ def test_weights_are_there_before_the_result(
 
 
 def test_a_partial_grid_can_be_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    original: Callable[..., Any] = runner.train
+    original: Callable[..., Any] = runner.train_by_steps
 
     def stopping(spec: Any, *rest: Any) -> Any:
         if spec.method == "znorm":
             raise lab.Interrupted
         return original(spec, *rest)
 
-    monkeypatch.setattr(runner, "train", stopping)
+    monkeypatch.setattr(runner, "train_by_steps", stopping)
     with pytest.raises(lab.Interrupted):
         lab.compare(methods=["baseline", "znorm"], seeds=2, out=tmp_path, **SMALL)
     states = [(row["method"], row["seed"], row["status"]) for row in lab.status(tmp_path)]

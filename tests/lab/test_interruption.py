@@ -29,20 +29,20 @@ def send(number: int = signal.SIGINT) -> None:
 
 
 def test_two_signals_at_once_count_as_one() -> None:
-    with Interruption() as stop:
-        stop.deferring = True
+    with Interruption() as stop, stop.deferred():
         send()
         send()
         assert stop.requested
+        assert not stop.at_once
 
 
 def test_a_second_one_later_stops_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(interruption, "TOGETHER", 0.0)
-    with Interruption() as stop:
-        stop.deferring = True
+    with Interruption() as stop, stop.deferred():
         send()
         with pytest.raises(Interrupted):
             send()
+        assert stop.at_once
 
 
 @pytest.mark.parametrize("moment", ["sealed", "write_atomically"])
@@ -63,10 +63,8 @@ def test_a_signal_while_a_checkpoint_is_written_waits_until_it_is_whole(
     monkeypatch.setattr(folder, moment, interrupted)
 
     def save() -> None:
-        with Interruption() as stop:
-            stop.deferring = True
-            with stop.held_back():
-                one.save_checkpoint(b"second")
+        with Interruption() as stop, stop.deferred(), stop.held_back():
+            one.save_checkpoint(b"second")
 
     with pytest.raises(Interrupted):
         save()

@@ -61,7 +61,7 @@ def test_the_command_line_has_each_of_them_and_leaves_defaults_to_python(verb: s
             assert option.type is click.INT
         if types[name] == float | None:
             assert option.type is click.FLOAT
-        assert option.is_flag == (types[name] is bool)
+        assert option.is_flag == (types[name] in (bool, bool | None))
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -142,7 +142,7 @@ def failing(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     def train(*args: Any) -> Any:
         raise error
 
-    monkeypatch.setattr(runner, "train", train)
+    monkeypatch.setattr(runner, "train_by_steps", train)
 
 
 ARGUMENTS = ["compare", "--epochs", "1", "--limit", "16", "--methods", "znorm", "--seeds", "1"]

@@ -103,6 +103,11 @@ class Receipt:
             if sums is not None and index in self._row_of:
                 self.sums[self._row_of[index]] = sums
 
+    def reset(self) -> None:
+        """Begin anew; in place, so that captured steps go on writing where they were captured."""
+        with torch.no_grad():
+            self.sums.zero_()
+
     def sums_of(self, index: int) -> Tensor | None:
         """The running sums of an entry of the layout, for a receipt that goes on from them."""
         return self.sums[self._row_of[index]] if index in self._row_of else None

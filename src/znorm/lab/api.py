@@ -53,8 +53,10 @@ def compare(options: CompareOptions) -> list[Run]:
         ``auto`` takes what is fastest on this machine.
     deterministic : bool
         Ask torch for deterministic algorithms.
-    cuda_graph : bool
+    cuda_graph : bool, optional
         On a GPU, capture each whole step in one CUDA graph: launched at once, not kernel by kernel.
+        By default where nothing within it can wait for the device, which of code from elsewhere is
+        not known; a word then says so.
     limit : int, optional
         At most so many images of each part; the page then says so.
     set : mapping, optional
@@ -63,9 +65,10 @@ def compare(options: CompareOptions) -> list[Run]:
     workers : int, optional
         Threads that read ahead, of a set that does not fit in memory.
     jobs : int
-        Runs that are trained side by side, each in a process of its own: a small net leaves most of
-        a large GPU idle. On a CPU each then has a share of the threads, on whose number the last
-        bits depend; a run keeps the number that it began with.
+        Runs that are trained side by side. On a CPU each is a process and has a share of the
+        threads, on whose number the last bits depend; a run keeps the number that it began with. On
+        a GPU, most of which a small net leaves idle, they take turns in one process, each on a
+        stream of its own; several GPUs have a process each.
     retry : bool
         Whether runs that failed are trained again, whatever it was; those that ran out of memory or
         of disk are by themselves. Runs that diverged are left as they are.

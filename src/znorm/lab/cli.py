@@ -104,6 +104,8 @@ def _option(field: Field[Any], kind: Any) -> Callable[[F], F]:
         return click.option(name, multiple=True, metavar="KEY=VALUE", help=help)
     if kind is bool and field.default:
         return click.option(f"--no-{name[2:]}", name[2:], flag_value=False, default=None, help=help)
+    if types == {bool, type(None)}:
+        return click.option(f"{name}/--no-{name[2:]}", default=None, help=help)
     if kind is bool:
         return click.option(name, is_flag=True, default=None, help=help)
     if os.PathLike[str] in types:

@@ -1,16 +1,19 @@
-"""The device and the precision of a run where the user leaves them open."""
+"""The device, the precision and the captures of a run where the user leaves them open."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
 
 from znorm.lab.errors import ConfigurationError
-from znorm.lab.models import MODELS
+from znorm.lab.models import MODELS, is_external
+from znorm.lab.optimizers import OPTIMIZERS
 from znorm.lab.registry import lookup
+from znorm.transforms import TRANSFORMS
 
-__all__ = ["is_there", "resolve_device", "resolve_precision"]
+__all__ = ["is_there", "resolve_device", "resolve_precision", "why_not_captured"]
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("auto", "float32", "bfloat16")
@@ -56,6 +59,35 @@ def resolve_precision(name: str, device: str, model: str) -> str:
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
     dense = model in MODELS and not MODELS[model].depthwise
     return "bfloat16" if device == "cpu" and dense and _cpu_has_bfloat16() else "float32"
+
+
+def why_not_captured(
+    model: str, optimizer: str, transform: Iterable[Mapping[str, object]]
+) -> str | None:
+    """The reason why steps on a GPU are not captured where the user leaves it open; None: they are.
+
+    A capture is right where nothing looks at a number on the device to decide what comes next: a
+    graph would go on as that was decided once. Of what is built in that is known, of others' code
+    it is not.
+
+    Parameters
+    ----------
+    model, optimizer : str
+        As a specification names them.
+    transform : iterable of mapping
+        The method's links, each by its name.
+    """
+    own = [name for link in transform for name in link if not _is_built_in(name)]
+    others = [model] if is_external(model) else []
+    others += [] if optimizer in OPTIMIZERS else [optimizer]
+    others += own
+    if not others:
+        return None
+    return f"it is not known whether {others[0]} waits for the GPU within a step"
+
+
+def _is_built_in(transform: str) -> bool:
+    return transform in TRANSFORMS and TRANSFORMS[transform].__module__.startswith("znorm.")
 
 
 def _cpu_has_bfloat16() -> bool:

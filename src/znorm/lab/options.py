@@ -69,7 +69,11 @@ class SharedOptions:
         key="precision",
     )
     deterministic: bool = option(False, "Deterministic algorithms only.", key="deterministic")
-    cuda_graph: bool = option(False, "Each step as one CUDA graph.", key="cuda_graph")
+    cuda_graph: bool | None = option(
+        None,
+        "On a GPU, each step as one CUDA graph.  [default: where it is right]",
+        key="cuda_graph",
+    )
     jobs: int = option(1, "Runs trained side by side; times then say little.  [default: 1]")
     retry: bool = option(False, "Train runs that failed once more.")
     limit: int | None = option(
@@ -81,8 +85,6 @@ class SharedOptions:
     def choices(self) -> dict[str, Any]:
         """The choices for a specification, by its keys; those of ``set`` come last."""
         chosen = {key: getattr(self, name) for name, key in self.keys().items()}
-        # What is left out changes no hash.
-        chosen["cuda_graph"] = chosen["cuda_graph"] or None
         return {**chosen, **(self.set or {})}
 
     @classmethod

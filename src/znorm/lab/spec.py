@@ -19,7 +19,7 @@ from pydantic import (
 
 from znorm.lab import methods, models, optimizers
 from znorm.lab.datasets import DataSpec
-from znorm.lab.device import resolve_device, resolve_precision
+from znorm.lab.device import resolve_device, resolve_precision, why_not_captured
 from znorm.lab.errors import ConfigurationError
 from znorm.lab.losses import LOSSES
 from znorm.lab.registry import lookup, unknown
@@ -65,7 +65,7 @@ class RunSpec(BaseModel):
     deterministic : bool
         Whether torch is asked for deterministic algorithms.
     cuda_graph : bool or None
-        Whether a whole step is captured in a CUDA graph.
+        Whether a whole step is captured in a CUDA graph, and the evaluation of a batch.
     receipt : bool or None
         Whether each epoch's receipt of gradients is kept, in events.jsonl: norms, moments and
         angles of each layer's weights, before and after the transform.
@@ -138,8 +138,6 @@ class RunSpec(BaseModel):
         TASKS[self.task].check(self.model, self.loss)
         if self.cuda_graph and self.device != "cuda":
             raise ValueError(f"cuda_graph: needs device cuda, found {self.device}")
-        if self.cuda_graph and self.receipt:
-            raise ValueError("receipt: cannot be kept of steps that are captured; no cuda_graph")
         return self
 
     def canonical(self, *, seed: bool = True) -> str:
@@ -228,6 +226,9 @@ def resolve(choices: Mapping[str, Any]) -> RunSpec:
     )
     values["device"] = resolve_device(values["device"])
     values["precision"] = resolve_precision(values["precision"], values["device"], values["model"])
+    if values.get("cuda_graph") is None:
+        reason = why_not_captured(values["model"], values["optimizer"], values["transform"])
+        values["cuda_graph"] = values["device"] == "cuda" and reason is None
     values["data"] = {
         "augment": data.pop("augment", None) or task.augment,
         "limit": data.pop("limit", None),

@@ -342,7 +342,7 @@ def test_the_command_line(
     small = ["--limit", "8", "--device", "cpu", "--out", str(tmp_path), "--jobs", "2"]
     asked: list[int] = []
     real = runner.helped
-    monkeypatch.setattr(runner, "helped", lambda *a: asked.append(a[1]) or real(a[0], 1, None))
+    monkeypatch.setattr(runner, "helped", lambda *a: asked.append(a[1]) or real(a[0], 1, 1, None))
     assert run([*arguments, *small]) == 0
     assert asked == [2]
     out, err = capsys.readouterr()

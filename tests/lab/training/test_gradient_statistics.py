@@ -96,6 +96,3 @@ def test_what_is_kept_changes_no_hash_of_other_runs() -> None:
     plain, kept = spec("znorm", receipt=None), spec("znorm")
     assert plain.hash == spec("znorm", receipt=False).hash != kept.hash
     assert "receipt" not in plain.canonical()
-    captured = kept.model_dump(mode="json") | {"device": "cuda", "cuda_graph": True}
-    with pytest.raises(ValueError, match="receipt: cannot be kept of steps"):
-        RunSpec.model_validate(captured)

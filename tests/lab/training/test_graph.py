@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from znorm.lab.training.graph import CapturedStep
+from znorm.lab.training.graph import CapturedWork
 
 
 class Stream:
@@ -23,9 +23,9 @@ def test_a_step_is_captured_once_for_whole_batches(monkeypatch: pytest.MonkeyPat
         def replay(self) -> None:
             done.append("replay")
 
-    def step(images: Tensor, targets: Tensor) -> Tensor:
+    def step(images: Tensor, targets: Tensor) -> tuple[Tensor]:
         done.append(f"step of {len(images)}")
-        return images.sum()
+        return (images.sum(),)
 
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
     monkeypatch.setattr(torch.cuda, "graph", lambda graph, **how: nullcontext())
@@ -33,7 +33,7 @@ def test_a_step_is_captured_once_for_whole_batches(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(torch.cuda, "current_stream", Stream)
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
     monkeypatch.setattr(Tensor, "record_stream", lambda tensor, stream: None)
-    captured = CapturedStep(4)
+    captured = CapturedWork(4)
     whole, rest = torch.ones(4, 3), torch.ones(2, 3)
     labels = torch.zeros(4)
     captured.take(step, rest, labels[:2])  # a run may go on at an epoch's last batch

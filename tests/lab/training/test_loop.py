@@ -12,7 +12,7 @@ from torch.nn import functional as F
 import znorm
 from lab.kit import PLAIN, Watch
 from znorm.lab import models, tasks
-from znorm.lab.datasets import Dataset
+from znorm.lab.datasets import Dataset, Split
 from znorm.lab.datasets.augmentation import augment_
 from znorm.lab.errors import ConfigurationError, Interrupted
 from znorm.lab.methods import METHODS, make_transform
@@ -182,12 +182,13 @@ def test_weights_that_are_not_finite_count_as_diverged(monkeypatch: pytest.Monke
 def test_the_best_epoch_is_chosen_on_validation(monkeypatch: pytest.MonkeyPatch) -> None:
     scores = iter([(0.9, 0.2), (0.5, 0.8), (0.9, 0.7)])
 
-    def evaluate(self: Any, name: str) -> dict[str, float]:
-        if name == "validation":
+    def queue(self: Any, split: Split) -> Any:
+        is_test = split is self._pipeline.dataset.test
+        if not is_test:
             self.pair = next(scores)
-        return {f"{name}_accuracy": self.pair[name == "test"], f"{name}_loss": 0.0}
+        return lambda: {"accuracy": self.pair[is_test], "loss": 0.0}
 
-    monkeypatch.setattr(loop._Loop, "_evaluate", evaluate)
+    monkeypatch.setattr(loop.Evaluator, "queue", queue)
     metrics = run(spec(epochs=3))[0].metrics
     assert metrics["test_accuracy"] == 0.7
     assert metrics["best_validation_epoch"] == 1

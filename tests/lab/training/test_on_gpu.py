@@ -57,7 +57,7 @@ def test_twenty_steps_in_float64_are_those_of_the_cpu(gpu: torch.device, model: 
     for device in (gpu, torch.device("cpu")):
         loop = loop_of(model, device)
         for _ in range(2):
-            loop._train_epoch()
+            list(loop._train_epoch())
             loop.position.epoch, loop.position.step = loop.position.epoch + 1, 0
         loop._read_losses()
         assert len(loop.position.losses) >= 20
@@ -70,7 +70,7 @@ def test_twenty_steps_in_float64_are_those_of_the_cpu(gpu: torch.device, model: 
 def test_an_epoch_waits_for_nothing(gpu: torch.device) -> None:
     loop = loop_of("resnet20", gpu)
     torch.use_deterministic_algorithms(False)
-    loop._train_epoch()
+    list(loop._train_epoch())
     loop.position.epoch, loop.position.step = 1, 0
     # What an epoch draws is copied at its start; then nothing waits.
     plan = list(torch.arange(160).split(16))
@@ -94,8 +94,10 @@ def test_a_run_of_captured_steps_is_a_run(gpu: torch.device, method: str, tmp_pa
         "precision": "float32",
         "schedule": "multistep:1",
     }
-    (plain,) = lab.compare(**shared, out=tmp_path / "plain")
-    (captured,) = lab.compare(**shared, cuda_graph=True, out=tmp_path / "captured")
+    (plain,) = lab.compare(**shared, cuda_graph=False, out=tmp_path / "plain")
+    (captured,) = lab.compare(**shared, out=tmp_path / "captured")
+    assert captured.spec.cuda_graph
+    assert not plain.spec.cuda_graph
     assert plain.status == captured.status == "done", (plain.result, captured.result)
     assert plain.history[0]["train_loss"] == pytest.approx(
         captured.history[0]["train_loss"], rel=0.05
@@ -128,3 +130,47 @@ def test_a_run_that_was_stopped_goes_on_with_the_same_bits(
         lab.compare(**shared, out=tmp_path / "stopped")
     (stopped,) = lab.compare(**shared, out=tmp_path / "stopped")
     assert whole.result["hashes"] == stopped.result["hashes"]  # type: ignore[index]
+
+
+def test_receipts_of_captured_steps_are_those_of_others(gpu: torch.device, tmp_path: Path) -> None:
+    shared: dict[str, Any] = {
+        "methods": ["gradient_clipping"],
+        "seeds": 1,
+        "epochs": 2,
+        "limit": 200,
+        "batch_size": 16,
+        "device": "cuda",
+        "precision": "float32",
+        "set": {"receipt": True},
+    }
+    (plain,) = lab.compare(**shared, cuda_graph=False, out=tmp_path / "plain")
+    (captured,) = lab.compare(**shared, out=tmp_path / "captured")
+    for one, other in zip(plain.history, captured.history, strict=True):
+        assert one["receipt"].keys() == other["receipt"].keys()
+        for name, fields in one["receipt"].items():
+            assert fields["steps"] == other["receipt"][name]["steps"]
+    first, second = plain.history[0]["receipt"], captured.history[0]["receipt"]
+    for name, fields in first.items():
+        assert second[name]["norm_before"] == pytest.approx(fields["norm_before"], rel=0.1)
+
+
+def test_eight_runs_side_by_side_have_the_bits_of_eight_alone(
+    gpu: torch.device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    shared: dict[str, Any] = {
+        "methods": ["baseline", "znorm"],
+        "seeds": 4,
+        "epochs": 2,
+        "limit": 200,
+        "batch_size": 16,
+        "device": "cuda",
+        "deterministic": True,
+    }
+    alone = lab.compare(**shared, out=tmp_path / "alone")
+    beside = lab.compare(**shared, jobs=8, out=tmp_path / "beside")
+    for one, other in zip(alone, beside, strict=True):
+        assert one.result is not None
+        assert other.result is not None
+        assert one.result["hashes"] == other.result["hashes"]
+        assert one.history[-1]["train_loss"] == other.history[-1]["train_loss"]

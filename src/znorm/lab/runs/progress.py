@@ -141,7 +141,7 @@ class Plain(Silent):
 
 
 class Terminal(Silent):
-    """Two bars: the grid, and the run at hand."""
+    """A bar for the grid, and one for each run at work."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -156,51 +156,53 @@ class Terminal(Silent):
             console=console,
         )
         self.grid: TaskID | None = None
-        self.current: TaskID | None = None
+        # Of each run at work, by its specification's id: its bar, and how far its epoch is.
+        self.bars: dict[int, TaskID] = {}
+        self.fractions: dict[int, float] = {}
 
     def note(self, text: str) -> None:
         self.progress.console.print(text, markup=False, highlight=False)
 
     def begin(self, runs: Sequence[Run], jobs: int = 1) -> None:
         self.remaining = _Remaining(runs, jobs)
-        self.fraction = 0.0
         self.progress.console.print(arithmetic(runs), markup=False, highlight=False)
         self.progress.start()
         self.grid = self.progress.add_task("runs", total=len(runs), note="")
 
     def run_begins(self, number: int, run: Run) -> None:
-        steps = run.spec.epochs
-        self.current = self.progress.add_task(name(run), total=steps, note="")
+        self._end_bar(run)  # of a run that begins again
+        bar = self.progress.add_task(name(run), total=run.spec.epochs, note="")
+        self.bars[id(run.spec)], self.fractions[id(run.spec)] = bar, 0.0
 
     def step(self, spec: RunSpec, epoch: int, step: int, steps: int) -> None:
         assert self.grid is not None
-        assert self.current is not None
         # One epoch is one unit of work; `done` moves by a fraction of it at each step.
-        self.remaining.done += step / steps - self.fraction
-        self.fraction = 0.0 if step == steps else step / steps
-        self.progress.update(self.current, completed=epoch + (step == steps))
+        self.remaining.done += step / steps - self.fractions[id(spec)]
+        self.fractions[id(spec)] = 0.0 if step == steps else step / steps
+        self.progress.update(self.bars[id(spec)], completed=epoch + (step == steps))
         self.progress.update(self.grid, note=self.remaining.text())
 
     def epoch(self, spec: RunSpec, entry: dict[str, Any]) -> None:
-        assert self.current is not None
         note = f"loss {entry['train_loss']:.3f}"
         score = TASKS[spec.task].score
         if f"validation_{score}" in entry:
             note += f", {score} {entry[f'validation_{score}']:.3f}"
-        self.progress.update(self.current, completed=entry["epoch"], note=note)
+        self.progress.update(self.bars[id(spec)], completed=entry["epoch"], note=note)
 
     def run_ends(self, number: int, run: Run, note: str = "") -> None:
         assert self.grid is not None
         if note:
             self.remaining.leave(run)
-        if self.current is not None:
-            self.progress.remove_task(self.current)
-            self.current = None
-        self.fraction = 0.0
-        self.progress.update(self.grid, completed=number + 1)
+        self._end_bar(run)
+        self.progress.update(self.grid, advance=1)
         self.progress.console.print(
             f"{name(run)}: {note or ending(run)}", markup=False, highlight=False
         )
+
+    def _end_bar(self, run: Run) -> None:
+        bar = self.bars.pop(id(run.spec), None)
+        if bar is not None:
+            self.progress.remove_task(bar)
 
     def end(self) -> None:
         self.progress.stop()

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from znorm.lab import models
-from znorm.lab.datasets import Dataset
+from znorm.lab.datasets import Dataset, Split
+from znorm.lab.device import why_not_captured
 from znorm.lab.errors import ConfigurationError, DataError, Interrupted, LabError
 from znorm.lab.runs.folder import Run
 from znorm.lab.runs.parallel import helped
 from znorm.lab.runs.progress import Display
+from znorm.lab.runs.turns import NoRoomError, Turns
 from znorm.lab.spec import RunSpec
 from znorm.lab.training import memory
 from znorm.lab.training.interruption import Interruption
-from znorm.lab.training.loop import train
+from znorm.lab.training.loop import Outcome, SideBySide, train_by_steps
 from znorm.lab.training.setup import check_images, load_once, try_model
 
 __all__ = ["execute"]
@@ -59,7 +64,9 @@ def execute(
     *,
     retry: bool = False,
 ) -> None:
-    """Train the runs that are not finished yet, in order, in so many processes at once.
+    """Train the runs that are not finished yet, in order, so many at once.
+
+    On a CPU each of these is a process; on a GPU they take turns in one, or in one for each GPU.
 
     ``checked`` is called once all that can be checked has been, before anything is written. A run
     whose files are damaged is left alone, with a word, and the others are trained.
@@ -95,22 +102,19 @@ def execute(
     checked()
     for one in able:
         one.announce()
-    with _threads_shared(able, jobs, display):
-        with Interruption() as stop, helped(able, jobs, workers):
-            display.begin(able, jobs)
+    _tell_what_is_not_captured(able, display)
+    processes, side_by_side = _division(able, jobs)
+    with _threads_shared(able, processes, display):
+        with Interruption() as stop, helped(able, processes, side_by_side, workers):
+            turns = Turns(side_by_side, partial(_tell_fewer, display), lambda: stop.at_once)
+            hands = _Hands(datasets, display, stop, turns, side_by_side, workers, problems)
+            display.begin(able, processes)
             try:
-                for number, one in enumerate(able):
-                    if stop.requested:
-                        raise Interrupted
-                    try:
-                        _take_part(number, one, datasets, display, stop, workers)
-                    except DataError as error:
-                        problems[one.folder] = error
-                        display.run_ends(number, one, f"left alone: {error}")
+                turns.take(partial(hands.take_part, *numbered) for numbered in enumerate(able))
             finally:
                 display.end()
         left = [one for one in able if one.folder not in problems and one.result is None]
-        if jobs > 1 and left:
+        if processes > 1 and left:
             execute(left, display, workers)  # what a helper left that was killed
     for problem in problems.values():
         display.note(str(problem))
@@ -118,29 +122,112 @@ def execute(
         raise next(iter(problems.values()))
 
 
-def _take_part(
-    number: int,
-    one: Run,
-    datasets: dict[str, Dataset],
-    display: Display,
-    stop: Interruption,
-    workers: int | None,
-) -> None:
-    """Train one run of a grid, unless it has ended or another process is at it."""
-    if one.result is not None:
-        display.run_ends(number, one, _ended_before(one.result))
-        return
-    with one.claim() as mine:
-        if not mine:
-            display.run_ends(number, one, "another process is at it")
-            return
+def _division(runs: Sequence[Run], jobs: int) -> tuple[int, int]:
+    """How many processes train these, and how many runs take turns in each."""
+    if not runs or any(one.spec.device != "cuda" for one in runs):
+        return jobs, 1
+    processes = min(jobs, torch.cuda.device_count())
+    return processes, math.ceil(jobs / processes)
+
+
+def _tell_fewer(display: Display, count: int) -> None:
+    display.note(
+        f"the GPU's memory is not enough for {count + 1} runs side by side: it goes on with {count}"
+    )
+
+
+def _tell_what_is_not_captured(runs: Sequence[Run], display: Display) -> None:
+    """Of steps on a GPU that the user left open: a graph may be right for them, or not."""
+    told: dict[str, None] = {}
+    for spec in (one.spec for one in runs if one.result is None):
+        if spec.device == "cuda" and not spec.cuda_graph:
+            reason = why_not_captured(spec.model, spec.optimizer, spec.transform)
+            if reason is not None:
+                told[
+                    f"{spec.model} {spec.method}: steps are not captured in a CUDA graph: {reason}"
+                ] = None
+    for text in told:
+        display.note(f"{text}; --cuda-graph captures them")
+
+
+@dataclass
+class _Hands:
+    """Whoever trains the runs of a grid in this process, and what that needs."""
+
+    datasets: dict[str, Dataset]
+    display: Display
+    stop: Interruption
+    turns: Turns
+    side_by_side: int
+    workers: int | None
+    problems: dict[Path, DataError]
+    # Images on the GPU, which runs side by side share.
+    copies: dict[int, Split] = field(default_factory=dict)
+
+    def take_part(self, number: int, one: Run) -> Generator[None, None, None]:
+        """Train one run, with a pause after each step, unless it has ended or others are at it."""
+        if self.stop.requested:
+            raise Interrupted
+        try:
+            yield from self._take_part(number, one)
+        except DataError as error:
+            self.problems[one.folder] = error
+            self.display.run_ends(number, one, f"left alone: {error}")
+
+    def _take_part(self, number: int, one: Run) -> Generator[None, None, None]:
+        display = self.display
         if one.result is not None:
-            # It was, until a moment ago.
-            display.run_ends(number, one, "finished by another process")
+            display.run_ends(number, one, _ended_before(one.result))
             return
-        display.run_begins(number, one)
-        _train(one, load_once(one.spec, datasets), display, stop, workers)
-        display.run_ends(number, one)
+        with one.claim() as mine:
+            if not mine:
+                display.run_ends(number, one, "another process is at it")
+                return
+            if one.result is not None:
+                # It was, until a moment ago.
+                display.run_ends(number, one, "finished by another process")
+                return
+            display.run_begins(number, one)
+            dataset = load_once(one.spec, self.datasets)
+            with self.stop.deferred():
+                yield from self._train(one, dataset)
+            display.run_ends(number, one)
+
+    def _train(self, run: Run, dataset: Dataset) -> Generator[None, None, None]:
+        run.begin()
+        try:
+            watch = _Watch(run, self.display, self.stop)
+            outcome = yield from train_by_steps(
+                run.spec,
+                dataset,
+                watch,
+                run.checkpoints(),
+                watch.save,
+                self.workers,
+                self._beside(run.spec),
+            )
+        except DataError as error:
+            text = str(error)
+            raise DataError(text if str(run.folder) in text else f"{run.folder}: {text}") from None
+        except LabError:
+            raise
+        except OSError as error:
+            # Of the disk or the terminal, not of the run, which can go on from its checkpoint.
+            raise DataError(f"{run.folder}: {error}") from error
+        except (Exception, SystemExit) as error:
+            no_memory = memory.is_out_of_memory(error)
+            if no_memory and not self.turns.alone:
+                memory.let_go(error)
+                raise NoRoomError from None
+            run.finish(_failed(run.spec, dataset, error, no_memory))
+            return
+        _finish(run, outcome)
+
+    def _beside(self, spec: RunSpec) -> SideBySide | None:
+        if self.side_by_side == 1:
+            return None
+        stream = torch.cuda.Stream() if spec.device == "cuda" else None
+        return SideBySide(stream, self.copies)
 
 
 def _is_tried_again(result: Mapping[str, Any], retry: bool) -> bool:
@@ -183,34 +270,21 @@ def _net_key(spec: RunSpec) -> tuple[str, str, str]:
     return spec.model, repr(sorted(spec.model_options.items())), spec.data_key
 
 
-def _train(
-    run: Run, dataset: Dataset, display: Display, stop: Interruption, workers: int | None
-) -> None:
-    run.begin()
-    stop.deferring = True
-    try:
-        watch = _Watch(run, display, stop)
-        saved = run.checkpoints()
-        outcome = train(run.spec, dataset, watch, saved, watch.save, workers)
-    except DataError as error:
-        text = str(error)
-        raise DataError(text if str(run.folder) in text else f"{run.folder}: {text}") from None
-    except LabError:
-        raise
-    except OSError as error:
-        # Of the disk or the terminal, not of the run, which can go on from its checkpoint.
-        raise DataError(f"{run.folder}: {error}") from error
-    except (Exception, SystemExit) as error:
-        # The grid goes on: one model that runs out of memory must not cost the others.
-        text = f"{type(error).__name__}: {' '.join(str(error).split())}"[:400]
-        reason = "error"
-        if memory.is_out_of_memory(error):
-            reason = "memory"
-            text = f"{_what_fits(run.spec, dataset, error)}; {text}"
-        run.finish({"status": "failed", "error": text, "reason": reason, "metrics": {}})
-        return
-    finally:
-        stop.deferring = False
+def _failed(
+    spec: RunSpec, dataset: Dataset, error: BaseException, no_memory: bool
+) -> dict[str, Any]:
+    """The result of a run that an error ended.
+
+    The grid goes on: one model that runs out of memory must not cost the others.
+    """
+    text = f"{type(error).__name__}: {' '.join(str(error).split())}"[:400]
+    if no_memory:
+        text = f"{_what_fits(spec, dataset, error)}; {text}"
+    reason = "memory" if no_memory else "error"
+    return {"status": "failed", "error": text, "reason": reason, "metrics": {}}
+
+
+def _finish(run: Run, outcome: Outcome) -> None:
     result: dict[str, Any] = {
         "status": outcome.status,
         "metrics": outcome.metrics,

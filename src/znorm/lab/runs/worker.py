@@ -1,7 +1,7 @@
 """One of the processes that share a grid of runs: ``python -m znorm.lab.runs.worker``.
 
 Started by :mod:`znorm.lab.runs.parallel`, which writes a line to its standard input: threads,
-loader threads, what may be imported, and the folders of the runs.
+loader threads, runs at once, what may be imported, and the folders of the runs.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from znorm.lab.trust import trusting
 
 def main() -> int:
     """Take part; errors are told by the process that started this one, once it gets there."""
-    threads, workers, trusted, folders = json.loads(sys.stdin.buffer.readline())
+    threads, workers, side_by_side, trusted, folders = json.loads(sys.stdin.buffer.readline())
     threading.Thread(target=_stop_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     try:
         with trusting(trusted):
-            execute([Run.open(folder) for folder in folders], Silent(), workers)
+            execute([Run.open(folder) for folder in folders], Silent(), workers, side_by_side)
     except (Interrupted, KeyboardInterrupt):
         return 130
     except LabError as error:

@@ -2,47 +2,80 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from znorm.lab.datasets import Split
 from znorm.lab.metrics import Cases, classification_scores, count
 from znorm.lab.metrics.scores import MASK_SCORES
 from znorm.lab.spec import RunSpec
+from znorm.lab.training.graph import CapturedWork
 from znorm.lab.training.pipeline import Pipeline
 from znorm.lab.training.step import evaluation_loss, forward
 
-__all__ = ["evaluate", "predict_cases"]
+__all__ = ["Evaluator", "predict_cases"]
+
+Scores = dict[str, float]
 
 
-@torch.no_grad()
-def evaluate(spec: RunSpec, model: nn.Module, pipeline: Pipeline, split: Split) -> dict[str, float]:
-    """The loss and the scores that each epoch shows; nothing for an empty split.
+class Evaluator:
+    """Evaluates a net as it is trained, epoch by epoch.
 
-    Returns
-    -------
-    dict of str to float
-        ``loss`` and all scores of classes, or those of masks that follow from counts, pooled.
+    Parameters
+    ----------
+    spec : RunSpec
+    model : torch.nn.Module
+    pipeline : Pipeline
     """
-    if not len(split):
-        return {}
-    model.eval()
-    # All stays on the device until the end: no batch waits for it.
-    outputs, targets, losses, sizes = [], [], [], []
-    for images, truth in pipeline.evaluation_batches(split):
-        logits, loss = evaluation_loss(spec, model, images, truth)
-        losses.append(loss)
-        sizes.append(len(images))
-        outputs.append(logits[:, 0] > 0 if split.has_masks else logits)
-        targets.append(truth)
-    predicted, truths = torch.cat(outputs).cpu(), torch.cat(targets).cpu()
-    shares = torch.tensor(sizes, dtype=torch.float64) / len(split)
-    mean_loss = float(torch.dot(torch.stack(losses).cpu().double(), shares))
-    if not split.has_masks:
-        return {**classification_scores(predicted, truths), "loss": mean_loss}
-    counts = count(predicted, truths).pooled()
-    scores = {name: float(score.compute(counts)) for name, score in MASK_SCORES.items()}
-    return {"loss": mean_loss, **scores}
+
+    def __init__(self, spec: RunSpec, model: nn.Module, pipeline: Pipeline) -> None:
+        self._spec, self._model, self._pipeline = spec, model, pipeline
+        size = pipeline.evaluation_size
+        self._captured = CapturedWork(size) if spec.cuda_graph else None
+
+    @torch.no_grad()
+    def queue(self, split: Split) -> Callable[[], Scores]:
+        """Queue the evaluation of a split on the device.
+
+        Returns
+        -------
+        callable () -> dict of str to float
+            Waits for it, and gives ``loss`` and all scores of classes, or those of masks that
+            follow from counts, pooled; nothing for an empty split.
+        """
+        self._model.eval()
+        # All stays on the device until the end: no batch waits for it.
+        outputs, truths, losses, sizes = [], [], [], []
+        for images, truth in self._pipeline.evaluation_batches(split):
+            output, loss = self._evaluate(images, truth)
+            losses.append(loss)
+            sizes.append(len(images))
+            outputs.append(output[:, 0] > 0 if split.has_masks else output)
+            truths.append(truth)
+
+        def read() -> Scores:
+            if not sizes:
+                return {}
+            predicted, targets = torch.cat(outputs).cpu(), torch.cat(truths).cpu()
+            shares = torch.tensor(sizes, dtype=torch.float64) / len(split)
+            mean_loss = float(torch.dot(torch.stack(losses).cpu().double(), shares))
+            if not split.has_masks:
+                return {**classification_scores(predicted, targets), "loss": mean_loss}
+            counts = count(predicted, targets).pooled()
+            scores = {name: float(score.compute(counts)) for name, score in MASK_SCORES.items()}
+            return {"loss": mean_loss, **scores}
+
+        return read
+
+    def _evaluate(self, images: Tensor, truth: Tensor) -> tuple[Tensor, ...]:
+        if self._captured is None:
+            return self._output_and_loss(images, truth)
+        return self._captured.take(self._output_and_loss, images, truth)
+
+    def _output_and_loss(self, images: Tensor, truth: Tensor) -> tuple[Tensor, ...]:
+        return evaluation_loss(self._spec, self._model, images, truth)
 
 
 @torch.no_grad()

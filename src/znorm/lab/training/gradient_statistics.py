@@ -29,23 +29,17 @@ class GradientStatistics:
     def __init__(
         self, optimizer: torch.optim.Optimizer, transform: Transform | None, model: nn.Module
     ) -> None:
-        self._optimizer, self._transform, self._model = optimizer, transform, model
         # Of each layer its weights: two or more dims.
         self._layers = {name for name, weight in model.named_parameters() if weight.dim() > 1}
-        self._attachment = self._attach()
-
-    def _attach(self) -> znorm.Attachment:
-        return znorm.attach(self._optimizer, self._transform, model=self._model)
+        self._attachment = znorm.attach(optimizer, transform, model=model)
 
     def read(self, earlier: Receipt) -> dict[str, dict[str, float]]:
         """The receipt of the steps since the last reading, joined to an earlier one."""
         recent = {
             name: values
-            for name, values in self._attachment.receipt().items()
+            for name, values in self._attachment.receipt(reset=True).items()
             if name in self._layers
         }
-        self._attachment.detach()
-        self._attachment = self._attach()
         return joined(earlier, recent)
 
 

@@ -1,18 +1,17 @@
-"""The training loop: plain torch, resumable to the bit."""
+"""The training loop: plain torch, resumable to the bit, a step at a time."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from znorm.lab.datasets import Dataset
+from znorm.lab.datasets import Dataset, Split
 from znorm.lab.errors import DataError, Interrupted
 from znorm.lab.methods import make_transform
 from znorm.lab.metrics import Cases
@@ -21,16 +20,17 @@ from znorm.lab.spec import RunSpec
 from znorm.lab.tasks import TASKS
 from znorm.lab.training import checkpoint
 from znorm.lab.training.checkpoint import Position
-from znorm.lab.training.evaluation import evaluate, predict_cases
+from znorm.lab.training.evaluation import Evaluator, predict_cases
 from znorm.lab.training.gradient_statistics import GradientStatistics
-from znorm.lab.training.graph import CapturedStep
+from znorm.lab.training.graph import CapturedWork
 from znorm.lab.training.pipeline import Pipeline
 from znorm.lab.training.sampler import batches
 from znorm.lab.training.setup import set_up
 from znorm.lab.training.step import take_step
+from znorm.lab.training.surroundings import Surroundings
 from znorm.lab.training.weights import dump
 
-__all__ = ["Outcome", "Watch", "train"]
+__all__ = ["Outcome", "SideBySide", "Watch", "train", "train_by_steps"]
 
 # An interruption loses nothing; a kill loses at most this many seconds of work.
 CHECKPOINT_SECONDS = 60.0
@@ -87,6 +87,22 @@ class Outcome:
     threads: int | None = None
 
 
+@dataclass(frozen=True)
+class SideBySide:
+    """What runs that take turns on one GPU have of their own there, and what they share.
+
+    Parameters
+    ----------
+    stream : torch.cuda.Stream or None
+        The run's own; None where there are none.
+    copies : dict
+        Shared: the images on the GPU, see `Pipeline`.
+    """
+
+    stream: torch.cuda.Stream | None
+    copies: dict[int, Split]
+
+
 def train(
     spec: RunSpec,
     dataset: Dataset,
@@ -95,7 +111,28 @@ def train(
     save: Callable[[bytes], None],
     workers: int | None = None,
 ) -> Outcome:
-    """Train one run to its end, from where it stands.
+    """Train one run to its end; parameters and errors as :func:`train_by_steps`."""
+    steps = train_by_steps(spec, dataset, watch, saved, save, workers)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            outcome: Outcome = end.value
+            return outcome
+
+
+def train_by_steps(
+    spec: RunSpec,
+    dataset: Dataset,
+    watch: Watch,
+    saved: Iterable[bytes | DataError],
+    save: Callable[[bytes], None],
+    workers: int | None = None,
+    beside: SideBySide | None = None,
+) -> Generator[None, None, Outcome]:
+    """Train one run to its end, from where it stands, and pause after each step.
+
+    Between two steps nothing of torch's settings is the run's, so that others can have their turn.
 
     Parameters
     ----------
@@ -108,6 +145,8 @@ def train(
         Stores a checkpoint; it must replace the last one atomically.
     workers : int, optional
         Loader threads; by default some where the images are mapped from a file.
+    beside : SideBySide, optional
+        Where others are trained in turns with it.
 
     Raises
     ------
@@ -116,6 +155,33 @@ def train(
     DataError
         If there are checkpoints and none can be gone on from: they are damaged, or of other images.
     """
+    device = torch.device(spec.device)
+    surroundings = Surroundings(device, None if beside is None else beside.stream)
+    with surroundings:
+        steps = _begin(spec, dataset, watch, saved, save, workers, beside).run()
+    try:
+        while True:
+            with surroundings:
+                try:
+                    next(steps)
+                except StopIteration as end:
+                    outcome: Outcome = end.value
+                    return outcome
+            yield
+    finally:
+        steps.close()
+
+
+def _begin(
+    spec: RunSpec,
+    dataset: Dataset,
+    watch: Watch,
+    saved: Iterable[bytes | DataError],
+    save: Callable[[bytes], None],
+    workers: int | None,
+    beside: SideBySide | None,
+) -> _Loop:
+    """The run where it stands, and torch's settings as it needs them."""
     device = torch.device(spec.device)
     torch.manual_seed(spec.seed)
     model, optimizer = set_up(spec, dataset)
@@ -128,17 +194,24 @@ def train(
             "them back, or move the run's folder away"
         )
     position.data = dataset.fingerprint
-    with _threads_of(position, device, watch):
-        for entry in position.history:
-            watch.epoch(entry)
-        pipeline = Pipeline(dataset, spec.data.augment, spec.seed, device, workers)
-        deterministic = torch.are_deterministic_algorithms_enabled()
-        torch.use_deterministic_algorithms(spec.deterministic)
-        try:
-            with _fastest(device, spec.deterministic):
-                return _Loop(spec, pipeline, model, optimizer, position, watch, save).run()
-        finally:
-            torch.use_deterministic_algorithms(deterministic)
+    if device.type == "cpu":
+        _keep_threads(position, watch)
+    for entry in position.history:
+        watch.epoch(entry)
+    torch.use_deterministic_algorithms(spec.deterministic)
+    if device.type == "cuda" and not spec.deterministic:
+        # Convolutions by whatever algorithm is fastest when tried.
+        torch.backends.cudnn.benchmark = True
+    pipeline = Pipeline(
+        dataset,
+        spec.data.augment,
+        spec.seed,
+        device,
+        workers,
+        micro_batch=spec.micro_batch,
+        copies=None if beside is None else beside.copies,
+    )
+    return _Loop(spec, pipeline, model, optimizer, position, watch, save)
 
 
 def _resumed(
@@ -165,32 +238,15 @@ def _resumed(
     return None
 
 
-@contextmanager
-def _threads_of(position: Position, device: torch.device, watch: Watch) -> Iterator[None]:
-    """On a CPU, as many threads as the run began with: sums in another order have other bits."""
-    before = torch.get_num_threads()
-    if device.type != "cpu":
-        yield
-        return
+def _keep_threads(position: Position, watch: Watch) -> None:
+    """As many threads as the run began with: sums in another order have other bits."""
     if not position.threads and (position.epoch or position.step):
         watch.note(
             "the checkpoint is of an earlier version, which did not write down its threads: the "
             "last bits can differ from those of a run that was not stopped"
         )
-    position.threads = position.threads or before
+    position.threads = position.threads or torch.get_num_threads()
     torch.set_num_threads(position.threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def _fastest(device: torch.device, deterministic: bool) -> AbstractContextManager[None]:
-    """On a GPU, convolutions by whatever algorithm is fastest when tried."""
-    cudnn = torch.backends.cudnn
-    if device.type != "cuda" or deterministic:
-        return nullcontext()
-    return cudnn.flags(enabled=cudnn.enabled, benchmark=True, allow_tf32=cudnn.allow_tf32)
 
 
 class _Loop:
@@ -217,7 +273,8 @@ class _Loop:
         # These stay on the device until they are needed, so that a step never waits for it.
         self.unread: list[tuple[Tensor, Tensor]] = []
         size = min(spec.batch_size, len(pipeline.dataset.train))
-        self.captured = CapturedStep(size) if spec.cuda_graph else None
+        self.captured = CapturedWork(size) if spec.cuda_graph else None
+        self.evaluator = Evaluator(spec, model, pipeline)
         self.statistics = None
         if spec.receipt:
             transform = make_transform(spec.transform)
@@ -225,20 +282,27 @@ class _Loop:
         self.clock = time.perf_counter()
         self.saved_at = self.clock
 
-    def run(self) -> Outcome:
-        position = self.position
+    def run(self) -> Generator[None, None, Outcome]:
+        """Train to the end, and pause after each step and where the device is waited for next."""
+        position, dataset = self.position, self.pipeline.dataset
         while position.epoch < self.spec.epochs:
-            steps = self._train_epoch()
+            steps = yield from self._train_epoch()
+            # Queued before anything is read, so that the device never waits for this.
+            scores = {
+                name: self.evaluator.queue(split)
+                for name, split in (("validation", dataset.validation), ("test", dataset.test))
+            }
+            yield
             self._read_losses()
             if (step := self._diverged_step(steps)) is not None:
                 return self._outcome("diverged", {}, step)
             entry: dict[str, Any] = {
                 "epoch": position.epoch + 1,
                 "train_loss": math.fsum(position.losses) / len(position.losses),
-                **self._evaluate("validation"),
-                **self._evaluate("test"),
-                "seconds": self._seconds(),
             }
+            for name, read in scores.items():
+                entry.update({f"{name}_{key}": value for key, value in read().items()})
+            entry["seconds"] = self._seconds()
             if not all(map(math.isfinite, entry.values())):
                 # Running statistics overflowed: training goes on finite, evaluation does not.
                 return self._outcome("diverged", {}, (position.epoch + 1) * steps)
@@ -250,13 +314,12 @@ class _Loop:
             self._checkpoint()
             self.watch.epoch(entry)
         cases = None
-        if self.pipeline.dataset.test.has_masks:
-            test = self.pipeline.dataset.test
-            cases = predict_cases(self.spec, self.model, self.pipeline, test)
+        if dataset.test.has_masks:
+            cases = predict_cases(self.spec, self.model, self.pipeline, dataset.test)
         return self._outcome("done", self._metrics(cases), None, cases)
 
-    def _train_epoch(self) -> int:
-        """Train what remains of the epoch; the number of its steps."""
+    def _train_epoch(self) -> Generator[None, None, int]:
+        """Train what remains of the epoch, with a pause after each step; the number of all."""
         position, spec = self.position, self.spec
         plan = batches(spec.seed, position.epoch, len(self.pipeline.dataset.train), spec.batch_size)
         self.model.train()
@@ -274,16 +337,17 @@ class _Loop:
                 raise Interrupted
             if time.perf_counter() - self.saved_at > CHECKPOINT_SECONDS:
                 self._checkpoint()
+            yield
         return len(plan)
 
     def step(self, images: Tensor, targets: Tensor) -> Tensor:
         """One step; the batch's loss, which is not waited for."""
         if self.captured is None:
-            return self._step(images, targets)
-        return self.captured.take(self._step, images, targets)
+            return self._step(images, targets)[0]
+        return self.captured.take(self._step, images, targets)[0]
 
-    def _step(self, images: Tensor, targets: Tensor) -> Tensor:
-        return take_step(self.spec, self.model, self.optimizer, images, targets)
+    def _step(self, images: Tensor, targets: Tensor) -> tuple[Tensor]:
+        return (take_step(self.spec, self.model, self.optimizer, images, targets),)
 
     def _read_losses(self) -> None:
         if not self.unread:
@@ -305,12 +369,6 @@ class _Loop:
                 return first + number
         finite = torch.stack([p.isfinite().all() for p in self.model.parameters()]).all()
         return None if finite else first + steps - 1
-
-    def _evaluate(self, name: str) -> dict[str, float]:
-        """The scores of a split, by its name and theirs."""
-        split = getattr(self.pipeline.dataset, name)
-        scores = evaluate(self.spec, self.model, self.pipeline, split)
-        return {f"{name}_{key}": value for key, value in scores.items()}
 
     def _metrics(self, cases: Cases | None) -> dict[str, float]:
         """The last epoch's scores, and those of the epoch that was best on validation."""

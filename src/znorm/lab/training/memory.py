@@ -17,7 +17,15 @@ from znorm.lab.spec import RunSpec
 from znorm.lab.training.setup import first_images, set_up
 from znorm.lab.training.step import forward_loss, take_step
 
-__all__ = ["Need", "available", "check", "fitting_micro_batch", "is_out_of_memory", "need"]
+__all__ = [
+    "Need",
+    "available",
+    "check",
+    "fitting_micro_batch",
+    "is_out_of_memory",
+    "let_go",
+    "need",
+]
 
 
 _SIGNS = ("out of memory", "alloc_failed", "can't allocate memory")
@@ -31,6 +39,14 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     # What ends a capture can hide it.
     return error.__context__ is not None and is_out_of_memory(error.__context__)
+
+
+def let_go(error: BaseException) -> None:
+    """Free the tensors that an error still refers to."""
+    traceback.clear_frames(error.__traceback__)
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def fitting_micro_batch(spec: RunSpec, dataset: Dataset, error: BaseException) -> int | None:
@@ -48,7 +64,7 @@ def fitting_micro_batch(spec: RunSpec, dataset: Dataset, error: BaseException) -
     int or None
         None if not even two images fit.
     """
-    traceback.clear_frames(error.__traceback__)
+    let_go(error)
     size = min(spec.micro_batch or spec.batch_size, len(dataset.train)) // 2
     while size >= 2:
         if _fits(spec, dataset, size):

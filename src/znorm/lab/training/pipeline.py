@@ -18,8 +18,10 @@ __all__ = ["Batch", "Pipeline"]
 
 # Loader threads of a set that is mapped from a file, where the user leaves it open.
 WORKERS = 2
-# Pixels of a batch in evaluation: 256 images of 32x32, or 4 of 256x256.
+# Pixels of a batch in evaluation: 256 images of 32x32, or 4 of 256x256. A GPU is idle most of the
+# time with so few; it takes eight times as many.
 EVALUATION_PIXELS = 1 << 18
+EVALUATION_PIXELS_ON_GPU = 1 << 21
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,11 @@ class Pipeline:
     statistics : two Tensors of shape (C,), optional
         Mean and standard deviation that images are normalized by, from 0 to 255; by default those
         of the training images.
+    micro_batch : int, optional
+        Images that training keeps in memory at once, where that is not a batch: without gradients
+        eight times as many take no more.
+    copies : dict, optional
+        Of splits that are on the GPU already, by their ``id``: runs side by side share one.
     """
 
     def __init__(
@@ -70,14 +77,18 @@ class Pipeline:
         device: torch.device,
         workers: int | None = None,
         statistics: tuple[Tensor, Tensor] | None = None,
+        micro_batch: int | None = None,
+        copies: dict[int, Split] | None = None,
     ) -> None:
         self.dataset = dataset
         self.augment = augment
         self.seed = seed
         self.device = device
+        self.micro_batch = micro_batch
         self.workers = (WORKERS if dataset.train.mapped else 0) if workers is None else workers
         self.resident = device.type == "cuda" and not dataset.train.mapped
-        self._copies: dict[int, Split] = {}
+        self._copies = {} if copies is None else copies
+        self._stream = torch.cuda.current_stream() if device.type == "cuda" else None
         mean, std = dataset.statistics if statistics is None else statistics
         self._shift = mean.to(device)[:, None, None]
         self._factor = (1 / std).to(device)[:, None, None]
@@ -112,6 +123,11 @@ class Pipeline:
 
     def training_batch(self, epoch: int, index: Tensor) -> Batch:
         """The training images at ``index``, augmented as f(seed, epoch, index)."""
+        # A thread that reads ahead queues its copies where the run will use them.
+        with torch.cuda.stream(self._stream):
+            return self._training_batch(epoch, index)
+
+    def _training_batch(self, epoch: int, index: Tensor) -> Batch:
         numbers = drawn(self.augment, self.seed, epoch, index)
         if self.resident:
             index, numbers = index.to(self.device), numbers.to(self.device)
@@ -126,11 +142,20 @@ class Pipeline:
             self._normalized(images), self._there(targets), self._there(checksum(images, targets))
         )
 
+    @property
+    def evaluation_size(self) -> int:
+        """Images of a batch in evaluation."""
+        height, width = self.dataset.image_size
+        few = max(1, EVALUATION_PIXELS // (height * width))
+        if self.device.type != "cuda":
+            return few
+        many = max(1, EVALUATION_PIXELS_ON_GPU // (height * width))
+        return max(few, min(many, 8 * self.micro_batch)) if self.micro_batch else many
+
     def evaluation_batches(self, split: Split) -> Iterator[tuple[Tensor, Tensor]]:
         """The images and targets of a split in order, not augmented."""
         source = self._near(split)
-        height, width = split.images.shape[2:]
-        size = max(1, EVALUATION_PIXELS // (height * width))
+        size = self.evaluation_size
         for start in range(0, len(split), size):
             images = self._normalized(source.images[start : start + size])
             yield images, self._there(source.targets[start : start + size])
@@ -142,6 +167,8 @@ class Pipeline:
         if id(split) not in self._copies:
             images, targets = split.images.to(self.device), split.targets.to(self.device)
             self._copies[id(split)] = replace(split, images=images, targets=targets)
+            if self._stream is not None:
+                self._stream.synchronize()  # others read it on streams of their own
         return self._copies[id(split)]
 
     def _there(self, tensor: Tensor) -> Tensor:

@@ -1,0 +1,79 @@
+"""What torch keeps for the whole process and a run changes: put in place while it has its turn."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+__all__ = ["Surroundings"]
+
+
+class _Settings(NamedTuple):
+    threads: int
+    deterministic: bool
+    warns_only: bool
+    benchmark: bool
+    random: Tensor
+    random_of_gpu: Tensor | None
+    stream: torch.cuda.Stream | None
+
+
+class Surroundings:
+    """Entered for each turn of a run: what it changed is its own, and put back when it is left.
+
+    Threads, torch's choice of algorithms, random states and the current stream. A run that takes
+    turns with others then computes what it computes alone, and the caller finds all as it was.
+
+    Parameters
+    ----------
+    device : torch.device
+    stream : torch.cuda.Stream, optional
+        On which all of the run's work is queued; by default on the caller's.
+    """
+
+    def __init__(self, device: torch.device, stream: torch.cuda.Stream | None = None) -> None:
+        self._on_gpu = device.type == "cuda"
+        self._stream = stream
+        self._own: _Settings | None = None
+
+    def __enter__(self) -> Surroundings:
+        self._outer = self._read()
+        if self._own is not None:
+            self._write(self._own)
+        elif self._stream is not None:
+            torch.cuda.set_stream(self._stream)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._own = self._read()
+        self._write(self._outer)
+
+    def _read(self) -> _Settings:
+        return _Settings(
+            torch.get_num_threads(),
+            torch.are_deterministic_algorithms_enabled(),
+            torch.is_deterministic_algorithms_warn_only_enabled(),
+            torch.backends.cudnn.benchmark,
+            torch.get_rng_state(),
+            torch.cuda.get_rng_state() if self._on_gpu else None,
+            torch.cuda.current_stream() if self._stream is not None else None,
+        )
+
+    def _write(self, settings: _Settings) -> None:
+        if settings.threads != torch.get_num_threads():
+            torch.set_num_threads(settings.threads)
+        torch.use_deterministic_algorithms(settings.deterministic, warn_only=settings.warns_only)
+        torch.backends.cudnn.benchmark = settings.benchmark
+        torch.set_rng_state(settings.random)
+        if settings.random_of_gpu is not None:
+            torch.cuda.set_rng_state(settings.random_of_gpu)
+        if settings.stream is not None:
+            torch.cuda.set_stream(settings.stream)
