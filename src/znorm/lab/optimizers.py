@@ -18,6 +18,7 @@ from znorm.transforms import Transform
 
 __all__ = [
     "OPTIMIZERS",
+    "READ_THEIR_RATE",
     "check",
     "check_schedule",
     "learning_rate",
@@ -33,6 +34,9 @@ OPTIMIZERS: Mapping[str, tuple[type[torch.optim.Optimizer], Mapping[str, Any]]] 
     "sgd": (znorm.optim.SGD, {"fused": True, "momentum": 0.9}),
     "rmsprop": (torch.optim.RMSprop, {}),
 }
+
+# Those whose learning rate may be a tensor on the device, of which captured steps know the place.
+READ_THEIR_RATE = ("adam", "adamw", "sgd")
 
 _FIXED = ("params", "lr", "weight_decay", "transform", "model")
 

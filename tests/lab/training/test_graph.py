@@ -9,7 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from znorm.lab.training.graph import CapturedWork
+from lab.kit import PLAIN, Watch
+from znorm.lab import tasks
+from znorm.lab.spec import RunSpec, resolve
+from znorm.lab.training import evaluation, loop
+from znorm.lab.training.graph import CapturedWork, Work
+from znorm.lab.training.setup import set_up
 
 
 class Stream:
@@ -52,3 +57,34 @@ def test_a_step_is_captured_once_for_whole_batches(monkeypatch: pytest.MonkeyPat
     captured.take(step, whole, labels)
     captured.take(step, whole, labels)
     assert done == ["step of 4", "replay", "replay"]
+
+
+@pytest.mark.parametrize(("optimizer", "captures"), [("adam", 1), ("sgd", 1), ("rmsprop", 3)])
+def test_a_learning_rate_that_changes_costs_a_capture_only_where_it_is_no_tensor(
+    optimizer: str, captures: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forgotten = []
+
+    class Recorded:
+        def __init__(self, size: int) -> None: ...
+        def take(self, work: Work, images: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
+            return work(images, targets)
+
+        def forget(self) -> None:
+            forgotten.append(self)
+
+    choices = {"optimizer": optimizer, "schedule": "cosine", "epochs": 3, "data.limit": 40}
+    spec = resolve({**PLAIN, **choices, "batch_size": 16})
+    dataset = tasks.load(spec.task, spec.data)
+    plain = loop.train(spec, dataset, Watch(), [], lambda content: None)
+    monkeypatch.setattr(loop, "CapturedWork", Recorded)
+    monkeypatch.setattr(loop, "set_up", lambda spec, dataset: set_up(unlike(spec), dataset))
+    monkeypatch.setattr(evaluation, "CapturedWork", Recorded)
+
+    def unlike(spec: RunSpec) -> RunSpec:
+        return spec.model_copy(update={"cuda_graph": None})
+
+    as_captured = spec.model_copy(update={"cuda_graph": True})
+    captured = loop.train(as_captured, dataset, Watch(), [], lambda content: None)
+    assert len(forgotten) + 1 == captures
+    assert captured.metrics["train_loss"] == pytest.approx(plain.metrics["train_loss"], rel=1e-3)

@@ -92,7 +92,7 @@ def test_a_run_of_captured_steps_is_a_run(gpu: torch.device, method: str, tmp_pa
         "batch_size": 16,
         "device": "cuda",
         "precision": "float32",
-        "schedule": "multistep:1",
+        "schedule": "cosine",
     }
     (plain,) = lab.compare(**shared, cuda_graph=False, out=tmp_path / "plain")
     (captured,) = lab.compare(**shared, out=tmp_path / "captured")

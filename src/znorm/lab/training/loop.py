@@ -15,7 +15,7 @@ from znorm.lab.datasets import Dataset, Split
 from znorm.lab.errors import DataError, Interrupted
 from znorm.lab.methods import make_transform
 from znorm.lab.metrics import Cases
-from znorm.lab.optimizers import learning_rate
+from znorm.lab.optimizers import READ_THEIR_RATE, learning_rate
 from znorm.lab.spec import RunSpec
 from znorm.lab.tasks import TASKS
 from znorm.lab.training import checkpoint
@@ -274,6 +274,10 @@ class _Loop:
         self.unread: list[tuple[Tensor, Tensor]] = []
         size = min(spec.batch_size, len(pipeline.dataset.train))
         self.captured = CapturedWork(size) if spec.cuda_graph else None
+        # On the device, where captured steps read it anew each time.
+        self.rate = None
+        if spec.cuda_graph and spec.optimizer in READ_THEIR_RATE:
+            self.rate = torch.zeros((), device=pipeline.device)
         self.evaluator = Evaluator(spec, model, pipeline)
         self.statistics = None
         if spec.receipt:
@@ -324,10 +328,7 @@ class _Loop:
         plan = batches(spec.seed, position.epoch, len(self.pipeline.dataset.train), spec.batch_size)
         self.model.train()
         rate = learning_rate(spec.learning_rate, spec.schedule, position.epoch, spec.epochs)
-        if self.captured is not None and rate != self.optimizer.param_groups[0]["lr"]:
-            self.captured.forget()
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        self._set_learning_rate(rate)
         for batch in self.pipeline.training_batches(position.epoch, plan[position.step :]):
             self.unread.append((self.step(batch.images, batch.targets), batch.checksum))
             position.step += 1
@@ -339,6 +340,15 @@ class _Loop:
                 self._checkpoint()
             yield
         return len(plan)
+
+    def _set_learning_rate(self, rate: float) -> None:
+        groups = self.optimizer.param_groups
+        if self.rate is not None:
+            self.rate.fill_(rate)
+        elif self.captured is not None and rate != groups[0]["lr"]:
+            self.captured.forget()
+        for group in groups:
+            group["lr"] = rate if self.rate is None else self.rate
 
     def step(self, images: Tensor, targets: Tensor) -> Tensor:
         """One step; the batch's loss, which is not waited for."""
