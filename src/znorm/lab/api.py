@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from znorm.lab import trust
+from znorm.lab.deciding import added_until_decided, asked, keep
 from znorm.lab.errors import ConfigurationError
 from znorm.lab.options import CompareOptions, PathLike, keywords
 from znorm.lab.paper.page import frame_of_folder
@@ -72,6 +73,15 @@ def compare(options: CompareOptions) -> list[Run]:
     retry : bool
         Whether runs that failed are trained again, whatever it was; those that ran out of memory or
         of disk are by themselves. Runs that diverged are left as they are.
+    worth : float, optional
+        The smallest gain in the headline score that is worth adopting a method, by default 0.01, a
+        point of accuracy. It is kept in ``question.json`` before the first run, and the report's
+        answer is to that question.
+    until : "decided", optional
+        Add seeds to the baseline and ZNorm (or the first method beside the baseline), pair by pair,
+        until the question is decided; its intervals then hold at all looks at once.
+    budget : float, optional
+        Minutes after which no more seeds are added.
     out : path
         Where run folders and the report go.
     display : Display, optional
@@ -102,7 +112,17 @@ def compare(options: CompareOptions) -> list[Run]:
     display = options.display or Silent()
     # What this call names is the caller's own; what else lies in the folder is not.
     with trust.trusting(trust.names_of(specs)):
-        execute(runs, display, options.workers, options.jobs, retry=options.retry)
+        question = asked(options, specs)
+
+        def checked() -> None:
+            if question is not None:
+                keep(question, Path(options.out), display.note)
+
+        execute(runs, display, options.workers, options.jobs, checked, retry=options.retry)
+        if options.until is not None and question is not None:
+            for more in added_until_decided(options, question, runs, display.note):
+                execute(more, display, options.workers, options.jobs, retry=options.retry)
+                runs += more
         report(options.out)
     return runs
 

@@ -26,12 +26,15 @@ from znorm.lab.errors import (
     Interrupted,
     LabError,
 )
+from znorm.lab.evidence.question import Question
 from znorm.lab.options import CompareOptions, ReproduceOptions, fields_of
 from znorm.lab.paper import reproduce as paper
 from znorm.lab.paper.grids import TARGETS
 from znorm.lab.paper.record import Record
 from znorm.lab.paper.tables import paper_on_terminal, paper_tables, remarks
 from znorm.lab.registry import unknown
+from znorm.lab.reporting.card import card_of
+from znorm.lab.reporting.prospects import prospects_on_terminal
 from znorm.lab.reporting.tables import gather, on_terminal
 from znorm.lab.runs import cost
 from znorm.lab.runs.folder import Run
@@ -158,11 +161,14 @@ def compare(config: Path | None, plan: bool, **options: Any) -> int:
     choices = {key: value for key, value in choices.items() if value is not None}
     console = _console()
     if plan:
-        _tell_costs(api.specifications(CompareOptions(**choices)), out)
+        _tell_costs(api.specifications(CompareOptions(**choices)), out, choices.get("worth"))
         return 0
     runs = api.compare(**choices, display=choose(_console(sys.stderr)))
-    for table in gather(out, [one for one in runs if _ended(one) is not None]):
+    ended = [one for one in runs if _ended(one) is not None]
+    for table in gather(out, ended, Question.read(out)):
         console.print(on_terminal(table))
+        if (card := card_of(table)) is not None:
+            console.print(card.text, markup=False, highlight=False, soft_wrap=True)
     console.print(f"report: {out / 'report.html'}", markup=False, highlight=False, soft_wrap=True)
     return _exit_code(runs)
 
@@ -442,11 +448,14 @@ def _fail(message: str, code: int) -> int:
     return code
 
 
-def _tell_costs(specs: Sequence[RunSpec], out: Path) -> None:
+def _tell_costs(specs: Sequence[RunSpec], out: Path, worth: float | None = None) -> None:
     def measuring(spec: RunSpec) -> None:
         click.echo(f"measuring {spec.model} on {spec.task}", err=True)
 
-    _console().print(cost.costs_on_terminal(cost.plan(specs, out, measuring)))
+    console, costs = _console(), cost.plan(specs, out, measuring)
+    console.print(cost.costs_on_terminal(costs))
+    for table in prospects_on_terminal(specs, out, costs, worth):
+        console.print(table)
 
 
 def _exit_code(runs: Sequence[Run]) -> int:

@@ -111,6 +111,13 @@ class CompareOptions(SharedOptions):
     schedule: str | None = option(
         None, "constant, cosine or multistep:30,35.  [default: the task's]", key="schedule"
     )
+    worth: float | None = option(
+        None, "The smallest gain worth adopting a method, 0.01 for a point.  [default: 0.01]"
+    )
+    until: str | None = option(
+        None, "decided: add seeds, pair by pair, until the question is decided."
+    )
+    budget: float | None = option(None, "Minutes that --until may take.  [default: no end]")
     out: PathLike = option("runs", "Folder of the runs.  [default: runs]")
 
 

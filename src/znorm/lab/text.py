@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from urllib.parse import quote
 
 from rich.text import Text
 
-__all__ = ["link", "literal", "readable"]
+__all__ = ["duration", "link", "literal", "readable"]
+
+
+def duration(seconds: float) -> str:
+    """A span of time with as many digits as a plan has.
+
+    >>> [duration(seconds) for seconds in (7.4, 600, 2e4, 1e6, float("nan"))]
+    ['7 s', '10 min', '5.6 h', '11.6 days', '–']
+    """
+    if math.isnan(seconds):
+        return "–"
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 90 * 60:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 72 * 3600 else f"{seconds / 86400:.1f} days"
 
 
 def readable(text: str) -> str:

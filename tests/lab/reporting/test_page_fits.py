@@ -145,7 +145,8 @@ def test_the_comparison_comes_first_and_every_other_column_below_it(
     task: str, tmp_path: Path
 ) -> None:
     text = page(tmp_path, task)
-    first, second = Grids(text).found
+    first, beside, second = Grids(text).found
+    assert beside.kind == "evidence further"
     assert (first.kind, first.titles) == ("headline", HEADS[task])
     columns = columns_of(TASKS[task].output)
     titles = [column.title for column in columns[1:]]
@@ -192,7 +193,7 @@ def test_without_two_classes_there_is_no_column_for_their_scores(tmp_path: Path)
     text = write_page(
         tmp_path, runs, {run.spec.data_key: DataError("no data here") for run in runs}
     ).read_text()
-    _, further = Grids(text).found
+    _, _, further = Grids(text).found
     assert further.titles == [
         "Method",
         "Train loss",

@@ -50,9 +50,10 @@ def test_the_first_epoch_that_scores_what_the_baseline_of_its_seed_ends_with(
     }
     means = {method: cell.mean for method, cell in cells.items()}
     assert means == {
-        "baseline": "2.5",
-        "znorm": "2.0",
-        "gradient_clipping": "reached by 1 of 2",  # no mean of those alone that got there
+        # The median: the first epoch by which half of the runs were there.
+        "baseline": "2",
+        "znorm": "1",
+        "gradient_clipping": "1 (reached by 1 of 2)",
         "weight_decay_1e-3": "–",
     }
 
@@ -67,7 +68,7 @@ def test_a_run_that_diverged_has_not_reached_it_and_half_a_history_says_nothing(
     (short.folder / "events.jsonl").unlink()
     (table,) = gather(tmp_path, runs)
     cells = {row.method: row.epochs_to_baseline for row in table.rows}
-    assert cells["znorm"].mean == "reached by 1 of 2"
+    assert cells["znorm"].mean == "1 (reached by 1 of 2)"
     assert [value.text for value in cells["znorm"].values] == ["1", "not reached"]
     assert (cells["gradient_clipping"].mean, cells["gradient_clipping"].values) == ("–", ())
 
@@ -84,11 +85,14 @@ def test_only_runs_that_started_alike_are_paired(tmp_path: Path) -> None:
     assert difference is not None
     assert difference.mean == "−40.00"  # of seed 0 alone: 0.2 less 0.6
     (trouble,) = rows["znorm"].troubles
-    assert (trouble.seed, trouble.text) == (1, "other images or weights than the baseline's")
+    assert (trouble.seed, trouble.text) == (
+        1,
+        "other batches (their order, or the augmentation) than the baseline's",
+    )
     # Of seed 0 alone, too: the other would have reached it in epoch 3.
     reached = rows["znorm"].epochs_to_baseline
     assert (reached.mean, [(value.seed, value.text) for value in reached.values]) == (
-        "1.0",
+        "1",
         [(0, "1")],
     )
 
@@ -103,7 +107,24 @@ def test_a_run_that_diverged_on_other_images_says_nothing_of_the_baseline(tmp_pa
         run.finish(result)
     (table,) = gather(tmp_path, runs)
     rows = {row.method: row for row in table.rows}
-    assert rows["znorm"].epochs_to_baseline.mean == "1.0"
+    assert rows["znorm"].epochs_to_baseline.mean == "1"
+
+
+def test_runs_that_never_arrive_keep_a_median_from_being_given(tmp_path: Path) -> None:
+    runs = made(tmp_path)
+    runs += [
+        recorded(
+            tmp_path,
+            {"method": method, "seed": seed, "epochs": 3},
+            [{"train_loss": 1.0, "test_accuracy": score}] * 3,
+            finished({"test_accuracy": score, "train_loss": 1.0}),
+        )
+        for method, score in (("baseline", 0.5), ("gradient_clipping", 0.4))
+        for seed in (3,)
+    ]
+    (table,) = gather(tmp_path, runs)
+    cells = {row.method: row.epochs_to_baseline for row in table.rows}
+    assert cells["gradient_clipping"].mean == "reached by 1 of 3"
 
 
 def test_a_copy_of_a_run_counts_once(tmp_path: Path) -> None:

@@ -13,8 +13,9 @@ from typing import Any
 from PIL import Image
 
 from znorm.lab.datasets import Dataset
+from znorm.lab.evidence.pairs import REFERENCE
 from znorm.lab.reporting.svg import BLUE, GREY, ORANGE, as_svg, style
-from znorm.lab.reporting.tables import REFERENCE, Row, Table, images_of
+from znorm.lab.reporting.tables import Row, Table, images_of
 from znorm.lab.reporting.trivial_baseline import TRIVIAL_BASELINES
 from znorm.lab.runs.folder import Run
 from znorm.lab.tasks import TASKS

@@ -13,8 +13,11 @@ from markupsafe import Markup
 import znorm
 from znorm.lab.datasets import Dataset
 from znorm.lab.errors import DataError
+from znorm.lab.evidence.question import Question
 from znorm.lab.metrics.scores import definition_of
+from znorm.lab.reporting.card import card_of
 from znorm.lab.reporting.data_card import data_card
+from znorm.lab.reporting.evidence import evidence
 from znorm.lab.reporting.figures import curves, patches
 from znorm.lab.reporting.gradients import gradients_by_depth
 from znorm.lab.reporting.masks import mask_figure
@@ -91,6 +94,7 @@ def write_page(
     *,
     images: bool = True,
     damaged: Sequence[Damaged] = (),
+    question: Question | None = None,
 ) -> Path:
     """Write ``report.html`` under ``root``; links to the runs are relative to it.
 
@@ -106,9 +110,11 @@ def write_page(
         Whether pictures of the data are shown.
     damaged : sequence of Damaged
         Runs that cannot be read, which the page names.
+    question : Question, optional
+        The one that the runs were begun with.
     """
     frame = frame or Frame()
-    tables = sorted(gather(root, runs), key=frame.place)
+    tables = sorted(gather(root, runs, question), key=frame.place)
     sections = [
         _section(root, table, datasets[table.spec.data_key], frame, images=images)
         for table in tables
@@ -161,6 +167,8 @@ def _section(
         "table": table,
         "task": task,
         "baseline": TRIVIAL_BASELINES[task.output],
+        "card": card_of(table),
+        "evidence": evidence(table),
         "definitions": _definitions(table),
         "curves": curves(table),
         "gradients": gradients_by_depth(table),

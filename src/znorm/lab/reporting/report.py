@@ -7,6 +7,7 @@ from pathlib import Path
 from znorm.lab import tasks, trust
 from znorm.lab.datasets import Dataset
 from znorm.lab.errors import ConfigurationError, DataError
+from znorm.lab.evidence.question import Question
 from znorm.lab.reporting.page import Frame, write_page
 from znorm.lab.reporting.trivial_baseline import trivial_baseline
 from znorm.lab.runs.folder import Run
@@ -45,7 +46,15 @@ def write_report(
             dataset = datasets[key]
             if isinstance(dataset, Dataset):
                 trivial_baseline(root, run.spec, dataset)
-        return write_page(root, runs, datasets, frame, images=images, damaged=damaged), damaged
+        try:
+            question = Question.read(root)
+        except DataError as error:
+            question = None
+            damaged = [*damaged, Damaged(root / "question.json", str(error))]
+        page = write_page(
+            root, runs, datasets, frame, images=images, damaged=damaged, question=question
+        )
+        return page, damaged
 
 
 def _dataset(run: Run) -> Dataset | DataError:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table as RichTable
 
+from znorm.lab.evidence.acceleration import Acceleration, acceleration
+from znorm.lab.evidence.comparison import Comparison, compare_pairs, hold_together
+from znorm.lab.evidence.endings import ENDINGS
+from znorm.lab.evidence.pairs import REFERENCE, pairs_of
+from znorm.lab.evidence.question import Question
 from znorm.lab.methods import METHODS
 from znorm.lab.methods import label as label_of
 from znorm.lab.metrics.score import Column
@@ -32,9 +38,6 @@ __all__ = [
     "on_terminal",
     "plain",
 ]
-
-REFERENCE = "baseline"
-
 
 _COMMON = (
     Column("train_loss", "Train loss", 4, optional=False, place=60),
@@ -87,15 +90,39 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """A method."""
+    """A method.
+
+    Parameters
+    ----------
+    method, label : str
+    runs : tuple of Run
+    cells : tuple of Cell
+        A cell for each column of the table.
+    comparisons : dict of str to Comparison
+        With the baseline in the headline, by how the end of a run is read (`ENDINGS`); empty for
+        the baseline itself, and where runs on different images would be mixed.
+    difference : Cell or None
+        That of the last epoch.
+    acceleration : Acceleration or None
+    epochs_to_baseline : Cell
+        The median of it, and each run's.
+    troubles : tuple of Value
+    """
 
     method: str
     label: str
     runs: tuple[Run, ...]
     cells: tuple[Cell, ...]
+    comparisons: Mapping[str, Comparison]
     difference: Cell | None
+    acceleration: Acceleration | None
     epochs_to_baseline: Cell
     troubles: tuple[Value, ...]
+
+    @property
+    def comparison(self) -> Comparison | None:
+        """The comparison of the last epoch."""
+        return self.comparisons.get("last epoch")
 
 
 @dataclass(frozen=True)
@@ -115,6 +142,8 @@ class Table:
         Its result.json, if it is of the runs' images.
     trivial_baseline_link : str
         Its place, relative to the page.
+    question : Question or None
+        What the runs are to answer; None without a method beside the baseline.
     """
 
     spec: RunSpec
@@ -123,6 +152,7 @@ class Table:
     rows: tuple[Row, ...]
     trivial_baseline: Mapping[str, Any] | None
     trivial_baseline_link: str
+    question: Question | None = None
 
     @property
     def seeds(self) -> int:
@@ -154,8 +184,12 @@ class Table:
         return None
 
 
-def gather(root: Path, runs: Sequence[Run]) -> list[Table]:
-    """One table for each configuration among ``runs``; links relative to ``root``."""
+def gather(root: Path, runs: Sequence[Run], question: Question | None = None) -> list[Table]:
+    """One table for each configuration among ``runs``; links relative to ``root``.
+
+    ``question`` is the one that they were begun with; of runs that do not have its method, and
+    where there is none, it is that of `Question.of`.
+    """
     groups: dict[str, list[Run]] = {}
     # A copy of a run is not another one.
     for run in {run.spec.canonical(): run for run in reversed(runs)}.values():
@@ -169,8 +203,13 @@ def gather(root: Path, runs: Sequence[Run]) -> list[Table]:
             trivial = None
         address = link(root, trivial_baseline.folder(root, spec) / "result.json")
         columns = _columns(members)
-        rows = _rows(root, members, columns)
-        tables.append(Table(spec, tuple(members), columns, rows, trivial, address))
+        asked = question
+        methods = [run.spec.method for run in members]
+        if asked is None or asked.method not in methods or REFERENCE not in methods:
+            asked = Question.of(methods) if REFERENCE in methods else None
+        sequential = asked is not None and asked.sequential
+        rows = _rows(root, members, columns, sequential=sequential)
+        tables.append(Table(spec, tuple(members), columns, rows, trivial, address, asked))
     return tables
 
 
@@ -190,11 +229,11 @@ def _columns(runs: Sequence[Run]) -> tuple[Column, ...]:
     )
 
 
-def _rows(root: Path, runs: Sequence[Run], columns: Sequence[Column]) -> tuple[Row, ...]:
-    reference = {
-        run.spec.seed: run for run in runs if run.spec.method == REFERENCE and run.status == "done"
-    }
-    rows = []
+def _rows(
+    root: Path, runs: Sequence[Run], columns: Sequence[Column], *, sequential: bool
+) -> tuple[Row, ...]:
+    headline = columns[0]
+    reference = [run for run in runs if run.spec.method == REFERENCE]
     # The registry's order, then the user's own methods. A name alone does not make a method: the
     # same one may stand for another transform in runs of another day.
     order = {name: position for position, name in enumerate(METHODS)}
@@ -202,6 +241,7 @@ def _rows(root: Path, runs: Sequence[Run], columns: Sequence[Column]) -> tuple[R
     for run in sorted(runs, key=lambda run: order.get(run.spec.method, len(order))):
         members.setdefault(f"{run.spec.method} {run.spec.hash}", []).append(run)
     names = [group[0].spec.method for group in members.values()]
+    rows = []
     for group in members.values():
         method = group[0].spec.method
         mine = sorted(group, key=lambda run: run.spec.seed)
@@ -211,75 +251,95 @@ def _rows(root: Path, runs: Sequence[Run], columns: Sequence[Column]) -> tuple[R
         done = [run for run in mine if run.status == "done"]
         mixed = len(images_of(done)) > 1
         cells = tuple(_cell(root, column, done, mixed=mixed) for column in columns)
-        paired = [
-            run
-            for run in done
-            if run.spec.seed in reference and _alike(run, reference[run.spec.seed])
-        ]
-        ended = [
-            run
-            for run in mine
-            if run.spec.seed in reference
-            and run.status in ("done", "diverged", "failed")
-            and _alike(run, reference[run.spec.seed])
-        ]
+        pairs = pairs_of(mine, reference)
+        differences_mixed = len(images_of(pairs.runs)) > 1
+        comparisons = {}
+        if method != REFERENCE and reference and not differences_mixed:
+            comparisons = {
+                name: compare_pairs(pairs, headline.key, ending, sequential=sequential)
+                for name, ending in ENDINGS.items()
+            }
         difference = None
-        if method != REFERENCE and paired:
-            column = columns[0]
-            gains = [
-                run.metrics[column.key] - reference[run.spec.seed].metrics[column.key]
-                for run in paired
-            ]
-            difference = _summary(column, gains, (), sign=True, mixed=len(images_of(paired)) > 1)
-        reached = _epochs_to_baseline(root, columns[0], ended, reference)
+        if method != REFERENCE and pairs.made:
+            if differences_mixed:
+                difference = Cell(None, "no mean", "", ())
+            else:
+                difference = _difference(headline, comparisons["last epoch"])
+        arrived = acceleration(mine, reference, headline.key)
         troubles = tuple(
             Value(run.spec.seed, _trouble(run), _link(root, run)) for run in mine if run not in done
-        ) + tuple(
-            Value(run.spec.seed, "other images or weights than the baseline's", _link(root, run))
+        )
+        refused = dict(pairs.refused)
+        troubles += tuple(
+            Value(run.spec.seed, refused[run.spec.seed], _link(root, run))
             for run in done
-            if run.spec.seed in reference and not _alike(run, reference[run.spec.seed])
+            if run.spec.seed in refused
         )
         troubles += tuple(
             Value(run.spec.seed, lacking, _events(root, run))
             for run in done
             if (lacking := _lacks_epochs(run)) is not None
         )
-        rows.append(Row(method, title, tuple(mine), cells, difference, reached, troubles))
-    return tuple(rows)
+        reached = _epochs_to_baseline(root, arrived)
+        rows.append(
+            Row(
+                method,
+                title,
+                tuple(mine),
+                cells,
+                comparisons,
+                difference,
+                arrived,
+                reached,
+                troubles,
+            )
+        )
+    return _held_together(rows)
 
 
-def _epochs_to_baseline(
-    root: Path, headline: Column, runs: Sequence[Run], reference: Mapping[int, Run]
-) -> Cell:
-    """The epoch in which each run first scored what the baseline of its seed scored at its end.
-
-    The mean stands for runs that all got there; else how many did. One that diverged or failed did
-    not. Where events.jsonl is not whole, nothing is said of any.
-    """
-    epochs: list[int | None] = []
-    for run in runs:
-        history = run.history
-        if run.status == "done" and len(history) < run.spec.epochs:
-            return Cell(None, "–", "", ())
-        final = reference[run.spec.seed].metrics[headline.key]
-        reached = (entry["epoch"] for entry in history if entry[headline.key] >= final)
-        epochs.append(next(reached, None) if run.status == "done" else None)
-    values = tuple(
-        Value(run.spec.seed, "not reached" if epoch is None else str(epoch), _events(root, run))
-        for run, epoch in zip(runs, epochs, strict=True)
+def _held_together(rows: Sequence[Row]) -> tuple[Row, ...]:
+    """The rows, with p values that count how many methods are compared."""
+    together: dict[str, dict[int, Comparison]] = {}
+    for name in ENDINGS:
+        places = [place for place, row in enumerate(rows) if name in row.comparisons]
+        made = hold_together([rows[place].comparisons[name] for place in places])
+        together[name] = dict(zip(places, made, strict=True))
+    return tuple(
+        replace(row, comparisons={name: together[name][place] for name in row.comparisons})
+        for place, row in enumerate(rows)
     )
-    reached_in = [epoch for epoch in epochs if epoch is not None]
-    if not epochs or len(reached_in) < len(epochs):
-        text = f"reached by {len(reached_in)} of {len(epochs)}" if epochs else "–"
-        return Cell(None, text, "", values)
-    return _summary(Column("epoch", "", 1), reached_in, values, mixed=len(images_of(runs)) > 1)
 
 
-def _alike(run: Run, other: Run) -> bool:
-    """Tell whether two runs had the same images, initial weights and batches, if that is known."""
-    mine, theirs = ((one.result or {}).get("hashes", {}) for one in (run, other))
-    shared = ("data", "initial_weights", "batches")
-    return all(mine[key] == theirs[key] for key in shared if mine.get(key) and theirs.get(key))
+def _difference(headline: Column, comparison: Comparison) -> Cell:
+    interval = comparison.interval
+    if interval is None:
+        return Cell(None, "–", "", ())
+    return _of_interval(headline, interval, (), sign=True)
+
+
+def _epochs_to_baseline(root: Path, arrived: Acceleration | None) -> Cell:
+    """The median epoch in which runs first scored what the baseline of their seed ended with.
+
+    Where fewer than half of them did, how many. Where events.jsonl is not whole, nothing.
+    """
+    if arrived is None or not arrived.arrivals:
+        return Cell(None, "–", "", ())
+    values = tuple(
+        Value(
+            arrival.run.spec.seed,
+            "not reached" if arrival.epoch is None else str(arrival.epoch),
+            _events(root, arrival.run),
+        )
+        for arrival in arrived.arrivals
+    )
+    if len(images_of([arrival.run for arrival in arrived.arrivals])) > 1:
+        return Cell(None, "no mean", "", values)
+    some = f"reached by {arrived.reached} of {len(values)}"
+    if math.isinf(arrived.epochs):
+        return Cell(None, some, "", values)
+    median = f"{arrived.epochs:g}"
+    text = median if arrived.reached == len(values) else f"{median} ({some})"
+    return Cell(Interval(arrived.epochs, None), text, "", values)
 
 
 def _cell(root: Path, column: Column, runs: Sequence[Run], *, mixed: bool) -> Cell:
@@ -300,7 +360,6 @@ def _summary(
     numbers: Sequence[float],
     values: tuple[Value, ...],
     *,
-    sign: bool = False,
     mixed: bool = False,
 ) -> Cell:
     """Mean and interval; of runs that are ``mixed``, on different images, there are none."""
@@ -308,7 +367,12 @@ def _summary(
         return Cell(None, "–", "", ())
     if mixed and len(numbers) > 1:
         return Cell(None, "no mean", "", values)
-    interval = t_interval(numbers)
+    return _of_interval(column, t_interval(numbers), values)
+
+
+def _of_interval(
+    column: Column, interval: Interval, values: tuple[Value, ...], *, sign: bool = False
+) -> Cell:
     mean = column.show(interval.mean)
     if sign and interval.mean >= 0:
         mean = f"+{mean}"

@@ -16,7 +16,7 @@ from znorm.lab import trust
 from znorm.lab.datasets import Dataset
 from znorm.lab.runs.folder import Run
 from znorm.lab.spec import RunSpec
-from znorm.lab.text import literal
+from znorm.lab.text import duration, literal
 from znorm.lab.training import memory
 from znorm.lab.training.setup import check_images, first_images, load_once, set_up
 from znorm.lab.training.step import evaluation_loss, take_step
@@ -195,23 +195,13 @@ def costs_on_terminal(costs: Sequence[Cost]) -> RichTable:
             literal(spec.model),
             f"{spec.precision}, {spec.device}",
             f"{cost.training:,.1f}",
-            _time(cost.seconds),
+            duration(cost.seconds),
             f"{cost.left} of {cost.runs}",
-            _time(cost.left * cost.seconds),
+            duration(cost.left * cost.seconds),
             needed,
         )
     rich.add_section()
     left = sum(cost.left for cost in costs)
-    total = _time(sum(cost.left * cost.seconds for cost in costs))
+    total = duration(sum(cost.left * cost.seconds for cost in costs))
     rich.add_row("all", "", "", "", "", f"{left} of {sum(c.runs for c in costs)}", total, "")
     return rich
-
-
-def _time(seconds: float) -> str:
-    if math.isnan(seconds):
-        return "–"
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 90 * 60:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h" if seconds < 72 * 3600 else f"{seconds / 86400:.1f} days"

@@ -1,4 +1,4 @@
-"""Intervals for a mean over seeds."""
+"""Intervals over seeds: for their mean, and for one run more."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 # Not scipy.stats, whose import would be a quarter of the command line's start.
 from scipy.special import stdtrit
 
-__all__ = ["Interval", "t_interval"]
+__all__ = ["Interval", "prediction_interval", "t_interval"]
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,16 @@ class Interval:
 
     mean: float
     half: float | None
+
+    @property
+    def low(self) -> float:
+        """Its lower end; -inf where it has none."""
+        return -math.inf if self.half is None else self.mean - self.half
+
+    @property
+    def high(self) -> float:
+        """Its upper end; inf where it has none."""
+        return math.inf if self.half is None else self.mean + self.half
 
 
 def t_interval(values: Sequence[float], level: float = 0.95) -> Interval:
@@ -44,11 +54,42 @@ def t_interval(values: Sequence[float], level: float = 0.95) -> Interval:
     >>> t_interval([1.0, 2.0, 3.0])  # doctest: +ELLIPSIS
     Interval(mean=2.0, half=2.484...)
     """
+    return _interval("t_interval", values, level, 0.0)
+
+
+def prediction_interval(values: Sequence[float], level: float = 0.95) -> Interval:
+    """Where one run more would lie: what a single published number is held against.
+
+    A mean of several runs says little of where one of them lies; the interval is wider than that of
+    the mean by about the square root of their number.
+
+    Parameters
+    ----------
+    values : sequence of float
+        One a seed.
+    level : float
+        The share of further runs that it holds, on the average over samples, if runs are normal.
+
+    Raises
+    ------
+    ValueError
+        If there are no values.
+
+    Examples
+    --------
+    >>> prediction_interval([1.0, 2.0, 3.0])  # doctest: +ELLIPSIS
+    Interval(mean=2.0, half=4.968...)
+    """
+    return _interval("prediction_interval", values, level, 1.0)
+
+
+def _interval(owner: str, values: Sequence[float], level: float, own: float) -> Interval:
+    """The interval of a mean, plus ``own`` times the variance of one value."""
     if not values:
-        raise ValueError("t_interval: no values")
+        raise ValueError(f"{owner}: no values")
     mean = statistics.fmean(values)
     n = len(values)
     if n == 1:
         return Interval(mean, None)
-    spread = statistics.stdev(values) / math.sqrt(n)
+    spread = statistics.stdev(values) * math.sqrt(1 / n + own)
     return Interval(mean, float(stdtrit(n - 1, (1 + level) / 2)) * spread)

@@ -1,0 +1,1 @@
+"""What finished runs show: pairs that are verified, comparisons, the verdict."""

@@ -1,0 +1,104 @@
+"""The table of each method against the baseline: differences, tests, sizes, times."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from znorm.lab.evidence.comparison import Comparison
+from znorm.lab.metrics.score import Column
+from znorm.lab.reporting.tables import Row, Table
+from znorm.lab.stats import Interval, smallest_p
+from znorm.lab.text import duration
+
+__all__ = ["Evidence", "EvidenceLine", "evidence"]
+
+TITLES = (
+    "Last epoch",
+    "Last tenth",
+    "Best on validation",
+    "p",
+    "p, Holm",
+    "Shown",
+    "p, signs flipped",
+    "Above it",
+    "g",
+    "Half there after",
+    "Time",
+)
+
+
+@dataclass(frozen=True)
+class EvidenceLine:
+    """A method, and a text for each of the titles."""
+
+    label: str
+    texts: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """The table."""
+
+    titles: tuple[str, ...]
+    lines: tuple[EvidenceLine, ...]
+
+
+def evidence(table: Table) -> Evidence | None:
+    """The table of evidence; None where no method is compared with the baseline."""
+    lines = [_line(table.columns[0], row) for row in table.rows if row.comparison is not None]
+    return Evidence(TITLES, tuple(lines)) if lines else None
+
+
+def _line(headline: Column, row: Row) -> EvidenceLine:
+    one = row.comparison
+    assert one is not None
+    differences = [
+        difference(headline, comparison.interval) for comparison in row.comparisons.values()
+    ]
+    flipped = "–"
+    if one.differences:
+        flipped = f"{p_value(one.sign_flip_p)} ({smallest_p(len(one.differences)):.2g})"
+    texts = (
+        *differences,
+        p_value(one.p),
+        p_value(one.holm_p),
+        _shown(one),
+        flipped,
+        "–" if math.isnan(one.improvement) else f"{one.improvement:.0%}",
+        "–" if math.isnan(one.g) else f"{one.g:.2f}".replace("-", "−"),
+        _half_there(row),
+        "–" if math.isnan(one.ratio) else f"{one.ratio:.2f}",
+    )
+    return EvidenceLine(row.label, texts)
+
+
+def difference(headline: Column, interval: Interval | None) -> str:
+    """A mean difference, and half its interval."""
+    if interval is None:
+        return "–"
+    text = f"{'+' if interval.mean >= 0 else '−'}{headline.show(abs(interval.mean))}"
+    return text if interval.half is None else f"{text} ± {headline.show(interval.half)}"
+
+
+def p_value(value: float) -> str:
+    """A p value with two digits, a dash where there is none."""
+    return "–" if math.isnan(value) else "< 0.001" if value < 0.001 else f"{value:.2g}"
+
+
+def _shown(comparison: Comparison) -> str:
+    if math.isnan(comparison.holm_p) or comparison.holm_p > 0.05 or comparison.interval is None:
+        return "no"
+    return "ahead" if comparison.interval.mean > 0 else "behind"
+
+
+def _half_there(row: Row) -> str:
+    arrived = row.acceleration
+    if arrived is None or not arrived.arrivals:
+        return "–"
+    count = f"{arrived.reached} of {len(arrived.arrivals)} ever"
+    if math.isinf(arrived.epochs):
+        return f"never: {count}"
+    if math.isfinite(arrived.seconds):
+        return f"{arrived.epochs:g} epochs, {duration(arrived.seconds)} ({count})"
+    return f"{arrived.epochs:g} epochs ({count})"
