@@ -8,6 +8,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from znorm.lab.paper.claims import claims
 from znorm.lab.paper.grids import TARGETS
 from znorm.lab.paper.record import Record
 from znorm.lab.paper.tables import paper_tables
@@ -48,6 +49,10 @@ def frame_of(record: Record) -> Frame:
             title = f"{table.label} beside the published numbers"
             html = template.section(table, anchor, title, size.result, notes)
             made.append(Section(anchor, title, html))
+        own = {TARGETS[name].task for name in record.tasks}
+        found = claims([table for table in tables if table.spec.task in own])
+        title = "What the paper claims, and what runs here show"
+        made.append(Section("claims", title, template.claims(found, size.result)))
         return made
 
     return Frame(

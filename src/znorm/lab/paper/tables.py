@@ -13,6 +13,7 @@ from znorm.lab.paper.grids import TARGETS, deviations
 from znorm.lab.paper.published import published
 from znorm.lab.paper.record import Record
 from znorm.lab.reporting.tables import Cell, Row, Table, Value, columns_of, plain
+from znorm.lab.stats import prediction_interval
 from znorm.lab.tasks import TASKS
 from znorm.lab.text import literal
 
@@ -62,12 +63,17 @@ class PublishedCell:
     difference : str
         Ours less the published one; empty where one of them is missing, and where ours is of
         another task that stood in.
+    verdict : str
+        Of the published number against where one run more of ours would lie, its 95 % prediction
+        interval: "consistent", "outside" or "too few seeds", of fewer than three; empty where there
+        is no difference.
     """
 
     key: str
     published: str | None
     here: Cell | None
     difference: str
+    verdict: str = ""
 
 
 @dataclass(frozen=True)
@@ -172,13 +178,27 @@ def _cell(
     here = None
     if table is not None and row is not None:
         here = row.cells[table.columns.index(column)]
-    difference = ""
+    difference = verdict = ""
     comparable = table is not None and table.spec.task == task
     if comparable and number is not None and here is not None and here.interval is not None:
         text = column.show(here.interval.mean - number)
         difference = text.replace("-", "−") if text.startswith("-") else f"+{text}"
+        scores = (
+            [run.metrics[column.key] for run in row.runs if column.key in run.metrics]
+            if row
+            else []
+        )
+        verdict = _held_against(number, scores)
     shown = None if number is None else f"{number * column.scale:.{_DIGITS[metric]}f}"
-    return PublishedCell(f"{task} {model} {method} {metric}", shown, here, difference)
+    return PublishedCell(f"{task} {model} {method} {metric}", shown, here, difference, verdict)
+
+
+def _held_against(number: float, scores: Sequence[float]) -> str:
+    """A published number, of one run, against where one run more of ours would lie."""
+    if len(scores) < 3:
+        return "too few seeds"
+    expected = prediction_interval(scores)
+    return "consistent" if expected.low <= number <= expected.high else "outside"
 
 
 def paper_on_terminal(table: PaperTable) -> RichTable:
@@ -207,7 +227,7 @@ def paper_on_terminal(table: PaperTable) -> RichTable:
                 literal(line.label),
                 cell.published or "–",
                 literal("; ".join(here)),
-                cell.difference,
+                f"{cell.difference} {cell.verdict}".strip(),
             )
     return rich
 

@@ -66,6 +66,7 @@ def card_of(table: Table) -> Card | None:
     show = _Unit(table.columns[0])
     lines = [
         _effect(comparison, show),
+        Line("What it did", f"{row.remark[0].upper()}{row.remark[1:]}.") if row.remark else None,
         _certainty(comparison),
         _size(comparison, row),
         _endings(row, question.worth, show),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,6 +39,9 @@ __all__ = [
     "on_terminal",
     "plain",
 ]
+
+# The share of steps below which a clip is none.
+HARDLY_EVER = 0.01
 
 _COMMON = (
     Column("train_loss", "Train loss", 4, optional=False, place=60),
@@ -107,6 +111,9 @@ class Row:
     epochs_to_baseline : Cell
         The median of it, and each run's.
     troubles : tuple of Value
+    clipped : float or None
+        The share of steps in which its clip acted, the mean over tensors and runs; None where it
+        has none, or runs of earlier versions did not count.
     """
 
     method: str
@@ -118,6 +125,15 @@ class Row:
     acceleration: Acceleration | None
     epochs_to_baseline: Cell
     troubles: tuple[Value, ...]
+    clipped: float | None = None
+
+    @property
+    def remark(self) -> str | None:
+        """A word on a clip that hardly ever acts."""
+        if self.clipped is None or self.clipped >= HARDLY_EVER:
+            return None
+        share = "never active" if self.clipped == 0 else f"active in {self.clipped:.1%} of steps"
+        return f"the clip was {share}: this method is the baseline"
 
     @property
     def comparison(self) -> Comparison | None:
@@ -292,9 +308,15 @@ def _rows(
                 arrived,
                 reached,
                 troubles,
+                _clipped(mine),
             )
         )
     return _held_together(rows)
+
+
+def _clipped(runs: Sequence[Run]) -> float | None:
+    shares = [entry["clipped"] for run in runs for entry in run.history if "clipped" in entry]
+    return statistics.fmean(shares) if shares else None
 
 
 def _held_together(rows: Sequence[Row]) -> tuple[Row, ...]:
@@ -425,7 +447,8 @@ def on_terminal(table: Table) -> RichTable:
     for row in table.rows:
         cells = [plain(row.cells[position]) for position in shown]
         difference = "" if row.difference is None else plain(row.difference)
-        trouble = "; ".join(f"seed {value.seed} {value.text}" for value in row.troubles)
+        remarks = [f"seed {value.seed} {value.text}" for value in row.troubles]
+        trouble = "; ".join([row.remark, *remarks] if row.remark else remarks)
         reached = plain(row.epochs_to_baseline)
         rich.add_row(literal(row.label), *cells, literal(trouble or difference), reached)
     score = (table.trivial_baseline or {}).get("metrics", {}).get(table.columns[0].key)

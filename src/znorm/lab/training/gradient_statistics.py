@@ -4,43 +4,44 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import nn
 
 import znorm
 from znorm.receipts import FIELDS
-from znorm.transforms import Transform
 
-__all__ = ["GradientStatistics", "joined"]
+__all__ = ["GradientStatistics", "clipped_share", "joined"]
 
 Receipt = Mapping[str, Mapping[str, float]]
 
 
 class GradientStatistics:
-    """The receipt of a transform, or of none, attached to an optimizer that has none of its own.
+    """The receipt of an optimizer's transform, epoch by epoch.
 
     Parameters
     ----------
-    optimizer : torch.optim.Optimizer
-    transform : transform or None
+    attachment : znorm.Attachment
     model : torch.nn.Module
+        Whose names the attachment has.
     """
 
-    def __init__(
-        self, optimizer: torch.optim.Optimizer, transform: Transform | None, model: nn.Module
-    ) -> None:
+    def __init__(self, attachment: znorm.Attachment, model: nn.Module) -> None:
         # Of each layer its weights: two or more dims.
         self._layers = {name for name, weight in model.named_parameters() if weight.dim() > 1}
-        self._attachment = znorm.attach(optimizer, transform, model=model)
+        self._attachment = attachment
 
     def read(self, earlier: Receipt) -> dict[str, dict[str, float]]:
         """The receipt of the steps since the last reading, joined to an earlier one."""
-        recent = {
-            name: values
-            for name, values in self._attachment.receipt(reset=True).items()
-            if name in self._layers
-        }
-        return joined(earlier, recent)
+        return joined(earlier, self._attachment.receipt(reset=True))
+
+    def of_layers(self, receipt: Receipt) -> dict[str, Mapping[str, float]]:
+        """The part of a receipt that is kept with a run: that of each layer's weights."""
+        return {name: values for name, values in receipt.items() if name in self._layers}
+
+
+def clipped_share(receipt: Receipt) -> float:
+    """The share of steps in which clips acted, the mean over tensors; 0 of none."""
+    shares = [values["clipped"] for values in receipt.values()]
+    return sum(shares) / len(shares) if shares else 0.0
 
 
 def joined(first: Receipt, second: Receipt) -> dict[str, dict[str, float]]:

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+import znorm
 from znorm.lab.datasets import Dataset, Split
 from znorm.lab.errors import DataError, Interrupted
 from znorm.lab.methods import make_transform
@@ -21,7 +22,7 @@ from znorm.lab.tasks import TASKS
 from znorm.lab.training import checkpoint
 from znorm.lab.training.checkpoint import Position
 from znorm.lab.training.evaluation import Evaluator, predict_cases
-from znorm.lab.training.gradient_statistics import GradientStatistics
+from znorm.lab.training.gradient_statistics import GradientStatistics, clipped_share
 from znorm.lab.training.graph import CapturedWork
 from znorm.lab.training.pipeline import Pipeline
 from znorm.lab.training.sampler import batches
@@ -249,6 +250,19 @@ def _keep_threads(position: Position, watch: Watch) -> None:
     torch.set_num_threads(position.threads)
 
 
+def _statistics(
+    spec: RunSpec, model: nn.Module, optimizer: torch.optim.Optimizer
+) -> GradientStatistics | None:
+    """Where receipts are to be kept, and of clips: one that never acts is found out by it."""
+    if spec.receipt:
+        transform = make_transform(spec.transform)
+        return GradientStatistics(znorm.attach(optimizer, transform, model=model), model)
+    links = [make_transform((link,)) for link in spec.transform]
+    clips = any(link is not None and link.is_clip for link in links)
+    attachment = znorm.attachment_of(optimizer) if clips else None
+    return None if attachment is None else GradientStatistics(attachment, model)
+
+
 class _Loop:
     """One run at work."""
 
@@ -279,17 +293,14 @@ class _Loop:
         if spec.cuda_graph and spec.optimizer in READ_THEIR_RATE:
             self.rate = torch.zeros((), device=pipeline.device)
         self.evaluator = Evaluator(spec, model, pipeline)
-        self.statistics = None
-        if spec.receipt:
-            transform = make_transform(spec.transform)
-            self.statistics = GradientStatistics(optimizer, transform, model)
+        self.statistics = _statistics(spec, model, optimizer)
         self.clock = time.perf_counter()
         self.saved_at = self.clock
 
     def run(self) -> Generator[None, None, Outcome]:
         """Train to the end, and pause after each step and where the device is waited for next."""
-        position, dataset = self.position, self.pipeline.dataset
-        while position.epoch < self.spec.epochs:
+        spec, position, dataset = self.spec, self.position, self.pipeline.dataset
+        while position.epoch < spec.epochs:
             steps = yield from self._train_epoch()
             # Queued before anything is read, so that the device never waits for this.
             scores = {
@@ -312,7 +323,11 @@ class _Loop:
                 return self._outcome("diverged", {}, (position.epoch + 1) * steps)
             if self.statistics is not None:
                 self._read_receipt()
-                entry["receipt"], position.receipt = position.receipt, {}
+                if spec.receipt:
+                    entry["receipt"] = self.statistics.of_layers(position.receipt)
+                else:
+                    entry["clipped"] = clipped_share(position.receipt)
+                position.receipt = {}
             position.history.append(entry)
             position.epoch, position.step, position.losses = position.epoch + 1, 0, []
             self._checkpoint()
@@ -386,7 +401,7 @@ class _Loop:
         metrics = {
             key: value
             for key, value in history[-1].items()
-            if key not in ("epoch", "receipt", "seconds")
+            if key not in ("clipped", "epoch", "receipt", "seconds")
         }
         if cases is not None:
             metrics.update({f"test_{key}": value for key, value in cases.scores().items()})
