@@ -67,6 +67,10 @@ def verdict(comparison: Comparison, worth: float) -> Verdict:
         return Verdict("do not adopt", "every run of it diverged, and the baseline's did not", 0)
     if interval is None:
         return Verdict("undecided", "there is no pair of finished runs", None)
+    if comparison.spread == 0 and interval.mean != 0:
+        # Scores of a few hundred images have few values: two pairs can agree by chance.
+        text = "all pairs differ by the same, of which no interval can be made"
+        return Verdict("undecided", text, None)
     decision = decide(interval, worth)
     if decision == "adopt" and fell:
         text = f"it is ahead where it finished, and diverged in {fell} of {both} seeds"

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from znorm.lab.metrics.masks import Mask, as_masks
 
-__all__ = ["Counts", "count", "dice", "iou", "tversky"]
+__all__ = ["Counts", "Rule", "count", "dice", "dice_of", "iou", "tversky"]
 
 Rule: TypeAlias = Literal["one", "monai", "torchmetrics"]
 
@@ -216,7 +216,18 @@ def dice(prediction: Mask, target: Mask, rule: Rule = "one") -> Tensor:
     >>> dice(torch.tensor([[[1, 1, 0]]]), torch.zeros(1, 1, 3), rule="monai")
     tensor([nan], dtype=torch.float64)
     """
-    counts = count(*as_masks("dice", prediction, target))
+    return dice_of(count(*as_masks("dice", prediction, target)), rule)
+
+
+def dice_of(counts: Counts, rule: Rule = "one") -> Tensor:
+    """As `dice`, of cases that have been counted.
+
+    Examples
+    --------
+    >>> import torch
+    >>> dice_of(Counts(*torch.tensor([[0], [3], [0], [9]])), rule="torchmetrics")
+    tensor([0.], dtype=torch.float64)
+    """
     return _by_rule("dice", rule, counts, counts.dice())
 
 

@@ -190,8 +190,10 @@ def _seeds(
         )
         return Line("What it can tell", text)
     if found.more_seeds is None:
+        if comparison.pairs.diverged or spread == 0:
+            return None
         text = f"More than 1,000 pairs to tell a gain of {worth_text} from none, at this spread."
-        return Line("More seeds", text if not comparison.pairs.diverged else found.reason + ".")
+        return Line("More seeds", text)
     seconds = _seconds_a_pair(table, comparison)
     cost = f", about {duration(found.more_seeds * seconds)}" if seconds else ""
     plural = "" if found.more_seeds == 1 else "s"

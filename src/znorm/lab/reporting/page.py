@@ -13,6 +13,7 @@ from markupsafe import Markup
 import znorm
 from znorm.lab.datasets import Dataset
 from znorm.lab.errors import DataError
+from znorm.lab.evidence.cases import case_evidence
 from znorm.lab.evidence.question import Question
 from znorm.lab.metrics.scores import definition_of
 from znorm.lab.reporting.card import card_of
@@ -23,6 +24,7 @@ from znorm.lab.reporting.gradients import gradients_by_depth
 from znorm.lab.reporting.masks import mask_figure
 from znorm.lab.reporting.tables import Table, gather, images_of
 from znorm.lab.reporting.trivial_baseline import TRIVIAL_BASELINES
+from znorm.lab.reporting.why import why
 from znorm.lab.runs.files import write_atomically
 from znorm.lab.runs.folder import Run
 from znorm.lab.runs.survey import Damaged
@@ -169,10 +171,26 @@ def _section(
         "baseline": TRIVIAL_BASELINES[task.output],
         "card": card_of(table),
         "evidence": evidence(table),
+        "cases": _cases(table),
         "definitions": _definitions(table),
         "curves": curves(table),
         "gradients": gradients_by_depth(table),
+        "why": why(table),
     }
+
+
+def _cases(table: Table) -> dict[str, Any] | None:
+    """The question's method against the baseline, case by case, where masks are at stake."""
+    row = next(
+        (one for one in table.rows if table.question and one.method == table.question.method), None
+    )
+    if row is None or row.comparison is None or TASKS[table.spec.task].output != "mask":
+        return None
+    try:
+        found = case_evidence(row.comparison.pairs)
+    except DataError as error:
+        return {"label": row.label, "problem": str(error), "found": None}
+    return None if found is None else {"label": row.label, "problem": "", "found": found}
 
 
 def _definitions(table: Table) -> list[tuple[str, str]]:

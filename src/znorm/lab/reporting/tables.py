@@ -27,6 +27,7 @@ from znorm.lab.spec import RunSpec
 from znorm.lab.stats import Interval, t_interval
 from znorm.lab.tasks import TASKS
 from znorm.lab.text import link, literal
+from znorm.transforms import TRANSFORMS
 
 __all__ = [
     "Cell",
@@ -315,7 +316,15 @@ def _rows(
 
 
 def _clipped(runs: Sequence[Run]) -> float | None:
-    shares = [entry["clipped"] for run in runs for entry in run.history if "clipped" in entry]
+    """The share of steps in which a method's clip acted; None where it has none that counts."""
+    names = [name for link in runs[0].spec.transform for name in link]
+    if not any(name in TRANSFORMS and TRANSFORMS[name].is_clip for name in names):
+        return None
+    shares = []
+    for entry in (entry for run in runs for entry in run.history):
+        of_layers = [values.get("clipped", 0.0) for values in entry.get("receipt", {}).values()]
+        if "clipped" in entry or of_layers:
+            shares.append(entry["clipped"] if "clipped" in entry else statistics.fmean(of_layers))
     return statistics.fmean(shares) if shares else None
 
 

@@ -151,5 +151,5 @@ def probability_of_improvement(scores: Sequence[float], others: Sequence[float])
     """
     if not scores or not others:
         return math.nan
-    gaps = np.subtract.outer(np.asarray(scores), np.asarray(others))
-    return float(np.mean((gaps > 0) + 0.5 * (gaps == 0)))
+    above, tied = (compare.outer(scores, others) for compare in (np.greater, np.equal))
+    return float(np.mean(above + 0.5 * tied))

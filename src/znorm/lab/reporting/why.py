@@ -1,0 +1,148 @@
+"""Why a result is as it is: what the transforms did to gradients, from receipts and controls."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import cycle
+from typing import Any
+
+from znorm.lab.evidence.pairs import REFERENCE
+from znorm.lab.methods import label as label_of
+from znorm.lab.reporting.evidence import difference
+from znorm.lab.reporting.figures import COLOURS
+from znorm.lab.reporting.svg import GREY, as_svg, style
+from znorm.lab.reporting.tables import Row, Table
+
+__all__ = ["Why", "why"]
+
+# ZNorm taken apart: what each control leaves of it.
+CONTROLS: Mapping[str, str] = {
+    "center_only": "the mean alone is taken away",
+    "scale_only": "the deviation alone is divided by",
+    "unit_norm": "the norm alone is divided by",
+}
+
+
+@dataclass(frozen=True)
+class Why:
+    """Sentences, and panels as SVG with what their colours stand for."""
+
+    lines: tuple[str, ...]
+    panels: tuple[str, ...]
+    legend: tuple[tuple[str, str], ...]
+
+
+# By epoch the median norm over layers, the mean over seeds.
+Series = dict[int, float]
+
+
+def why(table: Table) -> Why | None:
+    """What explains the table's result; None where nothing of it is known."""
+    before = {row.label: _series(row, "norm_before") for row in table.rows}
+    after = {row.label: _series(row, "norm_after") for row in table.rows}
+    kept = [row for row in table.rows if before[row.label]]
+    lines = [*_scales(table, before, after), *_controls(table), *_clips(table)]
+    panels: tuple[str, ...] = ()
+    legend: tuple[tuple[str, str], ...] = ()
+    if kept:
+        coloured = list(zip(kept, cycle(COLOURS), strict=False))
+        panels = (
+            _panel("Gradients, as they come", [(before[r.label], c) for r, c in coloured]),
+            _panel("What the optimizer gets", [(after[r.label], c) for r, c in coloured]),
+        )
+        legend = tuple((row.label, colour) for row, colour in coloured)
+    return Why(tuple(lines), panels, legend) if lines or panels else None
+
+
+def _series(row: Row, field: str) -> Series:
+    by_epoch: dict[int, list[float]] = {}
+    for run in row.runs:
+        for entry in run.history:
+            norms = [
+                norm
+                for values in entry.get("receipt", {}).values()
+                if math.isfinite(norm := values.get(field, math.nan)) and norm > 0
+            ]
+            if norms:
+                by_epoch.setdefault(entry["epoch"], []).append(statistics.median(norms))
+    return {epoch: statistics.fmean(found) for epoch, found in sorted(by_epoch.items())}
+
+
+def _scales(table: Table, before: Mapping[str, Series], after: Mapping[str, Series]) -> list[str]:
+    """How the scale of gradients changes over a run, and what of it the optimizer sees."""
+    lines = []
+    for row in table.rows:
+        asked = table.question is not None and row.method == table.question.method
+        came, given = before[row.label], after[row.label]
+        if not (asked or row.method == REFERENCE) or len(came) < 2:
+            continue
+        text = (
+            f"{row.label}: from the first to the last epoch the gradients' norm, the median over "
+            f"layers, came to {_times(came)} times what it was"
+        )
+        if row.method != REFERENCE:
+            text += f", and what the optimizer gets of them to {_times(given)} times"
+        lines.append(f"{text}.")
+    if len(lines) == 2:
+        lines.append(
+            "Adam's steps follow the scale of gradients where it changes within the memory of its "
+            "averages, some thousand steps: where gradients fade as the loss goes down, a plain "
+            "optimizer's steps become smaller, and those on gradients of a constant norm do not."
+        )
+    return lines
+
+
+def _times(series: Series) -> str:
+    values = list(series.values())
+    return f"{values[-1] / values[0]:.2g}"
+
+
+def _controls(table: Table) -> list[str]:
+    """ZNorm's parts beside it."""
+    rows = {row.method: row for row in table.rows if row.comparison and row.comparison.interval}
+    parts = [method for method in CONTROLS if method in rows]
+    if "znorm" not in rows or not parts:
+        return []
+    headline = table.columns[0]
+    lines = []
+    for method in ("znorm", *parts):
+        comparison = rows[method].comparison
+        assert comparison is not None
+        what = f", where {CONTROLS[method]}" if method in CONTROLS else ""
+        lines.append(
+            f"{label_of(method)}{what}: {difference(headline, comparison.interval)} against the "
+            f"baseline, over {len(comparison.differences)} pairs."
+        )
+    return lines
+
+
+def _clips(table: Table) -> list[str]:
+    """How often clips acted, of those that count it."""
+    return [
+        f"{row.label}: the clip acted in {row.clipped:.1%} of steps, the mean over tensors and runs"
+        f"{', and the method is the baseline' if row.remark else ''}."
+        for row in table.rows
+        if row.clipped is not None
+    ]
+
+
+def _panel(title: str, lines: Sequence[tuple[Series, str]]) -> str:
+    with style():
+        from matplotlib.figure import Figure
+        from matplotlib.ticker import MaxNLocator
+
+        figure = Figure(figsize=(4.7, 3.3), layout="constrained")
+        axes: Any = figure.subplots()
+        axes.set_title(title, loc="left", fontsize=10.5)
+        axes.set_xlabel("epoch")
+        axes.set_ylabel("norm, median over layers")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        for series, colour in lines:
+            mark = "." if len(series) <= 20 else ""
+            axes.plot(list(series), list(series.values()), color=colour, linewidth=1.6, marker=mark)
+        axes.set_yscale("log")
+        axes.grid(axis="y", color=GREY, alpha=0.25, linewidth=0.6)
+        return as_svg(figure)
