@@ -9,7 +9,7 @@ from typing import Any
 from markupsafe import Markup
 
 from znorm.lab.paper.claims import claims
-from znorm.lab.paper.grids import TARGETS
+from znorm.lab.paper.grids import TARGETS, deviations
 from znorm.lab.paper.record import Record
 from znorm.lab.paper.tables import paper_tables
 from znorm.lab.reporting.page import Frame, Notes, Section, templates
@@ -50,7 +50,9 @@ def frame_of(record: Record) -> Frame:
             html = template.section(table, anchor, title, size.result, notes)
             made.append(Section(anchor, title, html))
         own = {TARGETS[name].task for name in record.tasks}
-        found = claims([table for table in tables if table.spec.task in own])
+        mine = [table for table in tables if table.spec.task in own]
+        away = {one.spec.configuration for one in mine if deviations(one.spec, one.spec.task)}
+        found = claims(mine, away)
         title = "What the paper claims, and what runs here show"
         made.append(Section("claims", title, template.claims(found, size.result)))
         return made

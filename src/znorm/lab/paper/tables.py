@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rich.table import Table as RichTable
 
@@ -66,7 +66,7 @@ class PublishedCell:
     verdict : str
         Of the published number against where one run more of ours would lie, its 95 % prediction
         interval: "consistent", "outside" or "too few seeds", of fewer than three; empty where there
-        is no difference.
+        is no difference, and for runs whose settings differ from the paper's.
     """
 
     key: str
@@ -151,14 +151,18 @@ def paper_tables(record: Record, tables: Sequence[Table]) -> list[PaperTable]:
             ]
             for table in mine or [None]:
                 away = () if table is None else tuple(deviations(table.spec, target.task))
-                lines = _lines(target.task, model, table, columns)
+                lines = _lines(target.task, model, table, columns, away)
                 blocks.append(ModelBlock(model, table, away, lines))
         whole.append(PaperTable(target.label, target.task, columns, tuple(blocks)))
     return whole
 
 
 def _lines(
-    task: str, model: str, table: Table | None, columns: Sequence[Column]
+    task: str,
+    model: str,
+    table: Table | None,
+    columns: Sequence[Column],
+    away: Sequence[str],
 ) -> tuple[MethodLine, ...]:
     rows: dict[str, Row] = {} if table is None else {row.method: row for row in table.rows}
     lines = []
@@ -166,6 +170,9 @@ def _lines(
         row = rows.get(method)
         title = label(method) if row is None else row.label
         cells = tuple(_cell(task, model, method, column, table, row) for column in columns)
+        if away:
+            # Runs of other settings say nothing of where a published one should lie.
+            cells = tuple(replace(cell, verdict="") for cell in cells)
         lines.append(MethodLine(title, cells, () if row is None else row.troubles))
     return tuple(lines)
 

@@ -25,6 +25,7 @@ from znorm.lab.reporting.masks import mask_figure
 from znorm.lab.reporting.tables import Table, gather, images_of
 from znorm.lab.reporting.trivial_baseline import TRIVIAL_BASELINES
 from znorm.lab.reporting.why import why
+from znorm.lab.reporting.workloads import over_workloads
 from znorm.lab.runs.files import write_atomically
 from znorm.lab.runs.folder import Run
 from znorm.lab.runs.survey import Damaged
@@ -130,6 +131,7 @@ def write_page(
             frame=frame,
             frame_sections=frame.sections(tables, notes),
             images=images,
+            workloads=over_workloads(tables),
             damaged=[
                 {
                     "folder": _relative(root, entry.folder),
