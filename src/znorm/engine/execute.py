@@ -12,7 +12,7 @@ from znorm.engine.comparison import Compared, Kept, sums_of
 from znorm.engine.decide import Decision, by_entry, decide
 from znorm.engine.receipts import Readings, Receipt
 from znorm.engine.validate import aligned
-from znorm.kernels import reference, registry
+from znorm.kernels import reference, registry, stacked
 from znorm.kernels.base import Coefficients, KernelBatch, StepContext
 from znorm.layers import LayerSlice
 from znorm.layout import Layout
@@ -182,18 +182,28 @@ def measure(tensors: Sequence[Tensor | None], layout: Layout, *, weights: bool =
     )
     if done.issuperset(present):
         return Moments(count, compiled[0], compiled[1], layout)
-    means: list[Tensor] = []
-    m2s: list[Tensor] = []
-    for index, (pieces, tensor) in enumerate(zip(layout.slices, tensors, strict=True)):
-        for piece in pieces:
-            if tensor is None or tensor.numel() == 0 or index in done:
-                mean, m2 = compiled[:, piece.first_unit : piece.first_unit + piece.units]
-            else:
-                real = _real(tensor.detach() if weights else tensor)
-                mean, m2 = reference.moments(piece.view_of(real), piece.unit_dims)
-            means.append(mean.to(layout.device).reshape(piece.units))
-            m2s.append(m2.to(layout.device).reshape(piece.units))
-    return Moments(count, torch.cat(means), torch.cat(m2s), layout)
+    views = {
+        piece.first_unit: (piece, piece.view_of(_real(tensor.detach() if weights else tensor)))
+        for index, (pieces, tensor) in enumerate(zip(layout.slices, tensors, strict=True))
+        if index not in done and tensor is not None and tensor.numel()
+        for piece in pieces
+    }
+    together = [unit for unit, (piece, view) in views.items() if stacked.measures(piece, view)]
+    measured = dict(
+        zip(together, stacked.moments([views[unit] for unit in together], count), strict=True)
+    )
+    parts: list[Tensor] = []
+    for piece in (piece for pieces in layout.slices for piece in pieces):
+        unit = piece.first_unit
+        if unit in measured:
+            both = measured[unit]
+        elif unit in views:
+            both = reference.moments(views[unit][1], piece.unit_dims)
+        else:
+            both = compiled[:, unit : unit + piece.units]
+        parts.append(both if both.device == layout.device else both.to(layout.device))
+    mean, m2 = torch.cat(parts, 1)
+    return Moments(count, mean, m2, layout)
 
 
 def _count(tensors: Sequence[Tensor | None], layout: Layout) -> Tensor:
@@ -265,20 +275,24 @@ def apply_affine_(
         for piece in pieces
     ]
     near = _near([piece for piece, _ in views], affine, after)
-    split: dict[tuple[torch.device, torch.dtype], tuple[tuple[Tensor, ...], Tensor, Tensor]] = {}
+    kinds: dict[tuple[torch.device, torch.dtype], list[tuple[LayerSlice, Tensor]]] = {}
     for piece, view in views:
-        key = (view.device, view.dtype)
-        if key not in split:
-            center, scale = affine.center.to(key[0]), affine.scale.to(key[0])
-            centers, scales = reference.split(center, scale, key[1])
-            split[key] = centers, scales, (-center * scale).to(scales.dtype)
-        centers, scales, offsets = split[key]
-        reference.apply_(
-            view,
-            tuple(piece.broadcast(center) for center in centers),
-            piece.broadcast(scales),
-            piece.broadcast(offsets) if piece.first_unit in near else None,
-        )
+        kinds.setdefault((view.device, view.dtype), []).append((piece, view))
+    for (device, dtype), alike in kinds.items():
+        center, scale = affine.center.to(device), affine.scale.to(device)
+        centers, scales = reference.split(center, scale, dtype)
+        if stacked.writes(alike[0][1]):
+            stacked.apply_(alike, centers, scales)
+            continue
+        offsets = (-center * scale).to(scales.dtype)
+        for piece, view in alike:
+            one_pass = piece.first_unit in near
+            reference.apply_(
+                view,
+                () if one_pass else tuple(piece.broadcast(center) for center in centers),
+                piece.broadcast(scales),
+                piece.broadcast(offsets) if one_pass else None,
+            )
 
 
 def _near(pieces: Sequence[LayerSlice], affine: Affine, after: Moments | None) -> set[int]:
