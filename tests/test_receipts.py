@@ -12,8 +12,10 @@ from torch import Tensor, nn
 import znorm
 from znorm import receipts
 from znorm.attachment import attachment_of
+from znorm.engine.comparison import Kept
 from znorm.engine.decide import decide
 from znorm.engine.receipts import Receipt
+from znorm.kernels import registry
 
 
 def net() -> nn.Sequential:
@@ -212,3 +214,43 @@ def test_reading_a_receipt_is_the_only_thing_that_waits_for_the_device() -> None
         receipt.add(receipt.of_decision(decision))
     with pytest.raises((RuntimeError, NotImplementedError)):
         receipt.as_dict()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+def test_what_is_kept_and_read_again_is_read_in_any_size_and_memory_order(
+    dtype: torch.dtype,
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(300, 301), (8, 6, 5, 4), (1,), (0, 3), (7,)]
+    before = [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
+    before[1] = before[1].contiguous(memory_format=torch.channels_last)
+    before[4][2] = torch.nan
+    tensors: list[Tensor | None] = [None, *(g.clone() for g in before)]
+    layout = znorm.Layout([torch.zeros(2), *map(torch.zeros_like, before)], znorm.ClipValue(9.0))
+    kept = Kept([t if t is not None and t.numel() else None for t in tensors], layout)
+    before[1].clamp_(-1, 1)  # another tensor than those that are looked at
+    for tensor in (tensors[1], tensors[5]):
+        assert tensor is not None
+        tensor.mul_(2)
+    found = {
+        index: (size, sums, bool(changed))
+        for one in kept.compared(tensors)
+        for index, size, sums, changed in zip(
+            one.indices, one.sizes, one.sums, one.changed, strict=True
+        )
+    }
+    assert sorted(found) == [1, 2, 3, 5]
+    assert [found[index][2] for index in (1, 2, 3)] == [True, False, False]
+    for index, factor in ((1, 2.0), (2, 1.0), (3, 1.0)):
+        now = tensors[index]
+        assert now is not None
+        g = now.double() / factor
+        size, sums, _ = found[index]
+        assert size == g.numel()
+        exact = [g.sum(), g.square().sum(), factor * g.square().sum(), now.double().square().sum()]
+        large = dtype == torch.float64 or registry.backend_for() is not None
+        tolerance = 1e-12 if large or size <= 1 << 16 else 1e-5
+        assert sums.tolist() == pytest.approx(list(map(float, exact)), rel=tolerance)
+    assert found[5][1].isnan().all()
+    assert found[5][2]  # six of its entries are others, and NaN is what it was

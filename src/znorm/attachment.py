@@ -337,10 +337,12 @@ class Attachment:
 
         Notes
         -----
-        It costs no reading of gradients, but for :class:`~znorm.ClipValue`: what it acts on is
-        copied, tensor by tensor (in a chain with others, all at once), and read once more; of a
-        large tensor its figures are good to about 1e-5 of the norm. A gradient that is not finite
-        makes the means so, for good.
+        It costs no reading of gradients, but for :class:`~znorm.ClipValue` and elementwise
+        transforms of one's own. In a chain with others, what they act on is copied, all at once,
+        and read once more; so it is for those of one's own. Where the CPU kernels do not serve,
+        the figures of a large tensor are good to about 1e-5 of the norm, and :class:`ClipValue`
+        alone copies, too, tensor by tensor. A gradient that is not finite makes the means so, for
+        good.
 
         Examples
         --------

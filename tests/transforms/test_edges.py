@@ -164,7 +164,7 @@ def test_chains_read_gradients_once_a_stage(
     monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
 ) -> None:
     """In float32 by the compiled kernels, in float64 by the reference."""
-    from znorm.kernels import reference
+    from znorm.kernels import reference, stacked
 
     reads: list[int] = []
     original = reference.moments
@@ -173,7 +173,14 @@ def test_chains_read_gradients_once_a_stage(
         reads.append(gradient.numel())
         return original(gradient, unit_dims)
 
+    together = stacked.moments
+
+    def counting_together(views: Any, count: Any) -> Any:
+        reads.extend(view.numel() for _, view in views)
+        return together(views, count)
+
     monkeypatch.setattr(reference, "moments", counting)
+    monkeypatch.setattr(stacked, "moments", counting_together)
     if dtype == torch.float32:
         plans = pytest.importorskip("znorm.kernels.cpu.plan")
         if registry.backend_for() is None:

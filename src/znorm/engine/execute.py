@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from znorm._torch_internals import is_plain, is_traced
+from znorm.engine.comparison import Compared, Kept, sums_of
 from znorm.engine.decide import Decision, by_entry, decide
 from znorm.engine.receipts import Readings, Receipt
 from znorm.engine.validate import aligned
-from znorm.kernels import reference, registry
+from znorm.kernels import reference, registry, stacked
 from znorm.kernels.base import Coefficients, KernelBatch, StepContext
+from znorm.layers import LayerSlice
 from znorm.layout import Layout
 from znorm.moments import Affine, Moments
-from znorm.transforms.base import Clamp, FusedForm, Transform, ZScore
+from znorm.transforms.base import Clamp, ZScore
 
 __all__ = [
     "apply_affine_",
@@ -85,11 +87,10 @@ def _stages_(
     # What an elementwise stage does to norms cannot be told from moments: it is read off the
     # gradients.
     written = [
-        (index, gradient)
-        for index, (entry, gradient) in enumerate(zip(layout.entries, tensors, strict=True))
-        if entry.selected and gradient is not None and gradient.numel()
+        tensor if entry.selected and tensor is not None and tensor.numel() else None
+        for entry, tensor in zip(layout.entries, tensors, strict=True)
     ]
-    before = [gradient.clone() for _, gradient in written] if receipt is not None else []
+    kept = None if receipt is None else Kept(written, layout)
     clipped = None
     if receipt is not None:
         clipped = torch.zeros(len(layout.entries), dtype=torch.bool, device=layout.device)
@@ -102,13 +103,14 @@ def _stages_(
             if clipped is not None and decision is not None and decision.clipped is not None:
                 clipped |= by_entry(stage, decision.clipped).to(clipped.device)
         scale = None
-    if receipt is None or clipped is None or not written:
+    if receipt is None or kept is None or clipped is None:
         return
     readings = [
-        receipt.read(index, kept, gradient, clipped[index])
-        for (index, gradient), kept in zip(written, before, strict=True)
+        receipt.readings(one.indices, one.sizes, one.sums, clipped[one.rows])
+        for one in kept.compared(written)
     ]
-    receipt.add(receipt.of_readings(readings, inv_scale), found_inf)
+    if readings:
+        receipt.add(receipt.of_readings(readings, inv_scale), found_inf)
 
 
 def _measured_stage_(
@@ -125,7 +127,7 @@ def _measured_stage_(
     if isinstance(form, ZScore) and _normalize_compiled_(tensors, stage, form, context):
         return None
     decision = decide_stage(tensors, stage, context.inv_scale, parameters)
-    apply_affine_(tensors, decision.affine, stage, near=_near(decision))
+    apply_affine_(tensors, decision.affine, stage, after=decision.after)
     return decision
 
 
@@ -147,7 +149,7 @@ def _measure_parameters(
 ) -> Moments:
     """Moments of the parameters that have a gradient."""
     present = [
-        None if gradient is None or parameter is None else parameter.detach()
+        None if gradient is None else parameter
         for parameter, gradient in zip(parameters, gradients, strict=True)
     ]
     for entry, parameter, gradient in zip(stage.entries, present, gradients, strict=True):
@@ -159,13 +161,16 @@ def _measure_parameters(
                 f"{type(parameter).__name__} cannot be measured; leave it out by a rule of "
                 'select, such as ("NAME", False)'
             )
-    return measure(aligned(present, stage), stage)
+    return measure(aligned(present, stage), stage, weights=True)
 
 
-def measure(tensors: Sequence[Tensor | None], layout: Layout) -> Moments:
-    """Count, mean and sum of squared deviations of each unit of the layout."""
+def measure(tensors: Sequence[Tensor | None], layout: Layout, *, weights: bool = False) -> Moments:
+    """Count, mean and sum of squared deviations of each unit of the layout.
+
+    ``weights`` says that these are the parameters themselves, constants to what is differentiated.
+    """
     count = _count(tensors, layout)
-    batches = compiled_batches(tensors, layout, measures=True)
+    batches = compiled_batches(tensors, layout, measures=True, weights=weights)
     compiled = count.new_zeros(2, layout.units)
     for batch in batches:
         batch.measure(tensors, compiled)
@@ -177,27 +182,48 @@ def measure(tensors: Sequence[Tensor | None], layout: Layout) -> Moments:
     )
     if done.issuperset(present):
         return Moments(count, compiled[0], compiled[1], layout)
-    means: list[Tensor] = []
-    m2s: list[Tensor] = []
-    for index, (pieces, tensor) in enumerate(zip(layout.slices, tensors, strict=True)):
-        for piece in pieces:
-            if tensor is None or tensor.numel() == 0 or index in done:
-                mean, m2 = compiled[:, piece.first_unit : piece.first_unit + piece.units]
-            else:
-                mean, m2 = reference.moments(piece.view_of(_real(tensor)), piece.unit_dims)
-            means.append(mean.to(layout.device).reshape(piece.units))
-            m2s.append(m2.to(layout.device).reshape(piece.units))
-    return Moments(count, torch.cat(means), torch.cat(m2s), layout)
+    views = {
+        piece.first_unit: (piece, piece.view_of(_real(tensor.detach() if weights else tensor)))
+        for index, (pieces, tensor) in enumerate(zip(layout.slices, tensors, strict=True))
+        if index not in done and tensor is not None and tensor.numel()
+        for piece in pieces
+    }
+    together = [unit for unit, (piece, view) in views.items() if stacked.measures(piece, view)]
+    measured = dict(
+        zip(together, stacked.moments([views[unit] for unit in together], count), strict=True)
+    )
+    parts: list[Tensor] = []
+    for piece in (piece for pieces in layout.slices for piece in pieces):
+        unit = piece.first_unit
+        if unit in measured:
+            both = measured[unit]
+        elif unit in views:
+            both = reference.moments(views[unit][1], piece.unit_dims)
+        else:
+            both = compiled[:, unit : unit + piece.units]
+        parts.append(both if both.device == layout.device else both.to(layout.device))
+    mean, m2 = torch.cat(parts, 1)
+    return Moments(count, mean, m2, layout)
 
 
 def _count(tensors: Sequence[Tensor | None], layout: Layout) -> Tensor:
     """Elements of each unit; 0 where the gradient is missing."""
-    count = layout.count.clone()
-    for entry, tensor in zip(layout.entries, tensors, strict=True):
-        if tensor is None and entry.units:
-            units = entry.unit_range
+    missing = [
+        index
+        for index, (pieces, tensor) in enumerate(zip(layout.slices, tensors, strict=True))
+        if pieces and tensor is None
+    ]
+    if not missing:
+        return layout.count.clone()
+    known = layout.cache.get("count")
+    if known is None or known[0] != missing:
+        count = layout.count.clone()
+        for index in missing:
+            units = layout.entries[index].unit_range
             count[units.start : units.stop] = 0
-    return count
+        known = layout.cache["count"] = missing, count
+    present: Tensor = known[1]
+    return present.clone()
 
 
 def compiled_batches(
@@ -206,6 +232,7 @@ def compiled_batches(
     *,
     measures: bool,
     everything: bool = False,
+    weights: bool = False,
     kept: bool = True,
 ) -> list[KernelBatch]:
     """The tensors that compiled kernels serve: those that are measured, or everything.
@@ -220,6 +247,7 @@ def compiled_batches(
         units=layout.units,
         measures=measures,
         everything=everything,
+        weights=weights,
         cache=layout.cache if kept else {},
     )
 
@@ -229,47 +257,57 @@ def apply_affine_(
     affine: Affine,
     layout: Layout,
     *,
-    near: Sequence[bool] | None = None,
+    after: Moments | None = None,
 ) -> None:
     """Write ``(g - center) * scale`` to each measured tensor.
 
-    ``near`` says of each unit whether `reference.apply_` may take it in one operation.
+    ``after``, the moments that come out, tells what `reference.apply_` may do in one operation.
     """
     batches = compiled_batches(tensors, layout, measures=False)
     for batch in batches:
         batch.apply_affine_(tensors, Coefficients(affine.center, affine.scale))
         _mark_written(batch, tensors)
     done = {index for batch in batches for index in batch.indices}
-    split: dict[tuple[torch.device, torch.dtype], tuple[tuple[Tensor, ...], Tensor, Tensor]] = {}
-    for index, (pieces, tensor) in enumerate(zip(layout.slices, tensors, strict=True)):
-        if index in done or tensor is None or tensor.numel() == 0:
+    views = [
+        (piece, piece.view_of(_real(tensor)))
+        for index, (pieces, tensor) in enumerate(zip(layout.slices, tensors, strict=True))
+        if index not in done and tensor is not None and tensor.numel()
+        for piece in pieces
+    ]
+    near = _near([piece for piece, _ in views], affine, after)
+    kinds: dict[tuple[torch.device, torch.dtype], list[tuple[LayerSlice, Tensor]]] = {}
+    for piece, view in views:
+        kinds.setdefault((view.device, view.dtype), []).append((piece, view))
+    for (device, dtype), alike in kinds.items():
+        center, scale = affine.center.to(device), affine.scale.to(device)
+        centers, scales = reference.split(center, scale, dtype)
+        if stacked.writes(alike[0][1]):
+            stacked.apply_(alike, centers, scales)
             continue
-        for piece in pieces:
-            view = piece.view_of(_real(tensor))
-            key = (view.device, view.dtype)
-            if key not in split:
-                center, scale = affine.center.to(key[0]), affine.scale.to(key[0])
-                centers, scales = reference.split(center, scale, key[1])
-                split[key] = centers, scales, (-center * scale).to(scales.dtype)
-            centers, scales, offsets = split[key]
-            one_pass = near is not None and not piece.unit_dims and near[piece.first_unit]
+        offsets = (-center * scale).to(scales.dtype)
+        for piece, view in alike:
+            one_pass = piece.first_unit in near
             reference.apply_(
                 view,
-                tuple(piece.broadcast(center) for center in centers),
+                () if one_pass else tuple(piece.broadcast(center) for center in centers),
                 piece.broadcast(scales),
                 piece.broadcast(offsets) if one_pass else None,
             )
 
 
-def _near(decision: Decision) -> list[bool] | None:
-    """A flag for each unit that `reference.apply_` may take in one operation; None: not known."""
-    affine, after = decision.affine, decision.after
-    on_cpu = after.m2.device.type == "cpu" and not torch.is_grad_enabled()
-    if not on_cpu or is_traced():
-        return None
-    close = (affine.center * affine.scale).square() * after.count <= after.m2
-    near: list[bool] = (close & (affine.scale < torch.finfo(torch.float32).max)).tolist()
-    return near
+def _near(pieces: Sequence[LayerSlice], affine: Affine, after: Moments | None) -> set[int]:
+    """The units of whole tensors that `reference.apply_` may take in one operation."""
+    if after is None or after.m2.device.type != "cpu" or torch.is_grad_enabled() or is_traced():
+        return set()
+    units = [piece.first_unit for piece in pieces if not piece.unit_dims]
+    if not units:
+        return set()
+    center, scale, count, m2 = torch.stack([affine.center, affine.scale, after.count, after.m2])[
+        :, units
+    ]
+    close = (center * scale).square() * count <= m2
+    close &= scale < torch.finfo(torch.float32).max
+    return {unit for unit, one in zip(units, close.tolist(), strict=True) if one}
 
 
 def _normalize_compiled_(
@@ -310,55 +348,58 @@ def _map_(
     transform, form = stage.transforms[0], stage.fused_form
     if inv_scale is not None:
         multiply_(tensors, inv_scale)
-    readings: list[Readings] = []
     chosen = [
         tensor if entry.selected and tensor is not None and tensor.numel() else None
         for entry, tensor in zip(stage.entries, tensors, strict=True)
     ]
-    done: set[int] = set()
+    watched = receipt is not None or clipped is not None
+    changes: Iterable[Compared]
     if isinstance(form, Clamp):
-        for batch in compiled_batches(chosen, stage, measures=False, everything=True):
-            if not batch.clamps:
-                continue
-            read = batch.clamp_(chosen, form.bound)
-            _mark_written(batch, chosen)
-            done.update(batch.indices)
-            acted = read[:, 4] > 0
-            if clipped is not None:
-                clipped[batch.indices] |= acted.to(clipped.device)
-            if receipt is not None:
-                served = [chosen[index] for index in batch.indices]
-                sizes = [gradient.numel() for gradient in served if gradient is not None]
-                readings.append(receipt.readings(batch.indices, sizes, read[:, :4], acted))
-    for index, gradient in enumerate(chosen):
-        if gradient is None or index in done:
-            continue
-        if receipt is None and clipped is None:
-            transform.apply_(_real(gradient))
-            continue
-        before = None if receipt is None and form is not None else gradient.clone()
-        changed = _apply_elementwise_(transform, form, _real(gradient), before)
-        acts = changed if transform.is_clip else torch.zeros_like(changed)
+        changes = _clamp_(chosen, stage, form, watched=watched, reads=receipt is not None)
+    else:
+        kept = Kept(chosen, stage) if watched else None
+        for tensor in chosen:
+            if tensor is not None:
+                transform.apply_(_real(tensor))
+        changes = () if kept is None else kept.compared(chosen)
+    readings: list[Readings] = []
+    for change in changes:
+        acted = change.changed if transform.is_clip else torch.zeros_like(change.changed)
         if clipped is not None:
-            clipped[index] |= acts.to(clipped.device)
-        if receipt is not None and before is not None:
-            readings.append(receipt.read(index, before, gradient, acts))
+            clipped[change.rows] |= acted.to(clipped.device)
+        if receipt is not None:
+            readings.append(receipt.readings(change.indices, change.sizes, change.sums, acted))
     return readings
 
 
-def _apply_elementwise_(
-    transform: Transform, form: FusedForm | None, gradient: Tensor, before: Tensor | None
-) -> Tensor:
-    """Apply the transform to a real gradient; whether any entry was changed."""
-    if isinstance(form, Clamp):
+def _clamp_(
+    tensors: Sequence[Tensor | None], stage: Layout, clamp: Clamp, *, watched: bool, reads: bool
+) -> Iterator[Compared]:
+    """Clamp tensors and tell what has become of them, if watched; ``reads`` asks for sums, too."""
+    done: set[int] = set()
+    for batch in compiled_batches(tensors, stage, measures=False, everything=True):
+        if not batch.clamps:
+            continue
+        read = batch.clamp_(tensors, clamp.bound)
+        _mark_written(batch, tensors)
+        done.update(batch.indices)
+        indices = tuple(batch.indices)
+        sizes = tuple(t.numel() for t in (tensors[i] for i in indices) if t is not None)
+        yield Compared(indices, sizes, read[:, :4], read[:, 4] > 0)
+    for index, tensor in enumerate(tensors):
+        if tensor is None or index in done:
+            continue
+        real = _real(tensor)
+        if not watched:
+            stage.transforms[0].apply_(real)
+            continue
+        before = tensor.clone() if reads else None
         # The largest and the smallest, which is one reading.
-        low, high = gradient.detach().aminmax()
-        transform.apply_(gradient)
-        return (high > form.bound) | (low < -form.bound)
-    transform.apply_(gradient)
-    assert before is not None
-    real = _real(before)
-    return ~((gradient == real) | (gradient.isnan() & real.isnan())).all()
+        low, high = real.detach().aminmax()
+        stage.transforms[0].apply_(real)
+        changed = (high > clamp.bound) | (low < -clamp.bound)
+        sums = low.new_zeros(4) if before is None else sums_of(before, tensor)
+        yield Compared((index,), (real.numel(),), sums[None], changed[None])
 
 
 def _mark_written(batch: KernelBatch, tensors: Sequence[Tensor | None]) -> None:
@@ -377,6 +418,19 @@ def _real(tensor: Tensor) -> Tensor:
 
 def multiply_(tensors: Iterable[Tensor | None], inv_scale: Tensor) -> None:
     """Multiply tensors by the inverse of a loss scale, in place."""
+    together: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
     for tensor in tensors:
-        if tensor is not None:
+        if tensor is None:
+            continue
+        # What a type of its own, or a trace, makes of a list nobody knows.
+        if type(tensor) is Tensor and tensor.layout == torch.strided and not is_traced():
+            together.setdefault((tensor.device, tensor.dtype), []).append(tensor)
+        else:
             tensor.mul_(inv_scale.to(tensor.device))
+    for (device, dtype), several in together.items():
+        scale = inv_scale.to(device)
+        if device.type != "cpu" and dtype in (torch.float32, torch.float64):
+            # Of another dtype torch goes tensor by tensor. In half precision it has to: a scale that
+            # is rounded to it can be 0, as 2^-25 is in float16.
+            scale = scale.to(dtype)
+        torch._foreach_mul_(several, scale.reshape(()))

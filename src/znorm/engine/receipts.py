@@ -15,14 +15,10 @@ import torch
 from torch import Tensor
 
 from znorm.engine.decide import Decision
-from znorm.kernels.reference import statistics_dtype
 from znorm.layout import Layout
 from znorm.moments import Moments, sum_by
 
 __all__ = ["FIELDS", "Readings", "Receipt", "Report"]
-
-# Elements up to which what is clamped is read in float64.
-_SMALL = 1 << 16
 
 FIELDS = ("norm_before", "norm_after", "mean", "std", "cosine", "clipped")
 
@@ -122,16 +118,10 @@ class Receipt:
         clipped = torch.zeros_like(dot) if decision.clipped is None else decision.clipped.to(dot)
         return Report(before, after.norm(), self._total(dot), (self._total(clipped) > 0).to(dot))
 
-    def read(self, index: int, before: Tensor, after: Tensor, clipped: Tensor) -> Readings:
-        """A reading of an entry's gradient, before and after."""
-        g, h = (_flat(tensor) for tensor in (before, after))
-        sums = torch.stack([g.sum(), torch.dot(g, g), torch.dot(g, h), torch.dot(h, h)])
-        return self.readings([index], [g.numel()], sums[None], clipped[None])
-
     def readings(
         self, indices: Sequence[int], sizes: Sequence[int], sums: Tensor, clipped: Tensor
     ) -> Readings:
-        """The readings that a kernel has made of entries' gradients."""
+        """The readings of entries' gradients."""
         rows = tuple(self._row_of[index] for index in indices)
         return Readings(rows, tuple(sizes), sums, clipped)
 
@@ -210,11 +200,3 @@ class Receipt:
                 means[name] = dict(zip(FIELDS, (value / steps for value in row), strict=True))
                 means[name]["steps"] = int(steps)
         return means
-
-
-def _flat(tensor: Tensor) -> Tensor:
-    """One-dimensional and real; float64 where that costs little, else float32 or wider."""
-    real = torch.view_as_real(tensor) if tensor.is_complex() else tensor
-    flat = real.detach().reshape(-1)
-    wide = statistics_dtype(flat.device) if flat.numel() <= _SMALL else torch.float32
-    return flat.to(torch.promote_types(flat.dtype, wide))

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from znorm.transforms.base import ZScore
 __all__ = [
     "Backend",
     "Coefficients",
+    "ComparingBatch",
     "Decision",
     "KernelBatch",
     "RunningSums",
@@ -222,6 +223,28 @@ class KernelBatch(Protocol):
             What is done to gradients. Coefficients hold ``context.inv_scale`` already, but for
             tensors that have no units.
         context : StepContext
+        """
+        ...
+
+
+@runtime_checkable
+class ComparingBatch(Protocol):
+    """A batch that can also keep gradients and tell what has become of them.
+
+    Receipts need that of what no moments tell; of batches that cannot, torch reads each tensor.
+    """
+
+    def copy(self, tensors: Sequence[Tensor | None]) -> Tensor:
+        """A copy of the batch's tensors for `compare`, all in one."""
+        ...
+
+    def compare(self, kept: Tensor, tensors: Sequence[Tensor | None]) -> Tensor:
+        """Read the tensors as they were when they were copied, and as they are.
+
+        Returns
+        -------
+        float64 Tensor of shape (indices, 5)
+            Sums of g, g^2, g * h and h^2, g before and h now, and how many entries differ.
         """
         ...
 

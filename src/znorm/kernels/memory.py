@@ -13,13 +13,16 @@ from znorm.layers import LayerSlice, is_dense
 __all__ = ["fits", "has_stretches", "lies_as"]
 
 
-def fits(tensor: Tensor, slices: Sequence[LayerSlice]) -> bool:
-    """True if compiled kernels can take a tensor, each unit of its slices a stretch of memory."""
+def fits(tensor: Tensor, slices: Sequence[LayerSlice], *, weights: bool = False) -> bool:
+    """True if compiled kernels can take a tensor, each unit of its slices a stretch of memory.
+
+    ``weights`` are read alone, as constants: that they are differentiated by is no hindrance.
+    """
     return (
         is_plain(tensor)
         and has_stretches(tensor, slices)
         and tensor.numel() > 0
-        and not tensor.requires_grad
+        and (weights or not tensor.requires_grad)
         and not tensor.is_neg()
     )
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -22,6 +21,7 @@ __all__ = [
     "NAME",
     "adam_",
     "apply_",
+    "finish",
     "moments",
     "sgd_",
     "split",
@@ -39,7 +39,7 @@ def statistics_dtype(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
-def moments(gradient: Tensor, unit_dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+def moments(gradient: Tensor, unit_dims: tuple[int, ...]) -> Tensor:
     """Mean and sum of squared deviations of each unit of one gradient.
 
     Parameters
@@ -51,23 +51,22 @@ def moments(gradient: Tensor, unit_dims: tuple[int, ...]) -> tuple[Tensor, Tenso
 
     Returns
     -------
-    mean, m2 : Tensor of shape (units,)
+    Tensor of shape (2, units)
     """
     if unit_dims:
         return _moments_of_slices(gradient, unit_dims)
     return _moments_of_tensor(gradient)
 
 
-def _moments_of_tensor(gradient: Tensor) -> tuple[Tensor, Tensor]:
+def _moments_of_tensor(gradient: Tensor) -> Tensor:
     dtype = statistics_dtype(gradient.device)
     flat = _memory_order(gradient)
     n = flat.numel()
     chunks = flat.split(_CHUNK) if gradient.device.type == "cpu" and n > _CHUNK else (flat,)
     if gradient.device.type == "cpu" and not (flat.requires_grad or is_traced()):
         mean, m2 = _plain_moments(chunks, n)
-        shared = partial(torch.tensor, dtype=dtype, device="cpu")
         if mean * mean * n <= m2 < math.inf:
-            return shared(mean), shared(m2)
+            return torch.tensor([[mean], [m2]], dtype=dtype, device="cpu")
     shift = flat[0].to(dtype)
     total = shift.new_zeros(())
     squares = shift.new_zeros(())
@@ -75,7 +74,7 @@ def _moments_of_tensor(gradient: Tensor) -> tuple[Tensor, Tensor]:
         deviation = chunk.to(dtype, copy=True).sub_(shift)
         total = total + deviation.sum()
         squares = squares + torch.dot(deviation, deviation)
-    return _finish(shift, total, squares, n)
+    return finish(shift, total, squares, n)[:, None]
 
 
 def _plain_moments(chunks: Sequence[Tensor], n: int) -> tuple[float, float]:
@@ -85,15 +84,15 @@ def _plain_moments(chunks: Sequence[Tensor], n: int) -> tuple[float, float]:
     is no larger, as it mostly is. To look is free on a CPU, where nobody waits for a device.
     """
     total = squares = 0.0
-    scratch = torch.empty_like(chunks[0], dtype=torch.float64)
+    scratch = None if len(chunks) == 1 else torch.empty_like(chunks[0], dtype=torch.float64)
     for chunk in chunks:
-        wide = scratch[: chunk.numel()].copy_(chunk)
+        wide = chunk.double() if scratch is None else scratch[: chunk.numel()].copy_(chunk)
         total += float(wide.sum())
         squares += float(torch.dot(wide, wide))
     return total / n, squares - total * (total / n)
 
 
-def _moments_of_slices(gradient: Tensor, unit_dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+def _moments_of_slices(gradient: Tensor, unit_dims: tuple[int, ...]) -> Tensor:
     dtype = statistics_dtype(gradient.device)
     rest = [d for d in range(gradient.dim()) if d not in unit_dims]
     # A list: torch.compile cannot trace a generator here.
@@ -101,13 +100,14 @@ def _moments_of_slices(gradient: Tensor, unit_dims: tuple[int, ...]) -> tuple[Te
     slices = gradient.permute(*unit_dims, *rest).reshape(units, -1)
     shift = slices[:, 0].to(dtype)
     deviation = slices.to(dtype, copy=True).sub_(shift[:, None])
-    return _finish(shift, deviation.sum(1), deviation.square().sum(1), slices.shape[1])
+    return finish(shift, deviation.sum(1), deviation.square().sum(1), slices.shape[1])
 
 
-def _finish(shift: Tensor, total: Tensor, squares: Tensor, n: int) -> tuple[Tensor, Tensor]:
+def finish(shift: Tensor, total: Tensor, squares: Tensor, n: int | Tensor) -> Tensor:
+    """Mean and sum of squared deviations, in one, of sums of ``n`` values that were shifted."""
     # clamp passes NaN on, and keeps a rounding error from making a negative sum of squares.
     m2 = (squares - total.square() / n).clamp(min=0)
-    return shift + total / n, m2
+    return torch.stack([shift + total / n, m2])
 
 
 def _memory_order(tensor: Tensor) -> Tensor:

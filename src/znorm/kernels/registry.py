@@ -117,6 +117,7 @@ def batches(
     units: int,
     measures: bool,
     everything: bool,
+    weights: bool = False,
     cache: dict[Any, tuple[Any, list[KernelBatch]]],
 ) -> list[KernelBatch]:
     """The tensors that compiled kernels serve, by device and dtype.
@@ -133,6 +134,8 @@ def batches(
         Whether kernels measure units; else coefficients are given.
     everything : bool
         Whether tensors of which nothing is measured are among them.
+    weights : bool, default False
+        Whether these are weights, which are measured and never written.
     cache : dict
         Where batches are kept from step to step.
     """
@@ -141,7 +144,7 @@ def batches(
         backend = backend_for(kind)
         if backend is None:
             continue
-        key = (kind, measures, everything)
+        key = (kind, measures, everything, weights)
         # What a batch depends on. Addresses are written anew each time.
         seen = [
             backend.rests_on(),
@@ -152,7 +155,7 @@ def batches(
         ]
         known = cache.get(key)
         if known is None or known[0] != seen:
-            fitting = _by_device_and_dtype(backend, kind, tensors, slices, everything)
+            fitting = _by_device_and_dtype(backend, kind, tensors, slices, everything, weights)
             known = cache[key] = (
                 seen,
                 [
@@ -176,6 +179,7 @@ def _by_device_and_dtype(
     tensors: Sequence[Tensor | None],
     slices: Sequence[Sequence[LayerSlice]],
     everything: bool,
+    weights: bool,
 ) -> list[list[int]]:
     """The indices of tensors that one batch can hold, a list each."""
     devices = {t.device for t in tensors if t is not None and t.device.type == kind}
@@ -189,7 +193,7 @@ def _by_device_and_dtype(
                 and tensor.device == device
                 and tensor.dtype == dtype
                 and (pieces or everything)
-                and memory.fits(tensor, pieces)
+                and memory.fits(tensor, pieces, weights=weights)
             ]
             if indices and _is_ready(backend, dtype, device):
                 together.append(indices)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
 from typing import Any
 
@@ -58,6 +59,9 @@ class Batch:
             measures=measures,
             threads=torch.get_num_threads(),
         )
+        self._dtype = tensors[0].dtype
+        self._elements = [tensor.numel() for tensor in tensors]
+        self._offsets = np.cumsum([0, *self._elements[:-1]], dtype=np.int64)
         measured = [
             (place, unit, piece.size)
             for place, pieces in enumerate(slices)
@@ -96,6 +100,24 @@ class Batch:
         with self.plan.lock:
             self._point_at(tensors)
             return torch.from_numpy(self.plan.clamp(bound))
+
+    def copy(self, tensors: Sequence[Tensor | None]) -> Tensor:
+        with self.plan.lock:
+            self._point_at(tensors)
+            sources = self.plan.addresses[1].tolist()
+        kept = torch.empty(self.plan.elements, dtype=self._dtype)
+        size, place = kept.element_size(), kept.data_ptr()
+        for source, elements in zip(sources, self._elements, strict=True):
+            if source:
+                ctypes.memmove(place, source, elements * size)
+            place += elements * size
+        return kept
+
+    def compare(self, kept: Tensor, tensors: Sequence[Tensor | None]) -> Tensor:
+        with self.plan.lock:
+            self._point_at(tensors)
+            self.plan.addresses[0] = kept.data_ptr() + self._offsets * kept.element_size()
+            return torch.from_numpy(self.plan.compare())
 
     def bind_state(
         self,

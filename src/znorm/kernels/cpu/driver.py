@@ -31,6 +31,7 @@ __all__ = [
     "LARGE",
     "MEASURE",
     "clamp",
+    "compare",
     "from_table",
     "record",
     "run",
@@ -256,6 +257,31 @@ def clamp(thread, threads, dtype, addresses, whole, bound, read, sync):
         gradient = addresses[1, whole[item, 0]]
         if gradient != 0:
             sums = kernels.clamp(gradient, whole[item, 1], whole[item, 2], bound, dtype)
+            for k in range(5):
+                read[item, k] = sums[k]
+
+
+@njit(**_KEPT)
+def compare(thread, threads, dtype, addresses, whole, read, sync):
+    """A thread's share of reading a list of tensors as they were and as they are.
+
+    Parameters
+    ----------
+    thread, threads, dtype, whole, sync
+        As in `clamp`.
+    addresses : int64 array of shape (4, tensors)
+        Of the tensors as they were, and as they are.
+    read : float64 array of shape (n, 5)
+        Written for each item of ``whole``, see `kernels.compare`.
+    """
+    while True:
+        item = atomic_add(sync, 0, 1)
+        if item >= whole.shape[0]:
+            return
+        tensor = whole[item, 0]
+        one, other = addresses[0, tensor], addresses[1, tensor]
+        if one != 0 and other != 0:
+            sums = kernels.compare(one, other, whole[item, 1], whole[item, 2], dtype)
             for k in range(5):
                 read[item, k] = sums[k]
 

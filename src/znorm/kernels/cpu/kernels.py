@@ -13,7 +13,7 @@ from numba import njit
 from znorm.kernels.cpu.intrinsics import at, load, store
 from znorm.kernels.cpu.vector import lanes_of, load_lanes, store_lanes
 
-__all__ = ["affine", "clamp", "sums", "sums_of_four"]
+__all__ = ["affine", "clamp", "compare", "sums", "sums_of_four"]
 
 # Parts of what `driver` and `entry` compile and keep on disk.
 _OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
@@ -94,4 +94,24 @@ def clamp(address, start, length, bound, dtype):
         dot += wide * clamped
         after += clamped * clamped
         changed += 1.0 if x > bound or x < -bound else 0.0
+    return total, square, dot, after, changed
+
+
+@njit(**_SUMS)
+def compare(one, other, start, length, dtype):
+    """Read a stretch of two lists of numbers; nothing is written.
+
+    Returns the sums of g, g^2, g * h and h^2 in float64, and how many entries differ.
+    """
+    g = at(one, start, dtype)
+    h = at(other, start, dtype)
+    total = square = dot = after = changed = 0.0
+    for i in range(length):
+        x, y = np.float64(load(g, i)), np.float64(load(h, i))
+        total += x
+        square += x * x
+        dot += x * y
+        after += y * y
+        # NaN is no change of NaN.
+        changed += 1.0 if x != y and (x == x or y == y) else 0.0
     return total, square, dot, after, changed

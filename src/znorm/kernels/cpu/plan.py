@@ -174,14 +174,28 @@ class Plan:
         float64 array of shape (tensors, 5)
             Sums of g, g^2, g * clamped and clamped^2, and how many entries were changed.
         """
+        return self._read(driver.clamp, np.float32(bound))
+
+    def compare(self) -> _Array:
+        """Read what the first two rows of addresses point at; nothing of these is measured.
+
+        Returns
+        -------
+        float64 array of shape (tensors, 5)
+            Sums of g, g^2, g * h and h^2, and how many entries differ.
+        """
+        return self._read(driver.compare)
+
+    def _read(self, function: Any, *numbers: Any) -> _Array:
+        """The sums that a function makes of each item, added up by tensor."""
         read = np.zeros((len(self.whole), 5))
         sync = np.zeros(1, dtype=np.int64)
-        arguments = (self.dtype, self.addresses, self.whole, np.float32(bound), read, sync)
+        arguments = (self.dtype, self.addresses, self.whole, *numbers, read, sync)
         with self._several(_WORTH_WAKING) as several:
             if several:
-                run_together(driver.clamp, self.threads, arguments, self._give_up)
+                run_together(function, self.threads, arguments, self._give_up)
             else:
-                driver.clamp(0, 1, *arguments)
+                function(0, 1, *arguments)
         by_tensor = np.zeros((self.addresses.shape[1], 5))
         np.add.at(by_tensor, self.whole[:, 0], read)
         return by_tensor

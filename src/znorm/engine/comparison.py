@@ -1,0 +1,107 @@
+"""Gradients before and after, where no moments tell what was done: kept, then read again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from znorm.kernels import registry
+from znorm.kernels.base import ComparingBatch, KernelBatch
+from znorm.kernels.reference import statistics_dtype
+from znorm.layout import Layout
+
+__all__ = ["Compared", "Kept", "sums_of"]
+
+# Elements up to which torch reads in float64.
+_SMALL = 1 << 16
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What has become of some tensors of a layout, a row each.
+
+    Parameters
+    ----------
+    indices, sizes : tuple of int
+        Their places in the layout, and their elements.
+    sums : Tensor of shape (tensors, 4)
+        As of `sums_of`.
+    changed : Tensor of shape (tensors,), bool
+        Whether any entry is another one than before.
+    """
+
+    indices: tuple[int, ...]
+    sizes: tuple[int, ...]
+    sums: Tensor
+    changed: Tensor
+
+    @property
+    def rows(self) -> list[int] | slice:
+        """The places as an index; of one tensor, as here on a GPU, it is copied to no device."""
+        if len(self.indices) == 1:
+            return slice(self.indices[0], self.indices[0] + 1)
+        return list(self.indices)
+
+
+class Kept:
+    """Copies of gradients as they are now, for a look at what has become of them.
+
+    Parameters
+    ----------
+    tensors : sequence of Tensor or None
+        In the order of the layout; None is passed over.
+    layout : Layout
+    """
+
+    def __init__(self, tensors: Sequence[Tensor | None], layout: Layout) -> None:
+        batches: list[KernelBatch] = []
+        if not torch.is_grad_enabled():
+            batches = registry.batches(
+                tensors,
+                [()] * len(tensors),
+                units=0,
+                measures=False,
+                everything=True,
+                cache=layout.cache.setdefault("compared", {}),
+            )
+        self._batches = [
+            (tuple(batch.indices), batch, batch.copy(tensors))
+            for batch in batches
+            if isinstance(batch, ComparingBatch)
+        ]
+        done = {index for indices, _, _ in self._batches for index in indices}
+        self._clones = {
+            index: tensor.clone()
+            for index, tensor in enumerate(tensors)
+            if tensor is not None and index not in done
+        }
+
+    def compared(self, tensors: Sequence[Tensor | None]) -> Iterator[Compared]:
+        """What has become of them: the tensors as they are now."""
+        for indices, batch, kept in self._batches:
+            read = batch.compare(kept, tensors)
+            sizes = tuple(t.numel() for t in (tensors[i] for i in indices) if t is not None)
+            yield Compared(indices, sizes, read[:, :4], read[:, 4] > 0)
+        for index, before in self._clones.items():
+            after = tensors[index]
+            assert after is not None
+            same = (before == after) | ((before != before) & (after != after))
+            size = before.numel() * (2 if before.is_complex() else 1)
+            yield Compared((index,), (size,), sums_of(before, after)[None], ~same.all()[None])
+
+
+def sums_of(before: Tensor, after: Tensor) -> Tensor:
+    """Sum, sum of squares, product of before and after, sum of squares after; of real numbers."""
+    g, h = _flat(before), _flat(after)
+    return torch.stack([g.sum(), torch.dot(g, g), torch.dot(g, h), torch.dot(h, h)])
+
+
+def _flat(tensor: Tensor) -> Tensor:
+    """One-dimensional and real; float64 where that costs little, else float32 or wider."""
+    real = torch.view_as_real(tensor) if tensor.is_complex() else tensor
+    flat = real.detach().reshape(-1)
+    wide = statistics_dtype(flat.device) if flat.numel() <= _SMALL else torch.float32
+    return flat.to(torch.promote_types(flat.dtype, wide))
