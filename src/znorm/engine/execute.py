@@ -325,7 +325,7 @@ def _map_(
             done.update(batch.indices)
             acted = read[:, 4] > 0
             if clipped is not None:
-                clipped[batch.indices] |= acted.to(clipped.device)
+                clipped[_index(batch, stage, clipped.device)] |= acted.to(clipped.device)
             if receipt is not None:
                 served = [chosen[index] for index in batch.indices]
                 sizes = [gradient.numel() for gradient in served if gradient is not None]
@@ -344,6 +344,15 @@ def _map_(
         if receipt is not None and before is not None:
             readings.append(receipt.read(index, before, gradient, acts))
     return readings
+
+
+def _index(batch: KernelBatch, stage: Layout, device: torch.device) -> Tensor:
+    """The places of a batch's tensors as an index on a device, to which it is copied once."""
+    key = ("index", tuple(batch.indices), device)
+    if key not in stage.cache:
+        stage.cache[key] = torch.tensor(batch.indices, device=device)
+    index: Tensor = stage.cache[key]
+    return index
 
 
 def _apply_elementwise_(
