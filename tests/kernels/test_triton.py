@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -38,6 +39,8 @@ POINTERS = {
     "addresses": "*i64",
     "items": "*i64",
     "rows": "*i64",
+    "spans": "*i64",
+    "bound": "fp32",
     "partial": "*fp64",
     "moments": "*fp64",
     "coefficients": "*fp32",
@@ -51,7 +54,39 @@ POINTERS = {
     "hyperparameters": "*fp64",
     "initialized": "*i64",
 }
-FLAGS = {"DECIDES": True, "RECORDS": True, "HAS_INV_SCALE": True, "HAS_FOUND_INF": True}
+FLAGS = ("DECIDES", "RECORDS", "HAS_INV_SCALE", "HAS_FOUND_INF")
+BLOCK = 1024
+
+
+def kernels_of_a_gpu() -> dict[str, tuple[Any, int]]:
+    """Each kernel that is launched, and the kind of its update."""
+    from znorm.kernels.triton import clamp
+    from znorm.kernels.triton import kernels as compiled_kernels
+    from znorm.kernels.triton.updates import RULES
+
+    launched = {
+        name: (getattr(module, name), 0)
+        for module, names in ((compiled_kernels, ("measure", "merge")), (clamp, clamp.__all__[1:]))
+        for name in names
+    }
+    kinds = {"affine": compiled_kernels.AFFINE} | {name: rule.kind for name, rule in RULES.items()}
+    launched |= {name: (compiled_kernels.finish, kind) for name, kind in kinds.items()}
+    return launched | {f"advance {name}": (rule.advance, 0) for name, rule in RULES.items()}
+
+
+def compiled(kernel: Any, kind: int, capability: int, dtype: str, flag: bool = True) -> Any:
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    known = {"DTYPE": getattr(triton.language, dtype), "BLOCK": BLOCK, "KIND": kind}
+    known |= dict.fromkeys(FLAGS, flag)
+    constants = {key: value for key, value in known.items() if key in kernel.arg_names}
+    signature = {
+        key: "constexpr" if key in constants else POINTERS.get(key, "i32")
+        for key in kernel.arg_names
+    }
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
@@ -59,29 +94,44 @@ FLAGS = {"DECIDES": True, "RECORDS": True, "HAS_INV_SCALE": True, "HAS_FOUND_INF
 def test_they_compile_to_machine_code(
     capability: int, dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    from znorm.kernels.triton import kernels as compiled_kernels
-    from znorm.kernels.triton.updates import RULES
-
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    kinds = {"finish": (compiled_kernels.AFFINE, *(rule.kind for rule in RULES.values()))}
-    launched = {name: getattr(compiled_kernels, name) for name in ("measure", "merge", "finish")}
-    launched |= {name: rule.advance for name, rule in RULES.items()}
-    for name, kernel in launched.items():
-        for kind in kinds.get(name, (0,)):
-            given = {"DTYPE": getattr(triton.language, dtype), "BLOCK": 1024, "KIND": kind, **FLAGS}
-            constants = {key: value for key, value in given.items() if key in kernel.arg_names}
-            signature = {
-                key: "constexpr" if key in constants else POINTERS.get(key, "i32")
-                for key in kernel.arg_names
-            }
-            source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
-            compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32))
-            assert compiled.asm["cubin"]
-            assert "atom" not in compiled.asm["ptx"]
-            assert ".local" not in compiled.asm["ptx"]  # no registers spilled to memory
+    for name, (kernel, kind) in kernels_of_a_gpu().items():
+        made = compiled(kernel, kind, capability, dtype)
+        assert made.asm["cubin"]
+        ptx = made.asm["ptx"]
+        assert "atom" not in ptx
+        assert ".local" not in ptx  # no registers spilled to memory
+        if name in STREAMS:
+            check_widths(name, ptx, {"float32": 4}.get(dtype, 2))
+
+
+def test_they_compile_without_what_a_step_can_lack(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    for name, (kernel, kind) in kernels_of_a_gpu().items():
+        if set(FLAGS) & set(kernel.arg_names):
+            ptx = compiled(kernel, kind, 90, "float32", flag=False).asm["ptx"]
+            if name in STREAMS:
+                check_widths(name, ptx, 4)
+
+
+# Of each kernel the streams that it reads and writes, element by element.
+STREAMS = {"measure": (1, 0), "affine": (1, 1), "clamp": (1, 1), "sgd": (3, 2), "adam": (4, 3)}
+
+
+def check_widths(name: str, ptx: str, size: int) -> None:
+    """A kernel has two forms: one goes 16 bytes at a time, the other element by element."""
+    each = BLOCK // 128  # elements that one of 128 threads has of a block
+    for direction, several in zip(("ld", "st"), STREAMS[name], strict=True):
+        wide = len(re.findall(rf"\b{direction}\.global\.v4\.b32", ptx))
+        assert wide == several * each * size // 16, (name, direction)
+        if size == 2:  # 16 bits are nothing but elements; 32 are coefficients, too
+            narrow = len(re.findall(rf"\b{direction}\.global\.b16", ptx))
+            shift = name == "measure" and direction == "ld"  # the first of the unit
+            assert narrow == several * each + shift, (name, direction)
+    # No way through shared memory to change which thread holds what, but where threads add up.
+    assert ".shared" not in ptx or name in ("measure", "clamp")
 
 
 def run(code: str, **environment: str) -> str:

@@ -38,13 +38,6 @@ class Compared:
     sums: Tensor
     changed: Tensor
 
-    @property
-    def rows(self) -> list[int] | slice:
-        """The places as an index; of one tensor, as here on a GPU, it is copied to no device."""
-        if len(self.indices) == 1:
-            return slice(self.indices[0], self.indices[0] + 1)
-        return list(self.indices)
-
 
 class Kept:
     """Copies of gradients as they are now, for a look at what has become of them.

@@ -106,7 +106,9 @@ def _stages_(
     if receipt is None or kept is None or clipped is None:
         return
     readings = [
-        receipt.readings(one.indices, one.sizes, one.sums, clipped[one.rows])
+        receipt.readings(
+            one.indices, one.sizes, one.sums, clipped[_rows(one, layout, clipped.device)]
+        )
         for one in kept.compared(written)
     ]
     if readings:
@@ -366,10 +368,21 @@ def _map_(
     for change in changes:
         acted = change.changed if transform.is_clip else torch.zeros_like(change.changed)
         if clipped is not None:
-            clipped[change.rows] |= acted.to(clipped.device)
+            clipped[_rows(change, stage, clipped.device)] |= acted.to(clipped.device)
         if receipt is not None:
             readings.append(receipt.readings(change.indices, change.sizes, change.sums, acted))
     return readings
+
+
+def _rows(one: Compared, layout: Layout, device: torch.device) -> Tensor | slice:
+    """The places of some tensors as an index on a device, to which it is copied once."""
+    if len(one.indices) == 1:
+        return slice(one.indices[0], one.indices[0] + 1)
+    key = ("rows", one.indices, device)
+    if key not in layout.cache:
+        layout.cache[key] = torch.tensor(one.indices, device=device)
+    index: Tensor = layout.cache[key]
+    return index
 
 
 def _clamp_(
@@ -430,7 +443,7 @@ def multiply_(tensors: Iterable[Tensor | None], inv_scale: Tensor) -> None:
     for (device, dtype), several in together.items():
         scale = inv_scale.to(device)
         if device.type != "cpu" and dtype in (torch.float32, torch.float64):
-            # Of another dtype torch goes tensor by tensor. In half precision it has to: a scale that
-            # is rounded to it can be 0, as 2^-25 is in float16.
+            # Of another dtype torch goes tensor by tensor. In half precision it has to: a scale
+            # that is rounded to it can be 0, as 2^-25 is in float16.
             scale = scale.to(dtype)
         torch._foreach_mul_(several, scale.reshape(()))

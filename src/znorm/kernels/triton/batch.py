@@ -14,7 +14,9 @@ from torch import Tensor
 from znorm.kernels.base import Coefficients, Decision, RunningSums, StepContext, UpdateRule
 from znorm.kernels.triton import kernels
 from znorm.kernels.triton.buffers import Buffers
-from znorm.kernels.triton.plan import BLOCK, Group, Plan
+from znorm.kernels.triton.clamp import SUMS, add_up, clamp
+from znorm.kernels.triton.plan import Plan
+from znorm.kernels.triton.sizes import SIZES
 from znorm.kernels.triton.updates import RULES
 from znorm.layers import LayerSlice
 from znorm.transforms.base import ZScore
@@ -22,9 +24,6 @@ from znorm.transforms.base import ZScore
 __all__ = ["DTYPES", "Batch"]
 
 DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
-
-# Tensors that one program counts a step for; partial sums that one adds up at a time.
-_LANES = 128
 
 # What steps were captured from in a CUDA graph, which reads it for as long as it lives.
 _captured: dict[int, Any] = {}
@@ -47,7 +46,7 @@ class Batch:
         Of the layout.
     """
 
-    clamps = False
+    clamps = True
 
     def __init__(
         self,
@@ -62,7 +61,7 @@ class Batch:
         self.device = device
         self._dtype = DTYPES[dtype]
         shapes, strides = [tuple(t.shape) for t in tensors], [t.stride() for t in tensors]
-        self._plan = Plan(shapes, strides, slices, dtype.itemsize, device)
+        self._plan = Plan(shapes, strides, slices, device)
         self._all_units = units
         self._units = self._plan.units[:, 5]
         self._nothing = torch.zeros(1, device=device)
@@ -76,9 +75,8 @@ class Batch:
     def measure(self, tensors: Sequence[Tensor | None], moments: Tensor) -> None:
         with self._at_work() as buffers:
             self._point_at(buffers, tensors)
-            for group in self._plan.groups:
-                self._measure(buffers, group)
-                self._merge(buffers, group)
+            self._measure(buffers)
+            self._merge(buffers)
             measured = buffers.moments[:, self._units]
         moments[:, self._units.to(moments.device)] = measured.to(moments.device)
 
@@ -86,8 +84,7 @@ class Batch:
         with self._at_work() as buffers:
             self._point_at(buffers, tensors)
             buffers.set_coefficients(*(tensor.to(self.device) for tensor in coefficients))
-            for group in self._plan.groups:
-                self._finish(buffers, group, kernels.AFFINE, StepContext())
+            self._finish(buffers, kernels.AFFINE, StepContext())
 
     def normalize_(
         self, tensors: Sequence[Tensor | None], z_score: ZScore, context: StepContext
@@ -96,13 +93,28 @@ class Batch:
         with self._at_work(context.receipt) as buffers:
             self._point_at(buffers, tensors)
             buffers.z_score.set(z_score.numbers)
-            for group in self._plan.groups:
-                self._measure(buffers, group)
-                self._merge(buffers, group, context)
-                self._finish(buffers, group, kernels.AFFINE, StepContext())
+            self._measure(buffers)
+            self._merge(buffers, context)
+            self._finish(buffers, kernels.AFFINE, StepContext())
 
     def clamp_(self, tensors: Sequence[Tensor | None], bound: float) -> Tensor:
-        raise NotImplementedError("the triton kernels do not clamp")
+        items, count = self._plan.finished, len(self.indices)
+        with self._at_work() as buffers:
+            self._point_at(buffers, tensors)
+            partial = torch.empty(len(items), SUMS, dtype=torch.float64, device=self.device)
+            sums = torch.empty(count, SUMS, dtype=torch.float64, device=self.device)
+            clamp[(len(items),)](
+                buffers.addresses,
+                items,
+                partial,
+                bound,
+                count,
+                DTYPE=self._dtype,
+                BLOCK=SIZES.block,
+                num_warps=SIZES.warps,
+            )
+            add_up[(count,)](self._plan.spans, partial, sums, BLOCK=SIZES.lanes)
+        return sums
 
     def bind_state(
         self,
@@ -143,11 +155,9 @@ class Batch:
                 buffers.set_coefficients(*map(self._moved, decision))
             else:
                 buffers.z_score.set(decision.numbers)
-            for group in self._plan.groups:
-                if not isinstance(decision, Coefficients):
-                    self._measure(buffers, group)
-                    self._merge(buffers, group, context)
-                self._finish(buffers, group, self._rule.kind, context)
+                self._measure(buffers)
+                self._merge(buffers, context)
+            self._finish(buffers, self._rule.kind, context)
 
     @contextmanager
     def _at_work(self, receipt: RunningSums | None = None) -> Iterator[Buffers]:
@@ -174,26 +184,28 @@ class Batch:
         items = len(self._plan.measured)
         return Buffers(len(self.indices), self._all_units, items, self.device)
 
-    def _measure(self, buffers: Buffers, group: Group) -> None:
-        if group.measured:
-            kernels.measure[(len(group.measured),)](
+    def _measure(self, buffers: Buffers) -> None:
+        items = self._plan.measured
+        if len(items):
+            kernels.measure[(len(items),)](
                 buffers.addresses,
-                self._plan.measured,
+                items,
                 buffers.partial,
-                group.measured.start,
                 len(self.indices),
                 DTYPE=self._dtype,
-                BLOCK=BLOCK,
+                BLOCK=SIZES.block,
+                num_warps=SIZES.warps,
             )
 
-    def _merge(self, buffers: Buffers, group: Group, context: StepContext | None = None) -> None:
+    def _merge(self, buffers: Buffers, context: StepContext | None = None) -> None:
         """Moments of units; with a context the coefficients of z-scores, and the receipt."""
         step = StepContext() if context is None else context
         inv_scale, found_inf, receipt = step
-        if group.units:
-            kernels.merge[(len(group.units),)](
+        units = self._plan.units
+        if len(units):
+            kernels.merge[(len(units),)](
                 buffers.addresses,
-                self._plan.units,
+                units,
                 buffers.partial,
                 buffers.moments,
                 buffers.coefficients,
@@ -202,41 +214,40 @@ class Batch:
                 buffers.z_score.vector,
                 self._nothing if inv_scale is None else inv_scale,
                 self._nothing if found_inf is None else found_inf,
-                group.units.start,
                 len(self.indices),
                 self._all_units,
                 DTYPE=self._dtype,
-                BLOCK=_LANES,
+                BLOCK=SIZES.lanes,
                 DECIDES=context is not None,
                 RECORDS=receipt is not None,
                 HAS_INV_SCALE=inv_scale is not None,
                 HAS_FOUND_INF=found_inf is not None,
             )
 
-    def _finish(self, buffers: Buffers, group: Group, kind: int, context: StepContext) -> None:
+    def _finish(self, buffers: Buffers, kind: int, context: StepContext) -> None:
         inv_scale, found_inf, _ = context
-        if group.finished:
-            kernels.finish[(len(group.finished),)](
-                buffers.addresses,
-                self._plan.finished,
-                buffers.coefficients,
-                buffers.constants,
-                self._nothing if inv_scale is None else inv_scale,
-                self._nothing if found_inf is None else found_inf,
-                group.finished.stop - 1,
-                len(self.indices),
-                self._all_units,
-                DTYPE=self._dtype,
-                BLOCK=BLOCK,
-                KIND=kind,
-                HAS_INV_SCALE=inv_scale is not None,
-                HAS_FOUND_INF=found_inf is not None,
-            )
+        items = self._plan.finished
+        kernels.finish[(len(items),)](
+            buffers.addresses,
+            items,
+            buffers.coefficients,
+            buffers.constants,
+            self._nothing if inv_scale is None else inv_scale,
+            self._nothing if found_inf is None else found_inf,
+            len(self.indices),
+            self._all_units,
+            DTYPE=self._dtype,
+            BLOCK=SIZES.block,
+            KIND=kind,
+            HAS_INV_SCALE=inv_scale is not None,
+            HAS_FOUND_INF=found_inf is not None,
+            num_warps=SIZES.warps,
+        )
 
     def _advance(self, buffers: Buffers, hyperparameters: Tensor, context: StepContext) -> None:
         """Count a step, and write down the constants of each tensor's update."""
         found_inf = context.found_inf
-        self._rule.advance[(-(-len(self.indices) // _LANES),)](
+        self._rule.advance[(-(-len(self.indices) // SIZES.lanes),)](
             buffers.addresses,
             self._groups,
             hyperparameters,
@@ -244,7 +255,7 @@ class Batch:
             self._initialized,
             self._nothing if found_inf is None else found_inf,
             len(self.indices),
-            BLOCK=_LANES,
+            BLOCK=SIZES.lanes,
             HAS_FOUND_INF=found_inf is not None,
         )
 

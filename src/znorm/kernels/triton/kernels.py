@@ -4,8 +4,8 @@ Tensors are found by tables of their addresses, as numbers: one launch serves hu
 Sums are float64, in a fixed order, with no atomics: the same bits on every run. Where a table holds
 0 for a gradient, it is missing and nothing of its tensor changes.
 
-``first`` is the number of the first item that a launch is for. Addresses lie in rows: parameters,
-gradients, the two states, step counters.
+Addresses lie in rows: parameters, gradients, the two states, step counters. Where a stretch begins
+in a tensor is a number of 64 bits; within one, of a few thousand elements, 32 are enough.
 
 No argument may be called ``options``: Triton's launcher has one of that name itself.
 """
@@ -15,7 +15,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from znorm.kernels.triton.updates import store, update
+from znorm.kernels.triton.access import elements, is_aligned, offsets, pointer, store
+from znorm.kernels.triton.updates import update
 
 __all__ = ["AFFINE", "finish", "measure", "merge"]
 
@@ -24,34 +25,47 @@ AFFINE = 0
 _AFFINE = tl.constexpr(AFFINE)
 
 # Numbers that change from launch to launch, and are not worth a kernel of their plain each.
-_NUMBERS = ["first", "tensors", "units"]
+_NUMBERS = ["tensors", "units"]
 
 
 @triton.jit(do_not_specialize=_NUMBERS)
-def measure(addresses, items, partial, first, tensors, DTYPE: tl.constexpr, BLOCK: tl.constexpr):
+def measure(addresses, items, partial, tensors, DTYPE: tl.constexpr, BLOCK: tl.constexpr):
     """Sum and sum of squares of ``g - shift``, the shift being the first element of the unit.
 
     ``items``: of each its tensor, where it starts, its length, where its unit starts.
     ``partial``: the two sums of each.
     """
-    item = first + tl.program_id(0)
+    item = tl.program_id(0)
     row = items + 4 * item
     address = tl.load(addresses + tensors + tl.load(row))
-    start, length, origin = tl.load(row + 1), tl.load(row + 2), tl.load(row + 3)
-    total = tl.zeros([BLOCK], tl.float64)
-    squares = tl.zeros([BLOCK], tl.float64)
     if address != 0:
         g = address.to(tl.pointer_type(DTYPE))
-        shift = tl.load(g + origin).to(tl.float32).to(tl.float64)
-        for at in range(0, length, BLOCK):
-            place = at + tl.arange(0, BLOCK)
-            inside = place < length
-            x = tl.load(g + start + place, mask=inside, other=0.0).to(tl.float32).to(tl.float64)
-            deviation = tl.where(inside, x - shift, 0.0)
-            total += deviation
-            squares += deviation * deviation
-    tl.store(partial + 2 * item, tl.sum(total))
-    tl.store(partial + 2 * item + 1, tl.sum(squares))
+        shift = tl.load(g + tl.load(row + 3)).to(tl.float32).to(tl.float64)
+        start = address + tl.load(row + 1) * (DTYPE.primitive_bitwidth // 8)
+        length = tl.load(row + 2).to(tl.int32)
+        if is_aligned(start, length, DTYPE):
+            _sums(start, length, shift, partial + 2 * item, DTYPE, BLOCK, True)
+        else:
+            _sums(start, length, shift, partial + 2 * item, DTYPE, BLOCK, False)
+
+
+@triton.jit
+def _sums(
+    start, length, shift, pair, DTYPE: tl.constexpr, BLOCK: tl.constexpr, ALIGNED: tl.constexpr
+):
+    g, length = pointer(start, DTYPE, ALIGNED), elements(length, DTYPE, ALIGNED)
+    each = offsets(BLOCK, ALIGNED)
+    total = tl.zeros_like(each).to(tl.float64)
+    squares = tl.zeros_like(each).to(tl.float64)
+    for at in range(0, length, BLOCK):
+        place = at + each
+        inside = place < length
+        x = tl.load(g + place, mask=inside, other=0.0).to(tl.float32).to(tl.float64)
+        deviation = tl.where(inside, x - shift, 0.0)
+        total += deviation
+        squares += deviation * deviation
+    tl.store(pair, tl.sum(total))
+    tl.store(pair + 1, tl.sum(squares))
 
 
 @triton.jit(do_not_specialize=_NUMBERS)
@@ -66,7 +80,6 @@ def merge(
     z_score,
     inv_scale,
     found_inf,
-    first,
     tensors,
     units,
     DTYPE: tl.constexpr,
@@ -84,7 +97,7 @@ def merge(
     ``z_score``: eps, center, scale, correction.
     ``sums``: a receipt's, by the rows that ``row_of_unit`` has for the layout's units.
     """
-    row = rows + 6 * (first + tl.program_id(0))
+    row = rows + 6 * tl.program_id(0)
     address = tl.load(addresses + tensors + tl.load(row))
     origin, length = tl.load(row + 1), tl.load(row + 2)
     begin, items, number = tl.load(row + 3), tl.load(row + 4), tl.load(row + 5)
@@ -162,7 +175,6 @@ def finish(
     constants,
     inv_scale,
     found_inf,
-    first,
     tensors,
     units,
     DTYPE: tl.constexpr,
@@ -180,39 +192,77 @@ def finish(
     ``constants``: eight numbers of each tensor, see `updates`.
     """
     # The last first: the end of what `measure` has just read is still in the cache.
-    item = first - tl.program_id(0)
-    row = items + 6 * item
-    tensor, start, length = tl.load(row), tl.load(row + 1), tl.load(row + 2)
-    unit, apart, into = tl.load(row + 3), tl.load(row + 4), tl.load(row + 5)
-    address = tl.load(addresses + tensors + tensor)
+    row = items + 6 * (tl.num_programs(0) - 1 - tl.program_id(0))
+    tensor, start, length = tl.load(row), tl.load(row + 1), tl.load(row + 2).to(tl.int32)
+    unit = tl.load(row + 3)
+    apart, into = tl.load(row + 4).to(tl.int32), tl.load(row + 5).to(tl.int32)
+    g = tl.load(addresses + tensors + tensor)
+    present = g != 0
     if HAS_FOUND_INF:
-        length = tl.where(tl.load(found_inf) == 0, length, 0)
-    if address != 0:
-        g = address.to(tl.pointer_type(DTYPE)) + start
-        p = tl.load(addresses + tensor).to(tl.pointer_type(DTYPE)) + start
-        m = tl.load(addresses + 2 * tensors + tensor).to(tl.pointer_type(DTYPE)) + start
-        v = tl.load(addresses + 3 * tensors + tensor).to(tl.pointer_type(DTYPE)) + start
-        c = constants + 8 * tensor
+        present = present & (tl.load(found_inf) == 0)
+    if present:
+        begin = start * (DTYPE.primitive_bitwidth // 8)
+        g += begin
+        p, m, v = g, g, g
+        if KIND != _AFFINE:
+            p = tl.load(addresses + tensor) + begin
+            m = tl.load(addresses + 2 * tensors + tensor) + begin
+            v = tl.load(addresses + 3 * tensors + tensor) + begin
+        decided, c = coefficients + unit, constants + 8 * tensor
         plain = 1.0
         if HAS_INV_SCALE:
             plain = tl.load(inv_scale).to(tl.float32)
-        for at in range(0, length, BLOCK):
-            place = at + tl.arange(0, BLOCK)
-            inside = place < length
-            x = tl.load(g + place, mask=inside, other=0.0).to(tl.float32)
-            if apart > 0:
-                decided = coefficients + unit + (into + place) // apart
-                high = tl.load(decided, mask=inside, other=0.0)
-                low = tl.load(decided + units, mask=inside, other=0.0)
-                x = ((x - high) - low) * tl.load(decided + 2 * units, mask=inside, other=0.0)
-            elif unit >= 0:
-                decided = coefficients + unit
-                x = ((x - tl.load(decided)) - tl.load(decided + units)) * tl.load(
-                    decided + 2 * units
-                )
-            else:
-                x = x * plain
-            if KIND == _AFFINE:
-                store(g + place, x, inside, DTYPE)
-            else:
-                update(p, x, m, v, place, inside, c, DTYPE, KIND)
+        if is_aligned(g | p | m | v, length, DTYPE):
+            _map(
+                g, p, m, v, length, decided, units, unit, apart, into, plain, c,
+                DTYPE, BLOCK, KIND, True,
+            )  # fmt: skip
+        else:
+            _map(
+                g, p, m, v, length, decided, units, unit, apart, into, plain, c,
+                DTYPE, BLOCK, KIND, False,
+            )  # fmt: skip
+
+
+@triton.jit
+def _map(
+    g,
+    p,
+    m,
+    v,
+    length,
+    decided,
+    units,
+    unit,
+    apart,
+    into,
+    plain,
+    c,
+    DTYPE: tl.constexpr,
+    BLOCK: tl.constexpr,
+    KIND: tl.constexpr,
+    ALIGNED: tl.constexpr,
+):
+    """What `finish` does to one item; ``g`` to ``v`` are addresses."""
+    length = elements(length, DTYPE, ALIGNED)
+    g, p = pointer(g, DTYPE, ALIGNED), pointer(p, DTYPE, ALIGNED)
+    m, v = pointer(m, DTYPE, ALIGNED), pointer(v, DTYPE, ALIGNED)
+    each = offsets(BLOCK, ALIGNED)
+    for at in range(0, length, BLOCK):
+        place = at + each
+        inside = place < length
+        x = tl.load(g + place, mask=inside, other=0.0).to(tl.float32)
+        if apart > 0:
+            own = decided + (into + place) // apart
+            high = tl.load(own, mask=inside, other=0.0)
+            low = tl.load(own + units, mask=inside, other=0.0)
+            x = ((x - high) - low) * tl.load(own + 2 * units, mask=inside, other=0.0)
+        elif unit >= 0:
+            high, low = tl.load(decided), tl.load(decided + units)
+            x = ((x - high) - low) * tl.load(decided + 2 * units)
+        else:
+            x = x * plain
+        if KIND == _AFFINE:
+            store(g + place, x, inside, DTYPE)
+        else:
+            update(p, x, m, v, place, inside, c, DTYPE, KIND)

@@ -4,34 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from znorm.kernels.triton.updates import INTERPRETED
+from znorm.kernels.triton.sizes import SIZES
 from znorm.layers import LayerSlice
 
-__all__ = ["Group", "Plan"]
+__all__ = ["Plan"]
 
-# Elements that a program takes at a time, and in all; the interpreter pays for each program.
-BLOCK = 8192 if INTERPRETED else 1024
-CHUNK = 1 << 17 if INTERPRETED else 1 << 14
 # Chunks of one unit at most, whose sums one program adds up.
 _MOST_CHUNKS = 1024
-# The share of the L2 cache that gradients may fill between being measured and being used: the rest
-# is for what else the update reads and writes.
-_SHARE = 0.3
-_L2 = 40 << 20  # where a device does not tell
-
-
-@dataclass(frozen=True)
-class Group:
-    """Tensors that stay in the L2 cache together: ranges of a plan's tables."""
-
-    measured: range
-    units: range
-    finished: range
 
 
 class Plan:
@@ -43,8 +26,6 @@ class Plan:
         Of each tensor.
     slices : sequence of tuples of LayerSlice
         What is measured of each tensor; none where nothing is. All of them fit.
-    itemsize : int
-        Bytes of an element.
     device : torch.device
 
     Attributes
@@ -55,7 +36,8 @@ class Plan:
         See `kernels.merge`.
     finished : int64 tensor of shape (n, 6)
         See `kernels.finish`.
-    groups : list of Group
+    spans : int64 tensor of shape (tensors, 2)
+        Where the items of each tensor begin in ``finished``, and how many they are.
     """
 
     def __init__(
@@ -63,22 +45,17 @@ class Plan:
         shapes: Sequence[tuple[int, ...]],
         strides: Sequence[tuple[int, ...]],
         slices: Sequence[Sequence[LayerSlice]],
-        itemsize: int,
         device: torch.device,
     ) -> None:
         measured: list[tuple[int, ...]] = []
         units: list[tuple[int, ...]] = []
         finished: list[tuple[int, ...]] = []
-        self.groups: list[Group] = []
-        marks, filled = (0, 0, 0), 0
-        room = int(_SHARE * _cache(device)) // itemsize
+        spans: list[tuple[int, ...]] = []
         for tensor, (shape, stride, pieces) in enumerate(zip(shapes, strides, slices, strict=True)):
-            size = math.prod(shape)
-            if filled and filled + size > room:
-                marks, filled = self._close(marks, measured, units, finished), 0
-            filled += size
+            begin = len(finished)
             if not pieces:
-                finished += [(tensor, at, n, -1, 0, 0) for at, n in _chunks(0, size, CHUNK)]
+                size = math.prod(shape)
+                finished += [(tensor, at, n, -1, 0, 0) for at, n in _chunks(0, size, SIZES.chunk)]
             for piece in pieces:
                 stretch = piece.stretch(shape, stride)
                 assert stretch is not None
@@ -96,33 +73,30 @@ class Plan:
                     )
                     units.append(row)
                     measured += [(tensor, at, n, origin) for at, n in chunks]
-                for at, n in _chunks(0, length * count, CHUNK):
+                for at, n in _chunks(0, length * count, SIZES.chunk):
                     unit, into = divmod(at, length)
-                    apart = length if into + n > length else 0
+                    apart, into = _apart(length, into) if into + n > length else (0, 0)
                     finished.append((tensor, start + at, n, piece.first_unit + unit, apart, into))
-        self._close(marks, measured, units, finished)
+            spans.append((begin, len(finished) - begin))
         self.measured = _table(measured, 4, device)
         self.units = _table(units, 6, device)
         self.finished = _table(finished, 6, device)
-        self.tables = (self.measured, self.units, self.finished)
-
-    def _close(
-        self, marks: tuple[int, int, int], *tables: Sequence[tuple[int, ...]]
-    ) -> tuple[int, int, int]:
-        """End a group here; where the next one begins."""
-        ends = (len(tables[0]), len(tables[1]), len(tables[2]))
-        self.groups.append(Group(*map(range, marks, ends)))
-        return ends
+        self.spans = _table(spans, 2, device)
+        self.tables = (self.measured, self.units, self.finished, self.spans)
 
 
-def _cache(device: torch.device) -> int:
-    if device.type != "cuda":
-        return _L2
-    return getattr(torch.cuda.get_device_properties(device), "L2_cache_size", _L2)
+def _apart(length: int, into: int) -> tuple[int, int]:
+    """How far units lie apart, and how far into one an item starts, in numbers of 32 bits.
+
+    Of units longer than a chunk an item sees the end of one and the beginning of the next: only how
+    much is left of the first counts.
+    """
+    apart = min(length, SIZES.chunk)
+    return apart, apart - (length - into)
 
 
 def _chunk(length: int) -> int:
-    return CHUNK * max(1, math.ceil(length / CHUNK / _MOST_CHUNKS))
+    return SIZES.chunk * max(1, math.ceil(length / SIZES.chunk / _MOST_CHUNKS))
 
 
 def _chunks(start: int, length: int, chunk: int) -> list[tuple[int, int]]:

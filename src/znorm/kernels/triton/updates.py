@@ -9,18 +9,15 @@ called ``options``: Triton's launcher has one of that name itself.
 
 from __future__ import annotations
 
-import os
 from typing import Any, NamedTuple
 
 import triton
 import triton.language as tl
 
-__all__ = ["INTERPRETED", "RULES", "Rule", "store", "update"]
+from znorm.kernels.triton.access import store
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+__all__ = ["RULES", "Rule", "update"]
 
-_INTERPRETED = tl.constexpr(INTERPRETED)
-_BFLOAT16 = tl.constexpr(tl.bfloat16)
 # After `kernels.AFFINE`, which is 0.
 _ADAM, _SGD = tl.constexpr(1), tl.constexpr(2)
 
@@ -39,18 +36,6 @@ def update(p, x, m, v, place, inside, c, DTYPE: tl.constexpr, KIND: tl.constexpr
         _adam(p, x, m, v, place, inside, c, DTYPE)
     elif KIND == _SGD:
         _sgd(p, x, m, place, inside, c, DTYPE)
-
-
-@triton.jit
-def store(place, value, inside, DTYPE: tl.constexpr):
-    if _INTERPRETED and DTYPE == _BFLOAT16:
-        # The interpreter cuts bits off where a GPU rounds to nearest, ties to even.
-        bits = value.to(tl.uint32, bitcast=True)
-        bits = tl.where(value == value, bits + 0x7FFF + ((bits >> 16) & 1), bits)
-        rounded = (bits >> 16).to(tl.uint16).to(tl.bfloat16, bitcast=True)
-        tl.store(place, rounded, mask=inside)
-    else:
-        tl.store(place, value.to(DTYPE), mask=inside)
 
 
 @triton.jit
