@@ -164,8 +164,6 @@ def test_triton_refuses_it_too() -> None:
     batch = BACKEND.batch([0], [torch.zeros(3)], [()], units=0, measures=False)
     with pytest.raises(ValueError, match=r"the triton kernels have no update rule 'lion'"):
         batch.bind_state(replace(SGD_RULE, name="lion"), [torch.zeros(3)], [{}], [0], [True])
-    with pytest.raises(NotImplementedError, match="do not clamp"):
-        batch.clamp_([torch.zeros(3)], 1.0)
 
 
 def test_every_backend_has_the_arithmetic_of_every_rule() -> None:

@@ -29,7 +29,7 @@ def test_in_the_interpreter() -> None:
         env={**os.environ, "TRITON_INTERPRET": "1", "ZNORM_KERNELS": "triton"},
         capture_output=True,
         text=True,
-        timeout=400,
+        timeout=600,
     )
     assert found.returncode == 0, found.stdout[-4000:] + found.stderr[-2000:]
     assert " passed" in found.stdout
