@@ -84,9 +84,10 @@ def _plain_moments(chunks: Sequence[Tensor], n: int) -> tuple[float, float]:
     is no larger, as it mostly is. To look is free on a CPU, where nobody waits for a device.
     """
     total = squares = 0.0
-    scratch = None if len(chunks) == 1 else torch.empty_like(chunks[0], dtype=torch.float64)
-    for chunk in chunks:
-        wide = chunk.double() if scratch is None else scratch[: chunk.numel()].copy_(chunk)
+    # A copy in any case: sums depend on where in memory numbers begin.
+    scratch = chunks[0].to(torch.float64, copy=True)
+    for number, chunk in enumerate(chunks):
+        wide = scratch if number == 0 else scratch[: chunk.numel()].copy_(chunk)
         total += float(wide.sum())
         squares += float(torch.dot(wide, wide))
     return total / n, squares - total * (total / n)
