@@ -105,7 +105,11 @@ def test_a_gradient_that_is_a_view_is_written_alone(name: str) -> None:
     assert torch.equal(base, before)
 
 
-@pytest.mark.parametrize("transform", [None, *TRANSFORMS.values(), znorm.ClipValue(0.1)], ids=repr)
+@pytest.mark.parametrize(
+    "transform",
+    [None, *TRANSFORMS.values(), znorm.ClipValue(0.1)],
+    ids=["none", *TRANSFORMS, "clip value"],
+)
 def test_of_nothing_comes_nothing(transform: Any) -> None:
     layout = znorm.Layout([], transform)
     assert layout.describe().rows == ()
