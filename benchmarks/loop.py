@@ -91,7 +91,7 @@ def lab(spec: RunSpec, data: Dataset, count: int = 1, *, evaluates: bool = False
     runs: list[tuple[Surroundings, _Loop]] = []
     for seed in range(count):
         stream = torch.cuda.Stream() if count > 1 and device.type == "cuda" else None
-        surroundings = Surroundings(device, stream)
+        surroundings = Surroundings(device, stream, tries_algorithms=not spec.deterministic)
         with surroundings:
             torch.manual_seed(seed)
             model, optimizer = set_up(spec, data)

@@ -144,8 +144,8 @@ def test_each_has_random_numbers_of_its_own(
 
 def test_what_a_run_sets_is_its_own() -> None:
     def settings() -> tuple[Any, ...]:
-        flags = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
-        return (*flags, torch.get_num_threads(), torch.get_rng_state().tolist())
+        deterministic = torch.are_deterministic_algorithms_enabled()
+        return deterministic, torch.get_num_threads(), torch.get_rng_state().tolist()
 
     before = settings()
     first, second = (Surroundings(torch.device("cpu")) for _ in range(2))
@@ -153,7 +153,6 @@ def test_what_a_run_sets_is_its_own() -> None:
         torch.manual_seed(1)
         torch.use_deterministic_algorithms(True)
         torch.set_num_threads(3)
-        torch.backends.cudnn.benchmark = True
         inside = settings()
     assert settings() == before
     with contextlib.suppress(ValueError), second:
@@ -166,6 +165,25 @@ def test_what_a_run_sets_is_its_own() -> None:
         drawn = torch.rand(3)
     torch.manual_seed(1)
     assert torch.equal(torch.rand(3), drawn)
+
+
+def test_algorithms_are_tried_on_a_gpu_within_a_turn_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where flags of cuDNN may be set by its context alone, too, as torch's own tests have it."""
+    monkeypatch.setattr(torch.cuda, "get_rng_state", torch.get_rng_state)
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state: None)
+    monkeypatch.setattr(torch.backends, "__allow_nonbracketed_mutation_flag", False)
+    for device, tries, expected in (
+        ("cuda", True, True),
+        ("cuda", False, False),
+        ("cpu", True, False),
+    ):
+        surroundings = Surroundings(torch.device(device), tries_algorithms=tries)
+        for _ in range(2):
+            with surroundings:
+                assert torch.backends.cudnn.benchmark is expected
+            assert torch.backends.cudnn.benchmark is False
 
 
 def test_one_that_fails_or_diverges_leaves_the_others_alone(

@@ -157,7 +157,8 @@ def train_by_steps(
         If there are checkpoints and none can be gone on from: they are damaged, or of other images.
     """
     device = torch.device(spec.device)
-    surroundings = Surroundings(device, None if beside is None else beside.stream)
+    stream = None if beside is None else beside.stream
+    surroundings = Surroundings(device, stream, tries_algorithms=not spec.deterministic)
     with surroundings:
         steps = _begin(spec, dataset, watch, saved, save, workers, beside).run()
     try:
@@ -200,9 +201,6 @@ def _begin(
     for entry in position.history:
         watch.epoch(entry)
     torch.use_deterministic_algorithms(spec.deterministic)
-    if device.type == "cuda" and not spec.deterministic:
-        # Convolutions by whatever algorithm is fastest when tried.
-        torch.backends.cudnn.benchmark = True
     pipeline = Pipeline(
         dataset,
         spec.data.augment,

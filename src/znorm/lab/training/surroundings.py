@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
 from typing import NamedTuple
 
@@ -15,7 +16,6 @@ class _Settings(NamedTuple):
     threads: int
     deterministic: bool
     warns_only: bool
-    benchmark: bool
     random: Tensor
     random_of_gpu: Tensor | None
     stream: torch.cuda.Stream | None
@@ -32,11 +32,20 @@ class Surroundings:
     device : torch.device
     stream : torch.cuda.Stream, optional
         On which all of the run's work is queued; by default on the caller's.
+    tries_algorithms : bool
+        Whether a GPU's convolutions are by whatever algorithm is fastest when tried.
     """
 
-    def __init__(self, device: torch.device, stream: torch.cuda.Stream | None = None) -> None:
+    def __init__(
+        self,
+        device: torch.device,
+        stream: torch.cuda.Stream | None = None,
+        *,
+        tries_algorithms: bool = False,
+    ) -> None:
         self._on_gpu = device.type == "cuda"
         self._stream = stream
+        self._tries_algorithms = tries_algorithms and self._on_gpu
         self._own: _Settings | None = None
 
     def __enter__(self) -> Surroundings:
@@ -45,6 +54,8 @@ class Surroundings:
             self._write(self._own)
         elif self._stream is not None:
             torch.cuda.set_stream(self._stream)
+        self._flags = self._algorithms()
+        self._flags.__enter__()
         return self
 
     def __exit__(
@@ -53,15 +64,22 @@ class Surroundings:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._flags.__exit__(kind, error, trace)
         self._own = self._read()
         self._write(self._outer)
+
+    def _algorithms(self) -> AbstractContextManager[None]:
+        cudnn = torch.backends.cudnn
+        if not self._tries_algorithms:
+            return nullcontext()
+        # By torch's own context: to set one of these flags by itself can be forbidden.
+        return cudnn.flags(enabled=cudnn.enabled, benchmark=True, allow_tf32=cudnn.allow_tf32)
 
     def _read(self) -> _Settings:
         return _Settings(
             torch.get_num_threads(),
             torch.are_deterministic_algorithms_enabled(),
             torch.is_deterministic_algorithms_warn_only_enabled(),
-            torch.backends.cudnn.benchmark,
             torch.get_rng_state(),
             torch.cuda.get_rng_state() if self._on_gpu else None,
             torch.cuda.current_stream() if self._stream is not None else None,
@@ -71,7 +89,6 @@ class Surroundings:
         if settings.threads != torch.get_num_threads():
             torch.set_num_threads(settings.threads)
         torch.use_deterministic_algorithms(settings.deterministic, warn_only=settings.warns_only)
-        torch.backends.cudnn.benchmark = settings.benchmark
         torch.set_rng_state(settings.random)
         if settings.random_of_gpu is not None:
             torch.cuda.set_rng_state(settings.random_of_gpu)
