@@ -21,7 +21,7 @@ _SMALL = 1 << 16
 
 @dataclass(frozen=True)
 class Compared:
-    """What has become of some tensors of a layout, a row each.
+    """The fate of some tensors of a layout, a row each.
 
     Parameters
     ----------
@@ -73,7 +73,7 @@ class Kept:
         }
 
     def compared(self, tensors: Sequence[Tensor | None]) -> Iterator[Compared]:
-        """What has become of them: the tensors as they are now."""
+        """Read the tensors as they are now beside the copies."""
         for indices, batch, kept in self._batches:
             read = batch.compare(kept, tensors)
             sizes = tuple(t.numel() for t in (tensors[i] for i in indices) if t is not None)

@@ -27,7 +27,7 @@ _ROW = tl.constexpr(128)
 
 @triton.jit
 def is_aligned(address, length, DTYPE: tl.constexpr):
-    """Whether a stretch is; ``address`` may be those of several tensors, joined by ``|``."""
+    """Tell whether a stretch is; ``address`` may be those of several tensors, joined by ``|``."""
     return ((address | length * (DTYPE.primitive_bitwidth // 8)) % _WIDE) == 0
 
 

@@ -243,7 +243,7 @@ def _map(
     KIND: tl.constexpr,
     ALIGNED: tl.constexpr,
 ):
-    """What `finish` does to one item; ``g`` to ``v`` are addresses."""
+    """Do what `finish` does to one item; ``g`` to ``v`` are addresses."""
     length = elements(length, DTYPE, ALIGNED)
     g, p = pointer(g, DTYPE, ALIGNED), pointer(p, DTYPE, ALIGNED)
     m, v = pointer(m, DTYPE, ALIGNED), pointer(v, DTYPE, ALIGNED)

@@ -86,7 +86,7 @@ class Plan:
 
 
 def _apart(length: int, into: int) -> tuple[int, int]:
-    """How far units lie apart, and how far into one an item starts, in numbers of 32 bits.
+    """The distance of units, and how far into one an item starts, in numbers of 32 bits.
 
     Of units longer than a chunk an item sees the end of one and the beginning of the next: only how
     much is left of the first counts.

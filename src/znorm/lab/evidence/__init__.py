@@ -1,1 +1,1 @@
-"""What finished runs show: pairs that are verified, comparisons, the verdict."""
+"""The evidence of finished runs: pairs that are verified, comparisons, the verdict."""

@@ -1,4 +1,4 @@
-"""How soon runs reach what the baseline ended with; those that never do count as such."""
+"""The time that runs take to what the baseline ended with; those that never do count as such."""
 
 from __future__ import annotations
 

@@ -70,12 +70,12 @@ class CaseEvidence:
 
     @property
     def worse(self) -> int:
-        """How many are worse on the average."""
+        """The number of those who are worse on the average."""
         return sum(gain.mean < 0 for gain in self.gains)
 
     @property
     def rules_disagree(self) -> bool:
-        """Whether who is ahead hangs on the rule."""
+        """True where it hangs on the rule who is ahead."""
         return len({ruled.ahead for ruled in self.rules}) > 1
 
 

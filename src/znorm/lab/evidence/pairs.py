@@ -29,7 +29,7 @@ class Pair:
 
     @property
     def verified(self) -> tuple[str, ...]:
-        """What the two are known to share, by the keys of `SHARED`: hashes that are there.
+        """The things that the two are known to share, by the keys of `SHARED`.
 
         Runs of earlier versions did not keep all of them.
         """
@@ -95,7 +95,7 @@ def pairs_of(runs: Sequence[Run], reference: Sequence[Run]) -> Pairs:
 
 
 def why_no_pair(run: Run, reference: Run) -> str | None:
-    """What two runs of a seed do not share, by their hashes; None where nothing is known to differ.
+    """The thing that two runs of a seed do not share, by their hashes; None where none is known.
 
     Batches are compared of runs that saw all of theirs.
     """

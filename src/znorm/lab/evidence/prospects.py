@@ -1,4 +1,4 @@
-"""What so many seeds can show, before they are paid for."""
+"""The prospects of so many seeds, before they are paid for."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _FURTHER = (3, 5, 8, 12, 20, 30, 50)
 
 @dataclass(frozen=True)
 class Prospect:
-    """What a number of pairs can show.
+    """The prospects of a number of pairs.
 
     Parameters
     ----------

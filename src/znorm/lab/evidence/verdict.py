@@ -93,7 +93,7 @@ def verdict(comparison: Comparison, worth: float) -> Verdict:
 
 
 def _more(comparison: Comparison, worth: float) -> int | None:
-    """How many more pairs decide, if mean and spread stay what they are."""
+    """The number of further pairs that decide, if mean and spread stay what they are."""
     assert comparison.interval is not None
     now, mean = len(comparison.differences), comparison.interval.mean
     width: Callable[[int, float], float] = (

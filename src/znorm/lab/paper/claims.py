@@ -1,4 +1,4 @@
-"""What the paper's text claims, each a line with what runs here show of it."""
+"""The claims of the paper's text, each a line with what runs here show of it."""
 
 from __future__ import annotations
 

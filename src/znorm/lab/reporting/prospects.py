@@ -1,4 +1,4 @@
-"""What the seeds of a grid can show and what more would buy, for a terminal, before it is run."""
+"""The prospects of a grid's seeds, and of more, for a terminal, before it is run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Why a result is as it is: what the transforms did to gradients, from receipts and controls."""
+"""Reasons of a result: what the transforms did to gradients, from receipts and controls."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ Series = dict[int, float]
 
 
 def why(table: Table) -> Why | None:
-    """What explains the table's result; None where nothing of it is known."""
+    """The reasons of the table's result; None where nothing of them is known."""
     before = {row.label: _series(row, "norm_before") for row in table.rows}
     after = {row.label: _series(row, "norm_after") for row in table.rows}
     kept = [row for row in table.rows if before[row.label]]
@@ -72,7 +72,7 @@ def _series(row: Row, field: str) -> Series:
 
 
 def _scales(table: Table, before: Mapping[str, Series], after: Mapping[str, Series]) -> list[str]:
-    """How the scale of gradients changes over a run, and what of it the optimizer sees."""
+    """The change of gradients' scale over a run, and what of it the optimizer sees."""
     lines = []
     for row in table.rows:
         asked = table.question is not None and row.method == table.question.method
@@ -120,7 +120,7 @@ def _controls(table: Table) -> list[str]:
 
 
 def _clips(table: Table) -> list[str]:
-    """How often clips acted, of those that count it."""
+    """The share of steps in which clips acted, of those that count it."""
     return [
         f"{row.label}: the clip acted in {row.clipped:.1%} of steps, the mean over tensors and runs"
         f"{', and the method is the baseline' if row.remark else ''}."

@@ -123,7 +123,7 @@ def execute(
 
 
 def _division(runs: Sequence[Run], jobs: int) -> tuple[int, int]:
-    """How many processes train these, and how many runs take turns in each."""
+    """The number of processes that train these, and of runs that take turns in each."""
     if not runs or any(one.spec.device != "cuda" for one in runs):
         return jobs, 1
     processes = min(jobs, torch.cuda.device_count())
@@ -137,7 +137,7 @@ def _tell_fewer(display: Display, count: int) -> None:
 
 
 def _tell_what_is_not_captured(runs: Sequence[Run], display: Display) -> None:
-    """Of steps on a GPU that the user left open: a graph may be right for them, or not."""
+    """Say why steps on a GPU are not captured, where the user left it open."""
     told: dict[str, None] = {}
     for spec in (one.spec for one in runs if one.result is None):
         if spec.device == "cuda" and not spec.cuda_graph:

@@ -42,7 +42,7 @@ class Turns:
 
     @property
     def alone(self) -> bool:
-        """Whether the part that has its turn is the only one at work."""
+        """True where the part that has its turn is the only one at work."""
         return not self._at_work
 
     def take(self, parts: Iterable[Part]) -> None:

@@ -58,7 +58,7 @@ def t_interval(values: Sequence[float], level: float = 0.95) -> Interval:
 
 
 def prediction_interval(values: Sequence[float], level: float = 0.95) -> Interval:
-    """Where one run more would lie: what a single published number is held against.
+    """The place of one run more: what a single published number is held against.
 
     A mean of several runs says little of where one of them lies; the interval is wider than that of
     the mean by about the square root of their number.

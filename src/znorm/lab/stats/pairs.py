@@ -128,7 +128,7 @@ def hedges_g(differences: Sequence[float]) -> float:
 
 
 def probability_of_improvement(scores: Sequence[float], others: Sequence[float]) -> float:
-    """How often a run of the one scores above a run of the other; a tie counts half.
+    """The chance that a run of the one scores above a run of the other; a tie counts half.
 
     Parameters
     ----------

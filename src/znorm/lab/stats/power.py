@@ -1,4 +1,4 @@
-"""How many seeds a question takes, before they are paid for.
+"""The number of seeds that a question takes, before they are paid for.
 
 Of pairs of runs whose differences are normal with a known spread; it comes from runs at hand, and
 is itself uncertain where these are few.

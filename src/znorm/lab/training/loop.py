@@ -90,7 +90,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class SideBySide:
-    """What runs that take turns on one GPU have of their own there, and what they share.
+    """The stream of one of the runs that take turns on a GPU, and what they share.
 
     Parameters
     ----------
@@ -251,7 +251,7 @@ def _keep_threads(position: Position, watch: Watch) -> None:
 def _statistics(
     spec: RunSpec, model: nn.Module, optimizer: torch.optim.Optimizer
 ) -> GradientStatistics | None:
-    """Where receipts are to be kept, and of clips: one that never acts is found out by it."""
+    """The receipts that a run keeps, and those of clips: one that never acts is found out."""
     if spec.receipt:
         transform = make_transform(spec.transform)
         return GradientStatistics(znorm.attach(optimizer, transform, model=model), model)

@@ -1,4 +1,4 @@
-"""What torch keeps for the whole process and a run changes: put in place while it has its turn."""
+"""The settings that torch keeps for the whole process, put in place while a run has its turn."""
 
 from __future__ import annotations
 
