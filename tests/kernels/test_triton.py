@@ -21,6 +21,7 @@ triton = pytest.importorskip("triton")
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 def test_in_the_interpreter() -> None:
     """`tests/gpu`, in a process of its own: what Triton is to be is chosen when it is imported."""
     found = subprocess.run(
