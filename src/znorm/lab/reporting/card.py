@@ -51,8 +51,7 @@ def card_of(table: Table) -> Card | None:
 
     Of several configurations of one method the first one stands for it.
     """
-    question = table.question
-    row = next((one for one in table.rows if question and one.method == question.method), None)
+    question, row = table.question, table.asked
     if question is None or row is None:
         return None
     comparison = row.comparison

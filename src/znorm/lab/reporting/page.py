@@ -183,9 +183,7 @@ def _section(
 
 def _cases(table: Table) -> dict[str, Any] | None:
     """The question's method against the baseline, case by case, where masks are at stake."""
-    row = next(
-        (one for one in table.rows if table.question and one.method == table.question.method), None
-    )
+    row = table.asked
     if row is None or row.comparison is None or TASKS[table.spec.task].output != "mask":
         return None
     try:

@@ -172,6 +172,12 @@ class Table:
     question: Question | None = None
 
     @property
+    def asked(self) -> Row | None:
+        """The row of the question's method; of several configurations of it the first."""
+        asked = None if self.question is None else self.question.method
+        return next((row for row in self.rows if row.method == asked), None)
+
+    @property
     def seeds(self) -> int:
         return len({run.spec.seed for run in self.runs})
 
