@@ -44,8 +44,8 @@ MUTATIONS: dict[str, tuple[str, str, str]] = {
     ),
     "one pass however far the center": (
         "engine/execute.py",
-        "close & (affine.scale",
-        "(affine.scale > 0) & (affine.scale",
+        "close = (center * scale).square() * count <= m2",
+        "close = scale > 0",
     ),
     "sums that are not shifted, whatever they lose": (
         "kernels/reference.py",
@@ -118,6 +118,12 @@ def copied(tmp_path: Path) -> Path:
     return source
 
 
+@pytest.mark.parametrize("mistake", MUTATIONS)
+def test_what_a_mistake_is_made_of_stands_in_the_source_once(mistake: str) -> None:
+    path, right, _ = MUTATIONS[mistake]
+    assert (ROOT / "src" / "znorm" / path).read_text().count(right) == 1
+
+
 @pytest.mark.slow
 def test_the_copy_is_what_is_tested_and_passes_as_it_is(copied: Path) -> None:
     found = subprocess.run(
@@ -137,9 +143,7 @@ def test_the_copy_is_what_is_tested_and_passes_as_it_is(copied: Path) -> None:
 def test_a_mistake_is_caught(mistake: str, copied: Path) -> None:
     path, right, wrong = MUTATIONS[mistake]
     file = copied / "znorm" / path
-    text = file.read_text()
-    assert text.count(right) == 1
-    file.write_text(text.replace(right, wrong))
+    file.write_text(file.read_text().replace(right, wrong))
     result = run(copied)
     # 1: tests ran and some failed; an error in collection would be 2 or more.
     assert result.returncode == 1, result.stdout
