@@ -18,13 +18,20 @@ from znorm.lab.runs.progress import Display, Silent
 from znorm.lab.runs.runner import execute
 from znorm.lab.runs.survey import Damaged, survey
 from znorm.lab.spec import RunSpec, resolve
+from znorm.lab.tuning import further_runs, tuned_runs, tuning_asked
 
-__all__ = ["compare", "report", "report_and_damaged", "run", "specifications", "status"]
+__all__ = ["compare", "planned", "report", "report_and_damaged", "run", "status"]
 
 
-def specifications(options: CompareOptions) -> list[RunSpec]:
-    """The specifications of a comparison; errors are those of :func:`compare`."""
-    return grid(options.methods, options.seeds, options.choices())
+def planned(options: CompareOptions) -> tuple[list[RunSpec], tuple[int, int]]:
+    """The specifications of a comparison; how many runs tuning adds, and how many of them are left.
+
+    Errors are those of :func:`compare`.
+    """
+    specs = grid(options.methods, options.seeds, options.choices())
+    asked(options, specs)
+    tuning = tuning_asked(options, specs)
+    return specs, (0, 0) if tuning is None else further_runs(options, tuning, specs)
 
 
 @keywords(CompareOptions)
@@ -82,6 +89,15 @@ def compare(options: CompareOptions) -> list[Run]:
         until the question is decided; its intervals then hold at all looks at once.
     budget : float, optional
         Minutes after which no more seeds are added.
+    tune : int, optional
+        Trials of each method, by which it is compared at its own best learning rate and schedule,
+        too: the best on validation data, trained over the same seeds. The first trial is what all
+        methods share; the others are drawn alike for all. Trials have a seed of their own.
+    sampler : "random" or "tpe", optional
+        How trials are drawn, by Optuna: at random, or by what a method's earlier ones scored.
+    lr_range : sequence of two floats, or str, optional
+        The lowest and the highest learning rate of trials, by default a tenth of the shared one and
+        ten times it.
     out : path
         Where run folders and the report go.
     display : Display, optional
@@ -106,23 +122,34 @@ def compare(options: CompareOptions) -> list[Run]:
     >>> runs[0].status
     'done'
     """
-    specs = specifications(options)
+    specs = grid(options.methods, options.seeds, options.choices())
     _check_folder(options.out)
     runs = [Run.at(options.out, spec) for spec in specs]
     display = options.display or Silent()
     # What this call names is the caller's own; what else lies in the folder is not.
     with trust.trusting(trust.names_of(specs)):
         question = asked(options, specs)
+        tuning = tuning_asked(options, specs)
 
         def checked() -> None:
             if question is not None:
                 keep(question, Path(options.out), display.note)
 
+        def train(more: list[Run]) -> None:
+            execute(more, display, options.workers, options.jobs, retry=options.retry)
+
         execute(runs, display, options.workers, options.jobs, checked, retry=options.retry)
         if options.until is not None and question is not None:
             for more in added_until_decided(options, question, runs, display.note):
-                execute(more, display, options.workers, options.jobs, retry=options.retry)
+                train(more)
                 runs += more
+        if tuning is not None:
+            trained = [run.spec for run in runs]
+            runs += [
+                run
+                for run in tuned_runs(options, tuning, trained, train, display.note)
+                if run.spec not in trained
+            ]
         report(options.out)
     return runs
 

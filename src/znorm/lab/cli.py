@@ -27,6 +27,7 @@ from znorm.lab.errors import (
     LabError,
 )
 from znorm.lab.evidence.question import Question
+from znorm.lab.evidence.tuning import read_tunings
 from znorm.lab.options import CompareOptions, ReproduceOptions, fields_of
 from znorm.lab.paper import reproduce as paper
 from znorm.lab.paper.grids import TARGETS
@@ -161,11 +162,11 @@ def compare(config: Path | None, plan: bool, **options: Any) -> int:
     choices = {key: value for key, value in choices.items() if value is not None}
     console = _console()
     if plan:
-        _tell_costs(api.specifications(CompareOptions(**choices)), out, choices.get("worth"))
+        _tell_costs(*api.planned(CompareOptions(**choices)), out, choices.get("worth"))
         return 0
     runs = api.compare(**choices, display=choose(_console(sys.stderr)))
     ended = [one for one in runs if _ended(one) is not None]
-    for table in gather(out, ended, Question.read(out)):
+    for table in gather(out, ended, Question.read(out), read_tunings(out)):
         console.print(on_terminal(table))
         if (card := card_of(table)) is not None:
             console.print(card.text, markup=False, highlight=False, soft_wrap=True)
@@ -192,7 +193,7 @@ def reproduce(target: str, plan: bool, **options: Any) -> int:
     chosen = ReproduceOptions(target, **written)
     root = chosen.folder
     if plan:
-        _tell_costs(paper.planned(chosen)[0], root)
+        _tell_costs(paper.planned(chosen)[0], (0, 0), root)
         return 0
     runs = paper.reproduce(target, **written, display=choose(_console(sys.stderr)))
     record = Record.read(root)
@@ -448,11 +449,13 @@ def _fail(message: str, code: int) -> int:
     return code
 
 
-def _tell_costs(specs: Sequence[RunSpec], out: Path, worth: float | None = None) -> None:
+def _tell_costs(
+    specs: Sequence[RunSpec], further: tuple[int, int], out: Path, worth: float | None = None
+) -> None:
     def measuring(spec: RunSpec) -> None:
         click.echo(f"measuring {spec.model} on {spec.task}", err=True)
 
-    console, costs = _console(), cost.plan(specs, out, measuring)
+    console, costs = _console(), cost.plan(specs, out, measuring, further)
     console.print(cost.costs_on_terminal(costs))
     for table in prospects_on_terminal(specs, out, costs, worth):
         console.print(table)

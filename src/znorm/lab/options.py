@@ -118,6 +118,15 @@ class CompareOptions(SharedOptions):
         None, "decided: add seeds, pair by pair, until the question is decided."
     )
     budget: float | None = option(None, "Minutes that --until may take.  [default: no end]")
+    tune: int | None = option(
+        None, "Trials by which each method gets its own best learning rate and schedule, too."
+    )
+    sampler: str | None = option(
+        None, "Of these trials: random, or tpe, which learns from them.  [default: random]"
+    )
+    lr_range: Sequence[float] | str | None = option(
+        None, "LOW,HIGH: learning rates to try.  [default: a tenth to ten times the shared one]"
+    )
     out: PathLike = option("runs", "Folder of the runs.  [default: runs]")
 
 

@@ -159,6 +159,12 @@ class RunSpec(BaseModel):
         return json.dumps(content, sort_keys=True)
 
     @property
+    def workload(self) -> str:
+        """As `configuration`, for runs that may differ in learning rate and schedule, too."""
+        varied = {"method", "seed", "transform", "weight_decay", "learning_rate", "schedule"}
+        return json.dumps(self.model_dump(mode="json", exclude=varied), sort_keys=True)
+
+    @property
     def data_key(self) -> str:
         """The same for runs on the same images of the same task."""
         return f"{self.task} {self.data.key}"

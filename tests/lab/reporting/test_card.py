@@ -100,7 +100,8 @@ HALF_DONE: dict[str, dict[str, Sequence[float | str | None]]] = {
     "all diverged": {"baseline": ["diverged"] * 2, "znorm": ["diverged"] * 2},
     "the method diverged": {"baseline": [0.7] * 3, "znorm": ["diverged"] * 3},
     "all failed": {"baseline": ["failed"], "znorm": ["failed"]},
-    "scores that are no numbers": {"baseline": [0.7, 0.7], "znorm": [0.7, 0.7]},
+    # Such as those of nets that have learned nothing.
+    "alike in score, which nets need not be": {"baseline": [0.5, 0.5], "znorm": [0.5, 0.5]},
 }
 
 
@@ -111,16 +112,27 @@ def test_a_report_of_a_grid_that_is_not_whole_comes_and_claims_nothing(
     runs = runs_of(tmp_path, HALF_DONE[name])
     found = card(tmp_path, runs)
     expected = "do not adopt" if name == "the method diverged" else "undecided"
-    if name == "scores that are no numbers":
-        expected = "do not adopt"  # alike, to the bit
-    if name == "a method is missing for some seeds":
-        assert "all pairs differ by the same" in found.headline
+    if name in ("a method is missing for some seeds", "alike in score, which nets need not be"):
+        assert "all pairs have the same difference" in found.headline
     assert found.decision == expected
     page = write_page(tmp_path, runs, {runs[0].spec.data_key: DataError("no data")}).read_text()
     assert found.headline.replace("'", "&#39;") in page
     for text in ("nan", "inf", "None"):
         assert f">{text}<" not in page
         assert f" {text} " not in page.partition("</style>")[2].partition("<svg")[0]
+
+
+@pytest.mark.parametrize("other", ["w", "v", None])
+def test_nets_that_are_the_same_make_no_difference(tmp_path: Path, other: str | None) -> None:
+    runs = []
+    for method, weights in (("baseline", "w"), ("znorm", other)):
+        hashes = {**HASHES, **({} if weights is None else {"final_weights": weights})}
+        for seed in (0, 1):
+            result = finished({"test_accuracy": 0.7, "train_loss": 1.0}, hashes=hashes)
+            runs.append(recorded(tmp_path, {"method": method, "seed": seed}, [], result))
+    found = card(tmp_path, runs)
+    assert found.decision == ("do not adopt" if other == "w" else "undecided")
+    assert ("to the bit" in found.headline) == (other == "w")
 
 
 def test_what_is_missing_is_said(tmp_path: Path) -> None:

@@ -61,6 +61,15 @@ class Pairs:
     def runs(self) -> tuple[Run, ...]:
         return tuple(pair.run for pair in self.made)
 
+    @property
+    def same_nets(self) -> bool:
+        """Whether the two of each pair ended with the same weights, by their hashes."""
+        hashes = [
+            (_hash(pair.run, "final_weights"), _hash(pair.reference, "final_weights"))
+            for pair in self.made
+        ]
+        return all(mine is not None and mine == theirs for mine, theirs in hashes)
+
 
 def pairs_of(runs: Sequence[Run], reference: Sequence[Run]) -> Pairs:
     """The pairs of a method's runs and the baseline's, and why others are none."""

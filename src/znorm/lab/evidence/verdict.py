@@ -67,10 +67,13 @@ def verdict(comparison: Comparison, worth: float) -> Verdict:
         return Verdict("do not adopt", "every run of it diverged, and the baseline's did not", 0)
     if interval is None:
         return Verdict("undecided", "there is no pair of finished runs", None)
-    if comparison.spread == 0 and interval.mean != 0:
-        # Scores of a few hundred images have few values: two pairs can agree by chance.
-        text = "all pairs differ by the same, of which no interval can be made"
+    if comparison.spread == 0 and not pairs.same_nets:
+        # Scores of a few hundred images have few values: two pairs can agree by chance, and nets
+        # that have learned nothing score what chance does.
+        text = "all pairs have the same difference, of which no interval can be made"
         return Verdict("undecided", text, None)
+    if pairs.same_nets and pairs.made:
+        return Verdict("do not adopt", "its nets are the baseline's, to the bit", 0)
     decision = decide(interval, worth)
     if decision == "adopt" and fell:
         text = f"it is ahead where it finished, and diverged in {fell} of {both} seeds"

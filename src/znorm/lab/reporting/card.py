@@ -6,7 +6,9 @@ import math
 from dataclasses import dataclass
 
 from znorm.lab.evidence.comparison import Comparison
+from znorm.lab.evidence.tuning import Tuning
 from znorm.lab.evidence.verdict import Decision, Verdict, decide, verdict
+from znorm.lab.methods import label as label_of
 from znorm.lab.metrics.score import Column
 from znorm.lab.reporting.evidence import p_value
 from znorm.lab.reporting.tables import Row, Table
@@ -215,12 +217,24 @@ def _listed(words: list[str]) -> str:
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
+def _own_settings(tuning: Tuning, comparison: Comparison) -> str:
+    methods = {
+        run.spec.method for pair in comparison.pairs.made for run in (pair.run, pair.reference)
+    }
+    own = [f"{label_of(method)} {tuning.chosen[method]}" for method in sorted(methods)]
+    counts = {len(tuning.drawn[method]) for method in methods}
+    trials = " or ".join(map(str, sorted(counts)))
+    return f"Each method has the best of {trials} trials on validation data: {_listed(own)}."
+
+
 def _basis(table: Table, comparison: Comparison) -> Line | None:
     pairs, spec = comparison.pairs, table.spec
     names = {"data": "images", "initial_weights": "initial weights", "batches": "augmented batches"}
     known = [name for key, name in names.items() if all(key in one.verified for one in pairs.made)]
     unknown = [name for name in names.values() if name not in known]
     text = f"{_pairs(len(pairs.made))}; {spec.task}, {spec.model}, {spec.epochs} epochs."
+    if table.tuning is not None:
+        text += f" {_own_settings(table.tuning, comparison)}"
     if pairs.made and known:
         text += f" By their hashes the two of a pair have the same {_listed(known)}."
     if pairs.made and unknown:

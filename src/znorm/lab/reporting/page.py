@@ -15,6 +15,7 @@ from znorm.lab.datasets import Dataset
 from znorm.lab.errors import DataError
 from znorm.lab.evidence.cases import case_evidence
 from znorm.lab.evidence.question import Question
+from znorm.lab.evidence.tuning import Tuning
 from znorm.lab.metrics.scores import definition_of
 from znorm.lab.reporting.card import card_of
 from znorm.lab.reporting.data_card import data_card
@@ -24,6 +25,7 @@ from znorm.lab.reporting.gradients import gradients_by_depth
 from znorm.lab.reporting.masks import mask_figure
 from znorm.lab.reporting.tables import Table, gather, images_of
 from znorm.lab.reporting.trivial_baseline import TRIVIAL_BASELINES
+from znorm.lab.reporting.tuning import tuning_evidence, under_way
 from znorm.lab.reporting.why import why
 from znorm.lab.reporting.workloads import over_workloads
 from znorm.lab.runs.files import write_atomically
@@ -98,6 +100,7 @@ def write_page(
     images: bool = True,
     damaged: Sequence[Damaged] = (),
     question: Question | None = None,
+    tunings: Mapping[str, Tuning] | None = None,
 ) -> Path:
     """Write ``report.html`` under ``root``; links to the runs are relative to it.
 
@@ -115,9 +118,11 @@ def write_page(
         Runs that cannot be read, which the page names.
     question : Question, optional
         The one that the runs were begun with.
+    tunings : mapping, optional
+        By which methods' own learning rates and schedules were chosen, as `gather` takes them.
     """
     frame = frame or Frame()
-    tables = sorted(gather(root, runs, question), key=frame.place)
+    tables = sorted(gather(root, runs, question, tunings), key=frame.place)
     sections = [
         _section(root, table, datasets[table.spec.data_key], frame, images=images)
         for table in tables
@@ -132,6 +137,7 @@ def write_page(
             frame_sections=frame.sections(tables, notes),
             images=images,
             workloads=over_workloads(tables),
+            under_way=under_way(runs, tunings or {}),
             damaged=[
                 {
                     "folder": _relative(root, entry.folder),
@@ -178,6 +184,7 @@ def _section(
         "curves": curves(table),
         "gradients": gradients_by_depth(table),
         "why": why(table),
+        "tuning": tuning_evidence(root, table),
     }
 
 

@@ -8,6 +8,7 @@ from znorm.lab import tasks, trust
 from znorm.lab.datasets import Dataset
 from znorm.lab.errors import ConfigurationError, DataError
 from znorm.lab.evidence.question import Question
+from znorm.lab.evidence.tuning import Tuning, read_tunings
 from znorm.lab.reporting.page import Frame, write_page
 from znorm.lab.reporting.trivial_baseline import trivial_baseline
 from znorm.lab.runs.folder import Run
@@ -51,8 +52,20 @@ def write_report(
         except DataError as error:
             question = None
             damaged = [*damaged, Damaged(root / "question.json", str(error))]
+        tunings: dict[str, Tuning] = {}
+        try:
+            tunings = read_tunings(root)
+        except DataError as error:
+            damaged = [*damaged, Damaged(root / "tuning.json", str(error))]
         page = write_page(
-            root, runs, datasets, frame, images=images, damaged=damaged, question=question
+            root,
+            runs,
+            datasets,
+            frame,
+            images=images,
+            damaged=damaged,
+            question=question,
+            tunings=tunings,
         )
         return page, damaged
 

@@ -16,6 +16,7 @@ from znorm.lab.evidence.comparison import Comparison, compare_pairs, hold_togeth
 from znorm.lab.evidence.endings import ENDINGS
 from znorm.lab.evidence.pairs import REFERENCE, pairs_of
 from znorm.lab.evidence.question import Question
+from znorm.lab.evidence.tuning import Tuning, workload_key
 from znorm.lab.methods import METHODS
 from znorm.lab.methods import label as label_of
 from znorm.lab.metrics.score import Column
@@ -161,6 +162,12 @@ class Table:
         Its place, relative to the page.
     question : Question or None
         What the runs are to answer; None without a method beside the baseline.
+    tuning : Tuning or None
+        Where each method's runs have what was chosen for it: learning rates and schedules differ.
+    trials : tuple of Run
+        Those by which was chosen.
+    former : tuple of Run
+        Those of what was chosen once, from fewer trials.
     """
 
     spec: RunSpec
@@ -170,6 +177,14 @@ class Table:
     trivial_baseline: Mapping[str, Any] | None
     trivial_baseline_link: str
     question: Question | None = None
+    tuning: Tuning | None = None
+    trials: tuple[Run, ...] = ()
+    former: tuple[Run, ...] = ()
+
+    @property
+    def suffix(self) -> str:
+        """The words that tell it from the table of the shared settings."""
+        return "" if self.tuning is None else ", each method tuned"
 
     @property
     def asked(self) -> Row | None:
@@ -207,33 +222,62 @@ class Table:
         return None
 
 
-def gather(root: Path, runs: Sequence[Run], question: Question | None = None) -> list[Table]:
+def gather(
+    root: Path,
+    runs: Sequence[Run],
+    question: Question | None = None,
+    tunings: Mapping[str, Tuning] | None = None,
+) -> list[Table]:
     """One table for each configuration among ``runs``; links relative to ``root``.
 
     ``question`` is the one that they were begun with; of runs that do not have its method, and
-    where there is none, it is that of `Question.of`.
+    where there is none, it is that of `Question.of`. Of a workload that was tuned (``tunings`` has
+    them by `workload_key`) there is one more, of each method at its own best.
     """
     groups: dict[str, list[Run]] = {}
+    tuned: dict[str, list[Run]] = {}
+    trials: dict[str, list[Run]] = {}
+    former: dict[str, list[Run]] = {}
     # A copy of a run is not another one.
     for run in {run.spec.canonical(): run for run in reversed(runs)}.values():
-        groups.setdefault(run.spec.configuration, []).append(run)
-    tables = []
-    for members in groups.values():
-        spec = members[0].spec
-        trivial = trivial_baseline.kept(root, spec)
-        images = None if trivial is None else trivial.get("fingerprint")
-        if images is not None and not images_of(members) <= {images}:
-            trivial = None
-        address = link(root, trivial_baseline.folder(root, spec) / "result.json")
-        columns = _columns(members)
-        asked = question
-        methods = [run.spec.method for run in members]
-        if asked is None or asked.method not in methods or REFERENCE not in methods:
-            asked = Question.of(methods) if REFERENCE in methods else None
-        sequential = asked is not None and asked.sequential
-        rows = _rows(root, members, columns, sequential=sequential)
-        tables.append(Table(spec, tuple(members), columns, rows, trivial, address, asked))
+        key = workload_key(run.spec) if tunings else ""
+        tuning = (tunings or {}).get(key)
+        if tuning is None or tuning.is_shared(run.spec):
+            groups.setdefault(run.spec.configuration, []).append(run)
+        if tuning is not None and tuning.is_trial(run.spec):
+            trials.setdefault(key, []).append(run)
+        if tuning is not None and tuning.is_tuned(run.spec):
+            tuned.setdefault(key, []).append(run)
+        if tuning is not None and tuning.is_former(run.spec):
+            former.setdefault(key, []).append(run)
+    tables = [_table(root, members, question) for members in groups.values()]
+    for key, members in tuned.items():
+        tables.append(
+            replace(
+                _table(root, members, question),
+                tuning=(tunings or {})[key],
+                trials=tuple(trials.get(key, ())),
+                former=tuple(former.get(key, ())),
+            )
+        )
     return tables
+
+
+def _table(root: Path, members: Sequence[Run], question: Question | None) -> Table:
+    spec = members[0].spec
+    trivial = trivial_baseline.kept(root, spec)
+    images = None if trivial is None else trivial.get("fingerprint")
+    if images is not None and not images_of(members) <= {images}:
+        trivial = None
+    address = link(root, trivial_baseline.folder(root, spec) / "result.json")
+    columns = _columns(members)
+    asked = question
+    methods = [run.spec.method for run in members]
+    if asked is None or asked.method not in methods or REFERENCE not in methods:
+        asked = Question.of(methods) if REFERENCE in methods else None
+    sequential = asked is not None and asked.sequential
+    rows = _rows(root, members, columns, sequential=sequential)
+    return Table(spec, tuple(members), columns, rows, trivial, address, asked)
 
 
 def images_of(runs: Iterable[Run]) -> set[str]:
@@ -447,7 +491,9 @@ def _events(root: Path, run: Run) -> str:
 def on_terminal(table: Table) -> RichTable:
     """The table for a terminal."""
     spec = table.spec
-    title = f"{spec.task}, {spec.model}: mean ± 95 % t interval over {table.seeds} seed"
+    title = (
+        f"{spec.task}, {spec.model}{table.suffix}: mean ± 95 % t interval over {table.seeds} seed"
+    )
     title += "s" if table.seeds > 1 else ""
     rich = RichTable(title=literal(title, "table.title"), title_justify="left")
     if table.warnings:

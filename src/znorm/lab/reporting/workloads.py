@@ -42,7 +42,7 @@ def over_workloads(tables: Sequence[Table]) -> Workloads | None:
     """The standings of the methods that all tables have; None for fewer than two of either."""
     rows: list[dict[str, Row]] = []
     for table in tables:
-        if not table.warnings:
+        if not table.warnings and table.tuning is None:  # which is the same workload again
             rows.append({r.method: r for r in table.rows if r.cells[0].interval is not None})
     if len(rows) < 2:
         return None

@@ -62,20 +62,25 @@ def plan(
     specs: Sequence[RunSpec],
     out: str | Path,
     measuring: Callable[[RunSpec], None] = lambda spec: None,
+    further: tuple[int, int] = (0, 0),
 ) -> list[Cost]:
     """Measure each model's steps, and say what all runs that are not done under ``out`` will take.
 
     Training and evaluation alone: what a run takes to begin and to save is not in it. The steps are
     those of the plain optimizer; a transform costs a few percent, which is less than times scatter.
-    ``measuring`` is told what is measured next. What the specifications name is the caller's own:
-    models that are code elsewhere are built.
+    ``measuring`` is told what is measured next; ``further`` is how many runs there will be beside
+    these, whose specifications are not known yet, and how many of them are left. What the
+    specifications name is the caller's own: models that are code elsewhere are built.
     """
     with trust.trusting(trust.names_of(specs)):
-        return _plan(specs, out, measuring)
+        return _plan(specs, out, measuring, further)
 
 
 def _plan(
-    specs: Sequence[RunSpec], out: str | Path, measuring: Callable[[RunSpec], None]
+    specs: Sequence[RunSpec],
+    out: str | Path,
+    measuring: Callable[[RunSpec], None],
+    further: tuple[int, int],
 ) -> list[Cost]:
     groups: dict[str, list[RunSpec]] = {}
     for spec in specs:
@@ -88,7 +93,7 @@ def _plan(
         dataset = load_once(spec, datasets)
         check_images(spec, dataset)
         left = sum(Run.at(out, one).result is None for one in members)
-        costs.append(_cost(spec, dataset, len(members), left))
+        costs.append(_cost(spec, dataset, len(members) + further[0], left + further[1]))
     return costs
 
 

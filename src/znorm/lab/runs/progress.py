@@ -43,9 +43,15 @@ class Display(Protocol):
         """The grid is done, or was stopped."""
 
 
-def name(run: Run) -> str:
-    """The name of a run on screen."""
-    return f"{run.spec.model} {run.spec.method} seed {run.spec.seed}"
+def name(run: Run, *, tuned: bool = False) -> str:
+    """The name of a run on screen; ``tuned``: among runs that differ in hyperparameters."""
+    spec = run.spec
+    own = f" lr {spec.learning_rate:g} {spec.schedule}" if tuned else ""
+    return f"{spec.model} {spec.method}{own} seed {spec.seed}"
+
+
+def _differ(runs: Sequence[Run]) -> bool:
+    return len({(run.spec.learning_rate, run.spec.schedule) for run in runs}) > 1
 
 
 def arithmetic(runs: Sequence[Run]) -> str:
@@ -120,6 +126,7 @@ class Plain(Silent):
 
     def begin(self, runs: Sequence[Run], jobs: int = 1) -> None:
         self.total = len(runs)
+        self.tuned = _differ(runs)
         self.remaining = _Remaining(runs, jobs)
         there = sum(run.result is not None for run in runs)
         before = f", {there} of them finished before" if there else ""
@@ -137,7 +144,8 @@ class Plain(Silent):
     def run_ends(self, number: int, run: Run, note: str = "") -> None:
         if note:
             self.remaining.leave(run)
-        self._say(f"[{number + 1}/{self.total}] {name(run)}: {note or ending(run)}")
+        title = name(run, tuned=self.tuned)
+        self._say(f"[{number + 1}/{self.total}] {title}: {note or ending(run)}")
 
 
 class Terminal(Silent):
@@ -164,6 +172,7 @@ class Terminal(Silent):
         self.progress.console.print(text, markup=False, highlight=False)
 
     def begin(self, runs: Sequence[Run], jobs: int = 1) -> None:
+        self.tuned = _differ(runs)
         self.remaining = _Remaining(runs, jobs)
         self.progress.console.print(arithmetic(runs), markup=False, highlight=False)
         self.progress.start()
@@ -171,7 +180,7 @@ class Terminal(Silent):
 
     def run_begins(self, number: int, run: Run) -> None:
         self._end_bar(run)  # of a run that begins again
-        bar = self.progress.add_task(name(run), total=run.spec.epochs, note="")
+        bar = self.progress.add_task(name(run, tuned=self.tuned), total=run.spec.epochs, note="")
         self.bars[id(run.spec)], self.fractions[id(run.spec)] = bar, 0.0
 
     def step(self, spec: RunSpec, epoch: int, step: int, steps: int) -> None:
@@ -196,7 +205,7 @@ class Terminal(Silent):
         self._end_bar(run)
         self.progress.update(self.grid, advance=1)
         self.progress.console.print(
-            f"{name(run)}: {note or ending(run)}", markup=False, highlight=False
+            f"{name(run, tuned=self.tuned)}: {note or ending(run)}", markup=False, highlight=False
         )
 
     def _end_bar(self, run: Run) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from znorm.lab.stats.anytime import confidence_sequence, half_width_at_any_time
+from znorm.lab.stats.best_of import expected_best
 from znorm.lab.stats.intervals import Interval, prediction_interval, t_interval
 from znorm.lab.stats.multiple import holm
 from znorm.lab.stats.pairs import (
@@ -26,6 +27,7 @@ __all__ = [
     "Interval",
     "confidence_sequence",
     "detectable",
+    "expected_best",
     "friedman_test",
     "half_width",
     "half_width_at_any_time",

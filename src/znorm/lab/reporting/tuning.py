@@ -1,0 +1,282 @@
+"""The trials of a table whose methods were tuned: what was chosen, and what that is worth."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+from znorm.lab.evidence.tuning import Hyperparameters, Tuning, validation_score, workload_key
+from znorm.lab.methods import label as label_of
+from znorm.lab.metrics.score import Column
+from znorm.lab.reporting.figures import COLOURS
+from znorm.lab.reporting.svg import GREY, as_svg, style
+from znorm.lab.reporting.tables import Table, Value
+from znorm.lab.runs.folder import Run
+from znorm.lab.stats import expected_best
+from znorm.lab.tasks import TASKS
+from znorm.lab.text import link
+
+__all__ = ["TunedMethod", "TuningEvidence", "tuning_evidence", "under_way"]
+
+# Of the range of learning rates, in logarithms: within so much of its ends a better one may lie
+# beyond.
+_NEAR_AN_END = 0.1
+_MARKS = {"constant": "o", "cosine": "^"}
+
+
+@dataclass(frozen=True)
+class TunedMethod:
+    """A method's trials.
+
+    Parameters
+    ----------
+    label : str
+    chosen : Hyperparameters
+    place : int
+        Which of its trials that was, from 1.
+    validation, test, best_on_test : str
+        The chosen trial's scores, and the highest test score among its trials.
+    trials : tuple of Value
+        The validation score of each, in the order drawn; a failure's in words.
+    curve : tuple of float
+        The expected validation score of the best of 1, 2, ... trials; nan where it has none.
+    remark : str
+        "" or a word on a choice at an end of the range, or on trials that failed.
+    """
+
+    label: str
+    chosen: Hyperparameters
+    place: int
+    validation: str
+    test: str
+    best_on_test: str
+    trials: tuple[Value, ...]
+    curve: tuple[float, ...]
+    remark: str
+
+
+@dataclass(frozen=True)
+class TuningEvidence:
+    """All methods' trials.
+
+    Parameters
+    ----------
+    methods : tuple of TunedMethod
+    lines : tuple of str
+    panels : tuple of str
+        As SVG.
+    legend : tuple of (str, str)
+    """
+
+    methods: tuple[TunedMethod, ...]
+    lines: tuple[str, ...]
+    panels: tuple[str, ...]
+    legend: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class _Trials:
+    """A method's trials as numbers: by which was chosen, and what the choice scores on the test."""
+
+    method: str
+    runs: tuple[Run, ...]
+    validation: tuple[float, ...]
+    test: tuple[float, ...]
+
+
+def tuning_evidence(root: Path, table: Table) -> TuningEvidence | None:
+    """The evidence of a tuned table; None of another."""
+    tuning = table.tuning
+    if tuning is None:
+        return None
+    headline = table.columns[0]
+    methods = [row.method for row in table.rows if row.method in tuning.chosen]
+    searched = [_trials(table, tuning, method) for method in dict.fromkeys(methods)]
+    searched = [one for one in searched if max(one.validation, default=-math.inf) > -math.inf]
+    if not searched:
+        return None
+    coloured = list(zip(searched, cycle(COLOURS), strict=False))
+    return TuningEvidence(
+        tuple(_method(root, headline, tuning, one) for one in searched),
+        tuple(_lines(table, tuning, searched)),
+        (_curves(headline, coloured), _scatter(headline, coloured)),
+        tuple((label_of(one.method), colour) for one, colour in coloured),
+    )
+
+
+def _trials(table: Table, tuning: Tuning, method: str) -> _Trials:
+    runs = tuning.trials_of(table.trials, method)
+    key = table.columns[0].key
+    # What a run scores that did not finish: nothing.
+    test = [run.metrics.get(key, 0.0) if run.status == "done" else 0.0 for run in runs]
+    return _Trials(method, tuple(runs), tuple(map(validation_score, runs)), tuple(test))
+
+
+def _method(root: Path, headline: Column, tuning: Tuning, one: _Trials) -> TunedMethod:
+    best = one.validation.index(max(one.validation))
+    chosen = tuning.chosen[one.method]
+    return TunedMethod(
+        label_of(one.method),
+        chosen,
+        best + 1,
+        headline.show(one.validation[best]),
+        headline.show(one.test[best]),
+        headline.show(max(one.test)),
+        tuple(
+            Value(
+                run.spec.seed,
+                run.status if score == -math.inf else headline.show(score),
+                link(root, run.folder / ("spec.json" if run.result is None else "result.json")),
+            )
+            for run, score in zip(one.runs, one.validation, strict=True)
+        ),
+        tuple(expected_best(one.validation)),
+        _remark(tuning, one, chosen),
+    )
+
+
+def _remark(tuning: Tuning, one: _Trials, chosen: Hyperparameters) -> str:
+    words = []
+    span = math.log(tuning.high / tuning.low)
+    place = math.log(chosen.learning_rate / tuning.low) / span
+    if not _NEAR_AN_END <= place <= 1 - _NEAR_AN_END:
+        end = "lower" if place < 0.5 else "upper"
+        words.append(f"near the {end} end of the range: a better one may lie beyond")
+    failed = sum(score == -math.inf for score in one.validation)
+    if failed:
+        words.append(f"{failed} of {len(one.runs)} trials did not finish")
+    return "; ".join(words)
+
+
+def _lines(table: Table, tuning: Tuning, searched: Sequence[_Trials]) -> list[str]:
+    headline = table.columns[0]
+    how = {
+        "random": "at random, the same for each method",
+        "tpe": "by TPE, which learns from a method's earlier ones",
+    }
+    low, high = f"{tuning.low:g}", f"{tuning.high:g}"
+    budgets = sorted({len(one.runs) for one in searched})
+    each = " or ".join(map(str, budgets))
+    lines = [
+        f"{each} trials a method, drawn {how[tuning.sampler]}: learning rates from {low} to {high} "
+        "in logarithms, and a schedule; the first is the shared setting. All have one seed, which "
+        "no run above has. The best by the last epoch's validation score was chosen."
+    ]
+    if len(budgets) > 1:
+        lines.append(
+            "The methods have had different numbers of trials: that is no equal budget; give all "
+            "of them to the same command."
+        )
+    lines.append(_optimism(headline, searched))
+    if tuning.sampler == "random":
+        lines += _crossings(searched)
+    if table.former:
+        lines.append(
+            f"{len(table.former)} runs of what was chosen from fewer trials are in no table."
+        )
+    return lines
+
+
+def _optimism(headline: Column, searched: Sequence[_Trials]) -> str:
+    """What picking on the test part would have added to the test scores."""
+    added = [
+        max(one.test) - one.test[one.validation.index(max(one.validation))] for one in searched
+    ]
+    unit = " points" if headline.scale == 100 else ""
+    return (
+        f"Had the best been picked on the test part, it would look better there by "
+        f"{headline.show(statistics.fmean(added))}{unit}, the mean over methods, and by up to "
+        f"{headline.show(max(added))}: that is optimism, and no gain."
+    )
+
+
+def _crossings(searched: Sequence[_Trials]) -> list[str]:
+    """Who leads with few trials and who with all, where that is not the same."""
+    curves = {one.method: expected_best(one.validation) for one in searched}
+    length = min(map(len, curves.values()))
+    leaders = []
+    for size in range(length):
+        known = {m: curve[size] for m, curve in curves.items() if not math.isnan(curve[size])}
+        if len(known) == len(curves):
+            leaders.append((size + 1, max(known, key=lambda method: known[method])))
+    if len(curves) < 2 or not leaders or leaders[0][1] == leaders[-1][1]:
+        return []
+    first, last = leaders[0], leaders[-1]
+    return [
+        f"Who leads hangs on the budget: with {first[0]} trial{'' if first[0] == 1 else 's'} "
+        f"{label_of(first[1])}, with {last[0]} {label_of(last[1])}, by the expected validation "
+        "score."
+    ]
+
+
+def _curves(headline: Column, coloured: Sequence[tuple[_Trials, str]]) -> str:
+    """The expected validation score of the best of so many trials."""
+    with style():
+        from matplotlib.figure import Figure
+        from matplotlib.ticker import MaxNLocator
+
+        figure = Figure(figsize=(4.7, 3.3), layout="constrained")
+        axes: Any = figure.subplots()
+        axes.set_title(_on_validation(headline), loc="left", fontsize=10.5)
+        axes.set_xlabel("best of so many trials")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(axis="y", color=GREY, alpha=0.25, linewidth=0.6)
+        for one, colour in coloured:
+            curve = expected_best(one.validation)
+            scaled = [headline.scale * value for value in curve]
+            axes.plot(range(1, len(curve) + 1), scaled, color=colour, linewidth=1.8, marker=".")
+        return as_svg(figure)
+
+
+def _scatter(headline: Column, coloured: Sequence[tuple[_Trials, str]]) -> str:
+    """Each trial's validation score by its learning rate."""
+    with style():
+        from matplotlib.figure import Figure
+        from matplotlib.lines import Line2D
+
+        figure = Figure(figsize=(4.7, 3.3), layout="constrained")
+        axes: Any = figure.subplots()
+        axes.set_title(_on_validation(headline), loc="left", fontsize=10.5)
+        axes.set_xlabel("learning rate of the trial")
+        axes.set_xscale("log")
+        axes.grid(axis="y", color=GREY, alpha=0.25, linewidth=0.6)
+        schedules: dict[str, str] = {}
+        for one, colour in coloured:
+            for run, score in zip(one.runs, one.validation, strict=True):
+                if score == -math.inf:
+                    continue
+                mark = schedules.setdefault(run.spec.schedule, _MARKS.get(run.spec.schedule, "s"))
+                x, y = run.spec.learning_rate, headline.scale * score
+                axes.plot([x], [y], mark, color=colour, markersize=5, alpha=0.85)
+        handles = [
+            Line2D([], [], linestyle="", marker=mark, color=GREY, label=name)
+            for name, mark in schedules.items()
+        ]
+        axes.legend(handles=handles, frameon=False, fontsize=9)
+        return as_svg(figure)
+
+
+def _on_validation(headline: Column) -> str:
+    return headline.title.replace("Test", "Validation")
+
+
+def under_way(runs: Sequence[Run], tunings: Mapping[str, Tuning]) -> list[str]:
+    """A line on each workload whose trials have not led to a choice yet."""
+    lines = []
+    for key, tuning in tunings.items():
+        mine = [run for run in runs if workload_key(run.spec) == key]
+        trials = [run for run in mine if tuning.is_trial(run.spec)]
+        if not trials or any(tuning.is_tuned(run.spec) for run in mine):
+            continue
+        spec = trials[0].spec
+        ended = sum(run.result is not None for run in trials)
+        lines.append(
+            f"Tuning of {TASKS[spec.task].label}, {spec.model}: {ended} of {len(trials)} trials "
+            "have ended, and no method has been trained at its best yet; the same command goes on."
+        )
+    return lines
