@@ -215,6 +215,12 @@ def test_the_table_the_card_and_the_page(tmp_path: Path, trained: object) -> Non
     chosen = on_test[scores.index(max(scores))]
     assert of_znorm.test == f"{100 * chosen:.2f}"
     assert of_znorm.best_on_test == f"{100 * max(on_test):.2f}"
+    # 16 images, of which a standard error is the root of p (1 - p) / 16.
+    of_sixteen = tuning_evidence(tmp_path, tuned, validation_images=16)
+    assert of_sixteen is not None
+    best = max(max(one.curve) for one in of_sixteen.methods)
+    error = f"{100 * math.sqrt(best * (1 - best) / 16):.2f} points"
+    assert [error in line for line in of_sixteen.lines] == [False, True, False]
     page = (tmp_path / "report.html").read_text()
     assert "each method at its own learning rate and schedule" in page
     assert "How methods were tuned" in page

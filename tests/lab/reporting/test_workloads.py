@@ -53,6 +53,13 @@ def test_standings_by_hand(tmp_path: Path) -> None:
     assert standings["ZNorm"].shares == (0.5, 0.5, 0.5, 1.0)
     assert standings["Baseline"].shares == (0.0, 0.0, 0.5, 1.0)
     assert "Friedman" in found.remark
+    # ZNorm ends 0.2 and 0.1 above the baseline, gradient clipping 0.4 below and level with it.
+    gains = {label: one.gain_in_points for label, one in standings.items()}
+    assert gains == {"ZNorm": "+15.00", "Baseline": "–", "Gradient clipping": "−20.00"}
+    ranks_figure, profiles_figure = found.panels
+    assert "they differ from 2.34 on" in ranks_figure
+    assert all(f"{label}, {rank:.2f}" in ranks_figure for label, rank in ranks.items())
+    assert all(label in profiles_figure for label in ranks)
     page = write_page(tmp_path, runs, {run.spec.data_key: DataError("none") for run in runs})
     assert "Over 2 workloads" in page.read_text()
 

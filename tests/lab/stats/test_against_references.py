@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -153,6 +154,34 @@ def test_median_time_is_that_of_scipys_survival_function(seed: int) -> None:
 
 
 SCORES = {"a": [9, 8, 7, 9, 3], "b": [5, 8, 5, 5, 3], "c": [1, 2, 3, 1, 9]}
+
+
+@pytest.mark.parametrize("count", range(1, 30))
+def test_the_medians_interval_is_that_of_scipys_quantile_test(count: int) -> None:
+    times = np.random.default_rng(count).exponential(10.0, count)
+    found: Any = scipy_stats.quantile_test(times, p=0.5).confidence_interval(0.95)
+    expected = None if math.isnan(found.low) or math.isnan(found.high) else (found.low, found.high)
+    assert stats.median_interval(times.tolist(), [True] * count) == expected
+    # An end among runs that never arrive is none.
+    late = np.median(times)
+    reached = times <= late
+    watched = np.where(reached, times, late + 1)
+    if expected is not None:
+        assert stats.median_interval(watched.tolist(), reached.tolist()) == (expected[0], math.inf)
+
+
+def test_methods_that_are_not_told_apart_are_under_one_bar() -> None:
+    """The mean ranks of Demšar 2006, table 6: four classifiers on 14 sets."""
+    ranks = {"C4.5": 3.143, "C4.5+m": 2.000, "C4.5+cf": 2.893, "C4.5+m+cf": 1.964}
+    assert stats.nemenyi_distance(4, 14) == pytest.approx(1.25, abs=0.01)
+    groups = stats.not_told_apart(ranks, stats.nemenyi_distance(4, 14))
+    assert groups == [["C4.5+m+cf", "C4.5+m", "C4.5+cf", "C4.5"]]
+    # At 10 % C4.5 is worse than the two that tune m, and nothing else is told apart, as he says.
+    assert stats.not_told_apart(ranks, stats.nemenyi_distance(4, 14, alpha=0.1)) == [
+        ["C4.5+m+cf", "C4.5+m", "C4.5+cf"],
+        ["C4.5+cf", "C4.5"],
+    ]
+    assert stats.not_told_apart({"a": 1.0, "b": 2.0}, 0.5) == []
 
 
 def test_ranks_and_friedmans_test_are_scipys() -> None:

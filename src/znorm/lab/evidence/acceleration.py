@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from znorm.lab.evidence.pairs import why_no_pair
 from znorm.lab.runs.folder import Run
-from znorm.lab.stats import median_time
+from znorm.lab.stats import median_interval, median_time
 
 __all__ = ["Acceleration", "Arrival", "acceleration"]
 
@@ -46,11 +46,14 @@ class Acceleration:
     epochs, seconds : float
         By when half of them are there, by Kaplan and Meier's estimate: inf where fewer than half
         ever are, nan where nothing can be said.
+    interval : tuple of float or None
+        Of these epochs, at 95 %; None for fewer than six runs.
     """
 
     arrivals: tuple[Arrival, ...]
     epochs: float
     seconds: float
+    interval: tuple[float, float] | None = None
 
     @property
     def reached(self) -> int:
@@ -108,4 +111,6 @@ def acceleration(runs: Sequence[Run], reference: Sequence[Run], key: str) -> Acc
     ]
     known = [second for second in seconds if second is not None]
     timed = median_time(known, there) if len(known) == len(seconds) else math.nan
-    return Acceleration(tuple(arrivals), median_time(epochs, there), timed)
+    return Acceleration(
+        tuple(arrivals), median_time(epochs, there), timed, median_interval(epochs, there)
+    )

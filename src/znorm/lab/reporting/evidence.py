@@ -97,8 +97,10 @@ def _half_there(row: Row) -> str:
     if arrived is None or not arrived.arrivals:
         return "–"
     count = f"{arrived.reached} of {len(arrived.arrivals)} ever"
-    if math.isinf(arrived.epochs):
-        return f"never: {count}"
-    if math.isfinite(arrived.seconds):
-        return f"{arrived.epochs:g} epochs, {duration(arrived.seconds)} ({count})"
-    return f"{arrived.epochs:g} epochs ({count})"
+    median = "never" if math.isinf(arrived.epochs) else f"{arrived.epochs:g} epochs"
+    if arrived.interval is not None:
+        ends = ["never" if math.isinf(end) else f"{end:g}" for end in arrived.interval]
+        median += f" (95 %: {' to '.join(dict.fromkeys(ends))})"
+    if math.isfinite(arrived.epochs) and math.isfinite(arrived.seconds):
+        median += f", {duration(arrived.seconds)}"
+    return f"{median}; {count}"

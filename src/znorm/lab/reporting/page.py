@@ -165,6 +165,7 @@ def _section(
     )
     if exchanged:
         dataset = DataError("others have been put in their place")
+    validation_images = len(dataset.validation) if isinstance(dataset, Dataset) else None
     pictures: dict[str, Any] = {"patches": (), "masks": None}
     if images and isinstance(dataset, Dataset):
         pictures["patches"] = patches(dataset)
@@ -184,7 +185,7 @@ def _section(
         "curves": curves(table),
         "gradients": gradients_by_depth(table),
         "why": why(table),
-        "tuning": tuning_evidence(root, table),
+        "tuning": tuning_evidence(root, table, validation_images),
     }
 
 

@@ -89,8 +89,13 @@ class _Trials:
     test: tuple[float, ...]
 
 
-def tuning_evidence(root: Path, table: Table) -> TuningEvidence | None:
-    """The evidence of a tuned table; None of another."""
+def tuning_evidence(
+    root: Path, table: Table, validation_images: int | None = None
+) -> TuningEvidence | None:
+    """The evidence of a tuned table; None of another.
+
+    ``validation_images`` is how many the choice was made on, where that is known.
+    """
     tuning = table.tuning
     if tuning is None:
         return None
@@ -103,8 +108,12 @@ def tuning_evidence(root: Path, table: Table) -> TuningEvidence | None:
     coloured = list(zip(searched, cycle(COLOURS), strict=False))
     return TuningEvidence(
         tuple(_method(root, headline, tuning, one) for one in searched),
-        tuple(_lines(table, tuning, searched)),
-        (_curves(headline, coloured), _scatter(headline, coloured)),
+        tuple(_lines(table, tuning, searched, validation_images)),
+        (
+            _on_validation(headline, coloured),
+            _on_test(headline, coloured),
+            _scatter(headline, coloured),
+        ),
         tuple((label_of(one.method), colour) for one, colour in coloured),
     )
 
@@ -153,7 +162,9 @@ def _remark(tuning: Tuning, one: _Trials, chosen: Hyperparameters) -> str:
     return "; ".join(words)
 
 
-def _lines(table: Table, tuning: Tuning, searched: Sequence[_Trials]) -> list[str]:
+def _lines(
+    table: Table, tuning: Tuning, searched: Sequence[_Trials], images: int | None
+) -> list[str]:
     headline = table.columns[0]
     how = {
         "random": "at random, the same for each method",
@@ -171,6 +182,14 @@ def _lines(table: Table, tuning: Tuning, searched: Sequence[_Trials]) -> list[st
         lines.append(
             "The methods have had different numbers of trials: that is no equal budget; give all "
             "of them to the same command."
+        )
+    if images and TASKS[table.spec.task].output == "classes":
+        best = max(max(one.validation) for one in searched)
+        error = math.sqrt(best * (1 - best) / images)
+        lines.append(
+            f"The validation part has {images:,} images, of which one standard error of such a "
+            f"score is {headline.show(error)} points: trials that differ by less are ordered by "
+            "chance."
         )
     lines.append(_optimism(headline, searched))
     if tuning.sampler == "random":
@@ -214,22 +233,37 @@ def _crossings(searched: Sequence[_Trials]) -> list[str]:
     ]
 
 
-def _curves(headline: Column, coloured: Sequence[tuple[_Trials, str]]) -> str:
+def _on_validation(headline: Column, coloured: Sequence[tuple[_Trials, str]]) -> str:
     """The expected validation score of the best of so many trials."""
+    curves = [(expected_best(one.validation), colour, "-") for one, colour in coloured]
+    return _curves(_validation_title(headline), headline, curves)
+
+
+def _on_test(headline: Column, coloured: Sequence[tuple[_Trials, str]]) -> str:
+    """The expected test score of that trial, and of the one that is best on the test."""
+    curves = []
+    for one, colour in coloured:
+        curves.append((expected_best(one.validation, one.test), colour, "-"))
+        curves.append((expected_best(one.test), colour, ":"))
+    return _curves(headline.title, headline, curves)
+
+
+def _curves(
+    title: str, headline: Column, curves: Sequence[tuple[Sequence[float], str, str]]
+) -> str:
     with style():
         from matplotlib.figure import Figure
         from matplotlib.ticker import MaxNLocator
 
         figure = Figure(figsize=(4.7, 3.3), layout="constrained")
         axes: Any = figure.subplots()
-        axes.set_title(_on_validation(headline), loc="left", fontsize=10.5)
+        axes.set_title(title, loc="left", fontsize=10.5)
         axes.set_xlabel("best of so many trials")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(axis="y", color=GREY, alpha=0.25, linewidth=0.6)
-        for one, colour in coloured:
-            curve = expected_best(one.validation)
+        for curve, colour, dashes in curves:
             scaled = [headline.scale * value for value in curve]
-            axes.plot(range(1, len(curve) + 1), scaled, color=colour, linewidth=1.8, marker=".")
+            axes.plot(range(1, len(curve) + 1), scaled, f".{dashes}", color=colour, linewidth=1.8)
         return as_svg(figure)
 
 
@@ -241,7 +275,7 @@ def _scatter(headline: Column, coloured: Sequence[tuple[_Trials, str]]) -> str:
 
         figure = Figure(figsize=(4.7, 3.3), layout="constrained")
         axes: Any = figure.subplots()
-        axes.set_title(_on_validation(headline), loc="left", fontsize=10.5)
+        axes.set_title(_validation_title(headline), loc="left", fontsize=10.5)
         axes.set_xlabel("learning rate of the trial")
         axes.set_xscale("log")
         axes.grid(axis="y", color=GREY, alpha=0.25, linewidth=0.6)
@@ -261,7 +295,7 @@ def _scatter(headline: Column, coloured: Sequence[tuple[_Trials, str]]) -> str:
         return as_svg(figure)
 
 
-def _on_validation(headline: Column) -> str:
+def _validation_title(headline: Column) -> str:
     return headline.title.replace("Test", "Validation")
 
 

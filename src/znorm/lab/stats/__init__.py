@@ -15,11 +15,12 @@ from znorm.lab.stats.pairs import (
 )
 from znorm.lab.stats.power import detectable, half_width, power, seeds_for
 from znorm.lab.stats.robust import interquartile_mean, nested_bootstrap
-from znorm.lab.stats.survival import median_time
+from znorm.lab.stats.survival import median_interval, median_time
 from znorm.lab.stats.workloads import (
     friedman_test,
     mean_ranks,
     nemenyi_distance,
+    not_told_apart,
     performance_profile,
 )
 
@@ -35,9 +36,11 @@ __all__ = [
     "holm",
     "interquartile_mean",
     "mean_ranks",
+    "median_interval",
     "median_time",
     "nemenyi_distance",
     "nested_bootstrap",
+    "not_told_apart",
     "performance_profile",
     "power",
     "prediction_interval",

@@ -11,7 +11,13 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from scipy.special import chdtrc
 
-__all__ = ["friedman_test", "mean_ranks", "nemenyi_distance", "performance_profile"]
+__all__ = [
+    "friedman_test",
+    "mean_ranks",
+    "nemenyi_distance",
+    "not_told_apart",
+    "performance_profile",
+]
 
 
 def performance_profile(
@@ -135,3 +141,33 @@ def nemenyi_distance(methods: int, workloads: int, alpha: float = 0.05) -> float
 
     critical = studentized_range.ppf(1 - alpha, methods, np.inf) / math.sqrt(2)
     return float(critical * math.sqrt(methods * (methods + 1) / (6 * workloads)))
+
+
+def not_told_apart(ranks: Mapping[str, float], distance: float) -> list[list[str]]:
+    """The largest groups of methods whose mean ranks lie within a distance, by rising rank.
+
+    The bars of a critical-difference diagram.
+
+    Parameters
+    ----------
+    ranks : mapping
+        As :func:`mean_ranks` gives them.
+    distance : float
+        As :func:`nemenyi_distance` gives it.
+
+    References
+    ----------
+    Demšar, "Statistical comparisons of classifiers over multiple data sets", 2006.
+
+    Examples
+    --------
+    >>> not_told_apart({"a": 1.2, "b": 1.9, "c": 2.8}, 1.0)
+    [['a', 'b'], ['b', 'c']]
+    """
+    order = sorted(ranks, key=lambda name: ranks[name])
+    groups: list[list[str]] = []
+    for first, name in enumerate(order):
+        group = [other for other in order[first:] if ranks[other] - ranks[name] < distance]
+        if len(group) > 1 and not (groups and set(group) <= set(groups[-1])):
+            groups.append(group)
+    return groups
