@@ -105,7 +105,7 @@ def _range(value: Any) -> tuple[float, float] | None:
 def further_runs(
     options: CompareOptions, tuning: Tuning, specs: Sequence[RunSpec]
 ) -> tuple[int, int]:
-    """How many runs tuning adds to a comparison, and how many of them are still to be trained."""
+    """The number of runs that tuning adds to a comparison, and of those still to be trained."""
     methods = _by_method(specs)
     number = len(methods) * _budget(options, tuning) + len(specs)
     known = [

@@ -63,7 +63,7 @@ class Pairs:
 
     @property
     def same_nets(self) -> bool:
-        """Whether the two of each pair ended with the same weights, by their hashes."""
+        """True where the two of each pair ended with the same weights, by their hashes."""
         hashes = [
             (_hash(pair.run, "final_weights"), _hash(pair.reference, "final_weights"))
             for pair in self.made

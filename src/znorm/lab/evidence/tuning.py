@@ -39,7 +39,7 @@ SAMPLERS: tuple[Sampler, ...] = get_args(Sampler)
 
 
 class Hyperparameters(BaseModel):
-    """What is tuned."""
+    """The learning rate and the schedule: what is tuned."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -202,7 +202,7 @@ def _lines(
 
 
 def _optimism(headline: Column, searched: Sequence[_Trials]) -> str:
-    """What picking on the test part would have added to the test scores."""
+    """The gain in test scores, on the test alone, of picking there."""
     added = [
         max(one.test) - one.test[one.validation.index(max(one.validation))] for one in searched
     ]
@@ -215,7 +215,7 @@ def _optimism(headline: Column, searched: Sequence[_Trials]) -> str:
 
 
 def _crossings(searched: Sequence[_Trials]) -> list[str]:
-    """Who leads with few trials and who with all, where that is not the same."""
+    """A word on another leader with few trials than with all."""
     curves = {one.method: expected_best(one.validation) for one in searched}
     length = min(map(len, curves.values()))
     leaders = []

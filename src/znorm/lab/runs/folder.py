@@ -49,6 +49,8 @@ class Run:
         self.folder = folder
         self.spec = spec
         self._damaged: set[str] = set()  # checkpoints that could not be read
+        # events.jsonl as it was when it was last read: a page asks for it many times.
+        self._read: tuple[tuple[int, ...], list[dict[str, Any]]] | None = None
 
     @classmethod
     def at(cls, root: str | os.PathLike[str], spec: RunSpec) -> Run:
@@ -156,11 +158,20 @@ class Run:
     @property
     def history(self) -> list[dict[str, Any]]:
         """One entry a finished epoch, from events.jsonl."""
-        entries: dict[int, dict[str, Any]] = {}
+        path = self.folder / "events.jsonl"
         try:
-            content = read_file(self.folder / "events.jsonl", 1 << 30)
+            entry = path.lstat()
+            state = (entry.st_ino, entry.st_mode, entry.st_size, entry.st_mtime_ns)
+            if self._read is None or self._read[0] != state:
+                self._read = state, self._epochs(read_file(path, 1 << 30))
         except FileNotFoundError:
             return []
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
+        return list(self._read[1])
+
+    def _epochs(self, content: bytes) -> list[dict[str, Any]]:
+        entries: dict[int, dict[str, Any]] = {}
         for line in content.decode(errors="replace").splitlines():
             try:
                 event = json.loads(line)

@@ -1,4 +1,4 @@
-"""What the best of so many trials is expected to score: curves over the budget of a search."""
+"""The expected score of the best of so many trials: curves over the budget of a search."""
 
 from __future__ import annotations
 
