@@ -148,14 +148,67 @@ def test_a_question_stands_and_another_one_in_its_place_is_said(
     assert asked(worth=0.02) == (Question("znorm", 0.02), [])
     assert asked() == (Question("znorm", 0.02), [])
     question, said = asked(worth=0.03)
-    assert question == Question("znorm", 0.03)
+    before = (("znorm", 0.02),)
+    assert question == Question("znorm", 0.03, earlier=before)
     assert said == [
         "the question was of znorm and a gain of 0.02, and is now of znorm and 0.03: answers to "
         "later questions count less"
     ]
     question, _ = asked(until="decided", budget=1e-9)
-    assert question == Question("znorm", 0.03, sequential=True)
+    assert question == Question("znorm", 0.03, sequential=True, earlier=before)
     assert asked()[0] == question  # what was looked at as seeds came stays so
+    page = (tmp_path / "report.html").read_text()
+    assert "Another question was asked here before: of ZNorm, a gain of 2 points." in page
+    # Nor by a question of another method.
+    lab.compare(methods=["baseline", "gradient_clipping"], seeds=2, out=tmp_path, **CHOICES)
+    last = Question.read(tmp_path)
+    assert last is not None
+    assert (last.method, last.sequential) == ("gradient_clipping", True)
+    assert last.earlier == (("znorm", 0.02), ("znorm", 0.03))
+
+
+@pytest.mark.parametrize(
+    ("ends", "last"),
+    [
+        ({"baseline": "failed", "znorm": "failed"}, "3 times more seeds have brought no pair"),
+        ({"baseline": "diverged", "znorm": "diverged"}, "3 times more seeds have brought no pair"),
+        ({"znorm": "diverged"}, "Do not adopt ZNorm: every run of it diverged"),
+        ({"znorm": "nobody's"}, "3 times more seeds have brought no pair"),
+        ({"baseline": "nobody's", "znorm": "nobody's"}, "3 times more seeds have brought no pair"),
+        ({"znorm": "0.55"}, "Undecided: all pairs have the same difference"),
+        ({"znorm": "one diverged"}, "Undecided: it is ahead where it finished"),
+    ],
+)
+def test_it_ends_where_more_seeds_cannot_decide(
+    ends: dict[str, str], last: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def execute(runs: Sequence[Run], *_: Any, **__: Any) -> None:
+        for one in runs:
+            seed, end = one.spec.seed, ends.get(one.spec.method, "0.5")
+            one.announce()
+            if one.result is not None or end == "nobody's":  # another process has it
+                continue
+            if end == "one diverged":
+                end = "diverged" if seed == 1 else str(0.9 + 0.001 * (seed % 3))
+            if end == "diverged":
+                one.finish({"status": end, "diverged_step": 1, "metrics": {}, "seconds": 1.0})
+            elif end == "failed":
+                one.finish({"status": end, "error": "a fault", "metrics": {}, "seconds": 1.0})
+            else:
+                one.finish(finished({"test_accuracy": float(end), "train_loss": 1.0}))
+
+    monkeypatch.setattr(api, "execute", execute)
+    said = Said()
+    runs = lab.compare(
+        methods=["baseline", "znorm"],
+        seeds=2,
+        until="decided",
+        out=tmp_path,
+        display=said,
+        **CHOICES,
+    )
+    assert said.texts[-1].startswith(last)
+    assert len(runs) <= 20
 
 
 def test_a_damaged_question_costs_a_report_nothing_but_a_word(

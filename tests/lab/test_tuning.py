@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ CHOICES: dict[str, Any] = {
     "tune": 4,
 }
 # The learning rate at which each method scores best.
-BEST = {"baseline": 0.001, "znorm": 0.004, "center_only": 0.002}
+BEST = {"baseline": 0.001, "znorm": 0.004, "center_only": 0.002, "mine": 0.002}
 
 
 class Said(Silent):
@@ -93,13 +93,17 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, float]]:
 BROKEN: set[str] = set()
 
 
+def by_method(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key.rpartition("__")[0]: value for key, value in values.items()}
+
+
 def test_all_methods_have_the_same_trials_and_then_their_own_best_over_all_seeds(
     tmp_path: Path, trained: list[tuple[str, int, float]]
 ) -> None:
     runs = lab.compare(**CHOICES, out=tmp_path)
     (tuning,) = read_tunings(tmp_path).values()
-    drawn = tuning.drawn["baseline"]
-    assert tuning.drawn == {"baseline": drawn, "znorm": drawn}
+    drawn = by_method(tuning.drawn)["baseline"]
+    assert by_method(tuning.drawn) == {"baseline": drawn, "znorm": drawn}
     assert len(drawn) == 4
     assert drawn[0].learning_rate == runs[0].spec.learning_rate == 0.001
     assert all(0.0001 <= one.learning_rate <= 0.01 for one in drawn)
@@ -112,9 +116,9 @@ def test_all_methods_have_the_same_trials_and_then_their_own_best_over_all_seeds
     ] * 4
     for method in BEST.keys() & {"baseline", "znorm"}:
         scores = [score(method, one.learning_rate, one.schedule) for one in drawn]
-        assert tuning.chosen[method] == drawn[scores.index(max(scores))]
+        assert by_method(tuning.chosen)[method] == drawn[scores.index(max(scores))]
     for run in runs[4:]:
-        assert run.spec.learning_rate == tuning.chosen[run.spec.method].learning_rate
+        assert tuning.is_tuned(run.spec)
     of_znorm = [run for run in runs if run.spec.method == "znorm"]
     assert [run.spec.seed for run in of_znorm] == [0, 1, 0, 1]
 
@@ -123,7 +127,7 @@ def test_random_trials_are_optunas(tmp_path: Path, trained: object) -> None:
     lab.compare(**CHOICES, out=tmp_path)
     (tuning,) = read_tunings(tmp_path).values()
     distribution = optuna.distributions.FloatDistribution(0.0001, 0.01, log=True)
-    for number, one in enumerate(tuning.drawn["znorm"][1:], 1):
+    for number, one in enumerate(by_method(tuning.drawn)["znorm"][1:], 1):
         study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=number))
         expected = study.ask({"learning_rate": distribution}).params["learning_rate"]
         assert one.learning_rate == pytest.approx(expected, rel=0.006)
@@ -138,7 +142,7 @@ def test_tpe_goes_where_earlier_trials_scored_and_a_stop_changes_nothing(
     off = [
         abs(math.log10(one.learning_rate / BEST[method]))
         for method in ("baseline", "znorm")
-        for one in whole.drawn[method][10:]
+        for one in by_method(whole.drawn)[method][10:]
     ]
     # Decades, on average. By chance it would be 0.59: 0.5 from the middle of two decades, and
     # (1.6^2 + 0.4^2) / 4 from where znorm's best is.
@@ -157,7 +161,7 @@ def test_tpe_goes_where_earlier_trials_scored_and_a_stop_changes_nothing(
         lab.compare(**choices, out=tmp_path / "stopped")
     api.report(tmp_path / "stopped")
     page = (tmp_path / "stopped" / "report.html").read_text()
-    assert "14 of 14 trials have ended, and no method has been trained at its best yet" in page
+    assert "14 of 16 trials have ended, and Baseline, ZNorm have not been trained" in page
     lab.compare(**choices, out=tmp_path / "stopped")
     (stopped,) = read_tunings(tmp_path / "stopped").values()
     assert stopped == whole
@@ -171,9 +175,10 @@ def test_more_trials_go_on_from_those_that_are_there(
     trained.clear()
     lab.compare(**{**CHOICES, "tune": 30}, out=tmp_path)
     (after,) = read_tunings(tmp_path).values()
-    assert after.drawn["znorm"][:4] == before.drawn["znorm"]
+    drawn, chosen = by_method(after.drawn), by_method(after.chosen)
+    assert drawn["znorm"][:4] == by_method(before.drawn)["znorm"]
     assert sum(seed == TRIAL_SEED for _, seed, _ in trained) == 2 * 26
-    assert after.chosen["znorm"] != before.chosen["znorm"]
+    assert chosen["znorm"] != by_method(before.chosen)["znorm"]
     tables = gather(tmp_path, find(tmp_path), None, read_tunings(tmp_path))
     assert [table.suffix for table in tables] == ["", ", each method tuned"]
     evidence = tuning_evidence(tmp_path, tables[1])
@@ -183,7 +188,7 @@ def test_more_trials_go_on_from_those_that_are_there(
     said = Said()
     lab.compare(**{**CHOICES, "methods": ["baseline", "center_only"]}, out=tmp_path, display=said)
     (last,) = read_tunings(tmp_path).values()
-    assert len(last.drawn["center_only"]) == 30
+    assert len(by_method(last.drawn)["center_only"]) == 30
     assert "30 trials a method are there already, and all of them count" in said.texts
 
 
@@ -194,26 +199,27 @@ def test_the_table_the_card_and_the_page(tmp_path: Path, trained: object) -> Non
     assert {run.spec.learning_rate for run in shared.runs} == {0.001}
     assert {run.spec.seed for run in (*shared.runs, *tuned.runs)} == {0, 1}
     (tuning,) = tunings.values()
-    by_method = {row.method: {run.spec.learning_rate for run in row.runs} for row in tuned.rows}
-    assert by_method == {m: {one.learning_rate} for m, one in tuning.chosen.items()}
+    chosen = by_method(tuning.chosen)
+    rates = {row.method: {run.spec.learning_rate for run in row.runs} for row in tuned.rows}
+    assert rates == {m: {one.learning_rate} for m, one in chosen.items()}
     card = card_of(tuned)
     assert card is not None
-    own = f"ZNorm {tuning.chosen['znorm']}"
+    own = f"ZNorm {chosen['znorm']}"
     assert "the best of 4 trials on validation data: Baseline" in card.lines[-1].text
     assert own in card.lines[-1].text
     evidence = tuning_evidence(tmp_path, tuned)
     assert evidence is not None
     assert tuning_evidence(tmp_path, shared) is None
     _, of_znorm = evidence.methods
-    drawn = tuning.drawn["znorm"]
+    drawn = by_method(tuning.drawn)["znorm"]
     scores = [score("znorm", one.learning_rate, one.schedule) for one in drawn]
     assert [value.text for value in of_znorm.trials] == [f"{100 * one:.2f}" for one in scores]
     assert of_znorm.validation == f"{100 * max(scores):.2f}"
     assert of_znorm.curve[-1] == pytest.approx(max(scores))
     on_test = [one + 0.001 * (TRIAL_SEED % 3) for one in scores]
     on_test[0] += 0.2
-    chosen = on_test[scores.index(max(scores))]
-    assert of_znorm.test == f"{100 * chosen:.2f}"
+    its_own = on_test[scores.index(max(scores))]
+    assert of_znorm.test == f"{100 * its_own:.2f}"
     assert of_znorm.best_on_test == f"{100 * max(on_test):.2f}"
     # 16 images, of which a standard error is the root of p (1 - p) / 16.
     of_sixteen = tuning_evidence(tmp_path, tuned, validation_images=16)
@@ -295,6 +301,9 @@ def test_trials_are_not_mixed_with_others(
         '{"a": {"sampler": "grid", "low": 1, "high": 2}}',
         '{"a": {"sampler": "random", "low": 1, "high": 2, "chosen": {"znorm": '
         '{"learning_rate": 1, "schedule": "none"}}}}',
+        '{"a": {"sampler": "random", "low": 1, "high": 1}}',
+        '{"a": {"sampler": "random", "low": 1, "high": 2, "chosen": {"znorm__0": '
+        '{"learning_rate": 1, "schedule": "constant"}}}}',
     ],
 )
 def test_trials_that_cannot_be_read_are_named(
@@ -314,10 +323,66 @@ def test_a_plan_counts_trials_and_what_they_choose(tmp_path: Path, trained: obje
     lab.compare(**CHOICES, out=tmp_path)
     # The baseline's best is the shared setting, which is trained already.
     (tuning,) = read_tunings(tmp_path).values()
-    same = 2 * sum(chosen == tuning.drawn["baseline"][0] for chosen in tuning.chosen.values())
+    shared = by_method(tuning.drawn)["baseline"][0]
+    same = 2 * sum(chosen == shared for chosen in tuning.chosen.values())
     assert api.planned(options)[1] == (8 + 4 - same, 0)
     more = CompareOptions(**{**CHOICES, "tune": 6}, out=tmp_path)
     assert api.planned(more)[1] == (12 + 4 - same, 4)
+
+
+def test_a_search_that_goes_on_is_told_until_it_has_chosen_anew(
+    tmp_path: Path, trained: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lab.compare(**CHOICES, out=tmp_path)
+    execute = api.execute
+
+    def stopping(runs: Sequence[Run], *arguments: Any, **more: Any) -> None:
+        execute(runs[:9], *arguments, **more)  # another process is at the last ones
+
+    monkeypatch.setattr(api, "execute", stopping)
+    said = Said()
+    lab.compare(**{**CHOICES, "tune": 6}, out=tmp_path, display=said)
+    assert said.texts[-1].startswith("3 trials have not ended, the first in ")
+    page = (tmp_path / "report.html").read_text()
+    assert "9 of 12 trials have ended" in page
+    assert "How methods were tuned" not in page  # nothing is chosen from all of them yet
+    assert "Baseline, ZNorm have not been trained at their best; the same command goes on" in page
+
+
+@pytest.mark.parametrize("broken", ["baseline", "znorm"])
+def test_no_other_question_takes_the_place_of_one_that_cannot_be_answered(
+    broken: str, tmp_path: Path, trained: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(f"{__name__}.BROKEN", {broken})
+    lab.compare(**{**CHOICES, "methods": ["baseline", "znorm", "center_only"]}, out=tmp_path)
+    tables = gather(tmp_path, find(tmp_path), Question.read(tmp_path), read_tunings(tmp_path))
+    assert tables[1].tuning is not None
+    assert card_of(tables[1]) is None
+    evidence = tuning_evidence(tmp_path, tables[1])
+    assert evidence is not None
+    name = {"baseline": "Baseline", "znorm": "ZNorm"}[broken]
+    assert f"Not in this table: {name}, of which no trial has a score" in " ".join(evidence.lines)
+
+
+def test_two_methods_of_one_name_have_trials_of_their_own(tmp_path: Path, trained: object) -> None:
+    for eps in (1e-8, 1e-3):
+        own = {"name": "mine", "transform": [{"ZNorm": {"eps": eps}}]}
+        lab.compare(**{**CHOICES, "methods": ["baseline", own]}, out=tmp_path)
+    (tuning,) = read_tunings(tmp_path).values()
+    assert [key.rpartition("__")[0] for key in tuning.drawn] == [
+        "baseline",
+        "mine",
+        "mine",
+    ]
+    assert {len(drawn) for drawn in tuning.drawn.values()} == {4}
+
+
+def test_no_trial_is_drawn_twice(tmp_path: Path, trained: object) -> None:
+    lab.compare(**{**CHOICES, "sampler": "tpe", "tune": 40, "seeds": 1}, out=tmp_path)
+    (tuning,) = read_tunings(tmp_path).values()
+    assert [len(set(drawn)) for drawn in tuning.drawn.values()] == [40, 40]
+    rates = [one.learning_rate for drawn in tuning.drawn.values() for one in drawn]
+    assert tuning.low <= min(rates) <= max(rates) <= tuning.high
 
 
 def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

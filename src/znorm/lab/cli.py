@@ -198,7 +198,7 @@ def reproduce(target: str, plan: bool, **options: Any) -> int:
     runs = paper.reproduce(target, **written, display=choose(_console(sys.stderr)))
     record = Record.read(root)
     assert record is not None
-    for table in paper_tables(record, gather(root, find(root))):
+    for table in paper_tables(record, gather(root, find(root), None, read_tunings(root))):
         console.print(paper_on_terminal(table))
         for remark in remarks(table):
             console.print(remark, markup=False, highlight=False, soft_wrap=True)

@@ -11,7 +11,7 @@ from znorm.lab.errors import ConfigurationError
 from znorm.lab.evidence.pairs import REFERENCE
 from znorm.lab.evidence.question import WORTH, Question
 from znorm.lab.options import CompareOptions
-from znorm.lab.reporting.card import card_of
+from znorm.lab.reporting.card import Card, card_of
 from znorm.lab.reporting.tables import gather
 from znorm.lab.runs.folder import Run
 from znorm.lab.runs.grid import grid
@@ -21,6 +21,8 @@ __all__ = ["added_until_decided", "asked", "keep"]
 
 # Seeds that are never passed: beyond them nothing is decided that matters.
 MOST_SEEDS = 1000
+# Times that more seeds are tried though the last ones have made no pair.
+IN_VAIN = 3
 
 
 def asked(options: CompareOptions, specs: Sequence[RunSpec]) -> Question | None:
@@ -48,10 +50,8 @@ def asked(options: CompareOptions, specs: Sequence[RunSpec]) -> Question | None:
         return None
     kept = Question.read(Path(options.out))
     if kept is not None and kept.method in methods:
-        # What has once been looked at as seeds came is not unseen again.
-        worth = kept.worth if options.worth is None else options.worth
-        new = Question(kept.method, worth, kept.sequential)
-    return new if options.until is None else replace(new, sequential=True)
+        new = Question(kept.method, kept.worth if options.worth is None else options.worth)
+    return replace(new, sequential=options.until is not None).after(kept)
 
 
 def keep(question: Question, root: Path, say: Callable[[str], None]) -> None:
@@ -84,30 +84,40 @@ def added_until_decided(
     begun = time.monotonic()
     known = list(runs)
     methods = _named(options.methods, (REFERENCE, question.method))
+    pairs, in_vain = -1, 0
     while True:
-        decision, text = _verdict(Path(options.out), known, question)
-        say(text)
-        if decision != "undecided":
+        card = _card(Path(options.out), known, question)
+        say("no run has ended" if card is None else card.text)
+        if card is not None and not card.is_open:
             return
+        now = 0 if card is None else card.pairs
+        in_vain = 0 if now > pairs else in_vain + 1
+        if in_vain >= IN_VAIN:
+            say(
+                f"{in_vain} times more seeds have brought no pair of finished runs, and nothing "
+                "is decided: look at how they ended"
+            )
+            return
+        pairs = now
         spent = (time.monotonic() - begun) / 60
         if options.budget is not None and spent >= options.budget:
             say(f"the budget of {options.budget:g} minutes is spent, and nothing is decided")
             return
-        last = max(run.spec.seed for run in known)
-        if last + 1 >= MOST_SEEDS:
+        there = {run.spec.seed for run in known}
+        if len(there) >= MOST_SEEDS:
             say(f"{MOST_SEEDS} seeds have decided nothing")
             return
+        last = max(there)
         seeds = list(range(last + 1, last + 1 + max(1, options.jobs // 2)))
         more = [Run.at(options.out, spec) for spec in grid(methods, seeds, options.choices())]
         yield more
         known += more
 
 
-def _verdict(root: Path, runs: Sequence[Run], question: Question) -> tuple[str, str]:
-    (table,) = gather(root, [run for run in runs if run.result is not None], question)
-    card = card_of(table)
-    assert card is not None
-    return card.decision, card.text
+def _card(root: Path, runs: Sequence[Run], question: Question) -> Card | None:
+    """The card of the runs that have ended; None where there are none to compare."""
+    tables = gather(root, [run for run in runs if run.result is not None], question)
+    return card_of(tables[0]) if tables else None
 
 
 def _named(

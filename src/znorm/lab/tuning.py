@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from znorm.lab.errors import ConfigurationError
+from znorm.lab.errors import ConfigurationError, DataError
 from znorm.lab.evidence.tuning import (
     SAMPLERS,
     TRIAL_SEED,
     Hyperparameters,
     Sampler,
     Tuning,
+    method_key,
     read_tunings,
     validation_score,
     workload_key,
@@ -32,6 +33,8 @@ _SCHEDULES = ("constant", "cosine")
 MOST_TRIALS = 1000
 # TPE draws so many at random before it learns from them.
 _RANDOM_FIRST = 5
+# Draws of a trial that is not one of the earlier ones: the same again would teach nothing.
+_AGAIN = 100
 
 
 def tuning_asked(options: CompareOptions, specs: Sequence[RunSpec]) -> Tuning | None:
@@ -110,8 +113,8 @@ def further_runs(
     number = len(methods) * _budget(options, tuning) + len(specs)
     known = [
         _with(spec, drawn, TRIAL_SEED)
-        for method, spec in methods.items()
-        for drawn in tuning.drawn.get(method, ())
+        for key, spec in methods.items()
+        for drawn in tuning.drawn.get(key, ())
     ]
     known += _chosen(tuning, specs)
     ended = sum(Run.at(options.out, spec).result is not None for spec in known)
@@ -139,35 +142,42 @@ def tuned_runs(
     Returns
     -------
     list of Run
-        Those at each method's best; without a method of which no trial finished.
+        Those at each method's best; without a method of which no trial finished. None while trials
+        have not ended, which another process may be at.
     """
     out, methods = Path(options.out), _by_method(specs)
-    trials: dict[str, list[Run]] = {method: [] for method in methods}
+    trials: dict[str, list[Run]] = {key: [] for key in methods}
     if _budget(options, tuning) > (options.tune or 0):
         say(f"{tuning.budget} trials a method are there already, and all of them count")
     for numbers in _rounds(tuning.sampler, _budget(options, tuning)):
-        for method, spec in methods.items():
-            scores = [validation_score(run) for run in trials[method]]
+        for key, spec in methods.items():
+            scores = [validation_score(run) for run in trials[key]]
             for number in numbers:
-                drawn = tuning.drawn.get(method, ())
+                drawn = tuning.drawn.get(key, ())
                 if number == len(drawn):
                     made = _draw(tuning, Hyperparameters.of(spec), number, drawn, scores)
-                    everything = {**tuning.drawn, method: (*drawn, made)}
-                    tuning = tuning.model_copy(update={"drawn": everything})
-                one = _with(spec, tuning.drawn[method][number], TRIAL_SEED)
-                trials[method].append(Run.at(out, one))
+                    tuning = tuning.with_trial(key, made)
+                one = _with(spec, tuning.drawn[key][number], TRIAL_SEED)
+                trials[key].append(Run.at(out, one))
         _keep(out, specs[0], tuning)
         # Methods stand side by side: stopped halfway, they have had as many.
-        train([trials[method][number] for number in numbers for method in methods])
+        train([trials[key][number] for number in numbers for key in methods])
+        left = [run for runs in trials.values() for run in runs if not _has_ended(run)]
+        if left:
+            say(
+                f"{len(left)} trials have not ended, the first in {left[0].folder}: nothing is "
+                "chosen yet; the same command goes on"
+            )
+            return []
     best: dict[str, Hyperparameters] = {}
-    for method, runs in trials.items():
-        scored = [(validation_score(run), -number) for number, run in enumerate(runs)]
-        score, place = max(scored)
-        if score == -math.inf:
-            say(f"{label(method)}: no trial has a score on validation data; it is not tuned")
+    for key, runs in trials.items():
+        name = label(methods[key].method)
+        scores = [validation_score(run) for run in runs]
+        if max(scores) == -math.inf:
+            say(f"{name}: no trial has a score on validation data; it is not tuned")
             continue
-        best[method] = tuning.drawn[method][-place]
-        say(f"{label(method)}: {best[method]}, the best of {len(runs)} on validation data")
+        best[key] = tuning.drawn[key][scores.index(max(scores))]
+        say(f"{name}: {best[key]}, the best of {len(runs)} on validation data")
     tuning = tuning.model_copy(update={"chosen": {**tuning.chosen, **best}})
     _keep(out, specs[0], tuning)
     tuned = [Run.at(out, spec) for spec in _chosen(tuning, specs)]
@@ -175,8 +185,15 @@ def tuned_runs(
     return tuned
 
 
+def _has_ended(run: Run) -> bool:
+    try:
+        return run.result is not None
+    except DataError:
+        return False  # which has been said
+
+
 def _by_method(specs: Sequence[RunSpec]) -> dict[str, RunSpec]:
-    return {spec.method: spec for spec in specs}
+    return {method_key(spec): spec for spec in specs}
 
 
 def _budget(options: CompareOptions, tuning: Tuning) -> int:
@@ -193,9 +210,9 @@ def _rounds(sampler: Sampler, budget: int) -> Iterator[range]:
 
 def _chosen(tuning: Tuning, specs: Sequence[RunSpec]) -> list[RunSpec]:
     return [
-        _with(spec, tuning.chosen[spec.method], spec.seed)
+        _with(spec, tuning.chosen[method_key(spec)], spec.seed)
         for spec in specs
-        if spec.method in tuning.chosen
+        if method_key(spec) in tuning.chosen
     ]
 
 
@@ -230,26 +247,32 @@ def _draw(
             tuple(dict.fromkeys((shared.schedule, *_SCHEDULES)))
         ),
     }
-    study = optuna.create_study(direction="maximize", sampler=_sampler(tuning.sampler, number))
-    if tuning.sampler == "tpe":
-        for one, score in zip(drawn, scores, strict=True):
-            if tuning.low <= one.learning_rate <= tuning.high:
-                # The lowest of all scores, for a run that has none: not to be tried again.
-                value = 0.0 if score == -math.inf else score
-                study.add_trial(
-                    optuna.trial.create_trial(
-                        params=one.model_dump(), distributions=space, value=value
+    for again in range(_AGAIN):
+        seed = number + again * MOST_TRIALS
+        study = optuna.create_study(direction="maximize", sampler=_sampler(tuning.sampler, seed))
+        if tuning.sampler == "tpe":
+            for one, score in zip(drawn, scores, strict=True):
+                if tuning.low <= one.learning_rate <= tuning.high:
+                    # The lowest of all scores, for one that has none: not to be tried again.
+                    value = 0.0 if score == -math.inf else score
+                    study.add_trial(
+                        optuna.trial.create_trial(
+                            params=one.model_dump(), distributions=space, value=value
+                        )
                     )
-                )
-    found = study.ask(space).params
-    return Hyperparameters(
-        learning_rate=float(f"{found['learning_rate']:.3g}"), schedule=found["schedule"]
-    )
+        found = study.ask(space).params
+        rounded = float(f"{found['learning_rate']:.3g}")
+        made = Hyperparameters(
+            learning_rate=min(max(rounded, tuning.low), tuning.high), schedule=found["schedule"]
+        )
+        if made not in drawn:
+            break
+    return made
 
 
-def _sampler(name: Sampler, number: int) -> Any:
+def _sampler(name: Sampler, seed: int) -> Any:
     from optuna.samplers import RandomSampler, TPESampler
 
     if name == "random":
-        return RandomSampler(seed=number)
-    return TPESampler(seed=number, n_startup_trials=_RANDOM_FIRST)
+        return RandomSampler(seed=seed)
+    return TPESampler(seed=seed, n_startup_trials=_RANDOM_FIRST)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from lab.kit import finished, recorded
@@ -155,7 +156,7 @@ def test_pairs_are_refused_by_what_differs_and_said_where(tmp_path: Path) -> Non
         (2, "other initial weights than the baseline's"),
         (3, "other batches (their order, or the augmentation) than the baseline's"),
     )
-    assert pairs.diverged == (4,)
+    assert [pair.seed for pair in pairs.only_method_diverged] == [4]
     assert len(compare_pairs(pairs, KEY).differences) == 1
 
 
@@ -173,13 +174,79 @@ def test_seeds_of_one_side_alone_are_missing(tmp_path: Path) -> None:
         runs(tmp_path, "baseline", [0.5] * 2),
     )
     assert [pair.seed for pair in pairs.made] == [1]
-    assert pairs.missing == (0, 2)
+    assert pairs.waiting == (0, 2)
+    assert pairs.left_out == ["seed 0, 2: one of the two is not there or not finished"]
+
+
+def test_every_seed_that_is_in_no_difference_has_its_reason(tmp_path: Path) -> None:
+    fell = "diverged"
+    found = compared(tmp_path, [0.5, fell, fell, 0.5, 0.5, 0.5], [0.6, fell, 0.6, fell, "failed"])
+    assert [pair.seed for pair in found.pairs.made] == [0]
+    assert found.pairs.ended == 4
+    assert found.pairs.left_out == [
+        "seed 3: diverged, the baseline did not",
+        "seed 2: did not diverge, the baseline did",
+        "seed 1: diverged, and so did the baseline",
+        "seed 4: one of the two failed",
+        "seed 5: one of the two is not there or not finished",
+    ]
+
+
+def test_differences_that_only_rounding_tells_apart_have_no_interval(tmp_path: Path) -> None:
+    # 12 of 380 images more, twice.
+    baseline, method = [250 / 380, 252 / 380], [262 / 380, 264 / 380]
+    assert method[0] - baseline[0] != method[1] - baseline[1]
+    found = compared(tmp_path, baseline, method)
+    assert found.interval.half is None
+    assert found.spread == 0
+    assert all(map(math.isnan, (found.p, found.holm_p, found.sign_flip_p, found.g)))
+    assert verdict(found, 0.01).decision == "undecided"
+    assert verdict(found, 0.01).is_open
+    often = compared(tmp_path / "often", [0.5] * 5, [0.6] * 5)
+    assert not verdict(often, 0.01).is_open
+
+
+@pytest.mark.parametrize(
+    ("baseline", "method"),
+    [
+        ([0.7, 0.7, 0.7], ["diverged"]),
+        ([0.7, "diverged", "diverged"], ["diverged", 0.8, 0.82]),
+        ([0.7, "failed"], ["diverged", 0.8]),
+    ],
+)
+def test_not_every_run_of_it_has_diverged(
+    baseline: list[float | str], method: list[float | str], tmp_path: Path
+) -> None:
+    found = verdict(compared(tmp_path, baseline, method), 0.01)
+    assert (found.decision, found.reason) == ("undecided", "there is no pair of finished runs")
+
+
+def test_a_method_that_is_ahead_and_diverged_is_not_decided_by_more_seeds(tmp_path: Path) -> None:
+    found = verdict(compared(tmp_path, [0.5] * 4, [0.6, 0.61, 0.6, "diverged"]), 0.01)
+    assert not found.is_open
+
+
+def test_where_seeds_were_added_p_and_interval_say_the_same(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    for number in range(40):
+        scores = (0.5 + random.normal(0.02, 0.02, random.integers(2, 12))).tolist()
+        root = tmp_path / str(number)
+        pairs = pairs_of(runs(root, "znorm", scores), runs(root, "baseline", [0.5] * len(scores)))
+        found = compare_pairs(pairs, KEY, sequential=True)
+        assert found.interval is not None
+        outside = found.interval.low > 0 or found.interval.high < 0
+        assert (found.p < 0.05) == (found.holm_p < 0.05) == outside
+        assert math.isnan(found.sign_flip_p)  # it is for one look
 
 
 def test_a_run_that_diverged_is_below_all_that_did_not(tmp_path: Path) -> None:
     comparison = compared(tmp_path, [0.5, 0.5, 0.5], [0.6, 0.6, "diverged"])
     assert comparison.improvement == pytest.approx(2 / 3)
     assert len(comparison.differences) == 2
+    # The baseline's run beside one that diverged counts: .6 and .61 are above two of three.
+    found = compared(tmp_path / "1", [0.9, 0.5, 0.5], ["diverged", 0.6, 0.61])
+    assert found.improvement == pytest.approx(4 / 9)
+    assert compared(tmp_path / "3", [0.5, 0.5], ["diverged"] * 2).improvement == 0
     assert compared(tmp_path / "2", [0.5, "diverged"], [0.4, 0.4]).improvement == pytest.approx(0.5)
 
 
@@ -227,7 +294,18 @@ def test_runs_that_never_arrive_count_as_such(tmp_path: Path) -> None:
     assert (found.reached, found.epochs, found.seconds) == (2, 7.0, 7.0)
     slower = acceleration([*mine[:1], *mine[2:]], baseline, KEY)
     assert slower is not None
-    assert slower.epochs == math.inf
+    assert slower.epochs == slower.seconds == math.inf
+    # One that diverges at once is no sooner there for that.
+    early = recorded(
+        tmp_path,
+        {"method": "znorm", "seed": 3, "epochs": 10},
+        [],
+        {"status": "diverged", "diverged_step": 1, "metrics": {}, "seconds": 0.1},
+    )
+    again = acceleration([mine[0], early], baseline, KEY)
+    assert again is not None
+    assert (again.epochs, again.seconds) == (2.0, 2.0)
+    assert acceleration([early], baseline, KEY).seconds == math.inf  # type: ignore[union-attr]
 
 
 def test_the_question_is_of_znorm_or_of_the_first_method(tmp_path: Path) -> None:
@@ -238,6 +316,11 @@ def test_the_question_is_of_znorm_or_of_the_first_method(tmp_path: Path) -> None
     asked.write(tmp_path)
     assert Question.read(tmp_path) == asked
     assert Question.read(tmp_path / "nowhere") is None
+    later = Question("clip_norm", 0.02).after(asked)
+    assert later == Question("clip_norm", 0.02, sequential=True, earlier=(("znorm", 0.02),))
+    later.write(tmp_path)
+    assert Question.read(tmp_path) == later
+    assert later.after(later) == later
 
 
 @pytest.mark.parametrize("worth", [0, 1, -0.1, math.nan, math.inf, True, "0.1", None])
@@ -247,7 +330,16 @@ def test_a_gain_that_is_none_is_named(worth: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", ["[]", "{}", '{"method": 1, "sequential": true}', '{"method": "a", "worth": 7}', "{"]
+    "content",
+    [
+        "[]",
+        "{}",
+        '{"method": "baseline", "worth": 0.01, "sequential": false}',
+        '{"method": "znorm", "worth": 0.01, "sequential": false, "earlier": [["a", "b"]]}',
+        '{"method": 1, "sequential": true}',
+        '{"method": "a", "worth": 7}',
+        "{",
+    ],
 )
 def test_a_damaged_question_is_named(content: str, tmp_path: Path) -> None:
     (tmp_path / "question.json").write_text(content)

@@ -64,6 +64,41 @@ def test_standings_by_hand(tmp_path: Path) -> None:
     assert "Over 2 workloads" in page.read_text()
 
 
+def test_runs_that_diverged_count_and_methods_that_are_left_out_are_named(tmp_path: Path) -> None:
+    runs = runs_of(tmp_path, list(CURVES))
+    fell = {"status": "diverged", "diverged_step": 1, "metrics": {}, "seconds": 1.0}
+    for seed in (1, 2):
+        for model in CURVES:
+            for method in ("baseline", "znorm"):
+                choices = {"model": model, "method": method, "epochs": 3, "seed": seed}
+                end = (
+                    fell
+                    if method == "znorm"
+                    else finished({"test_accuracy": 0.5, "train_loss": 1.0})
+                )
+                runs.append(recorded(tmp_path, choices, [], end))
+    runs.append(recorded(tmp_path, {"method": "center_only", "epochs": 3}, [], fell))
+    found = over_workloads(gather(tmp_path, runs))
+    assert found is not None
+    standings = {one.label: one for one in found.standings}
+    # 0.7 once and twice 0 is less than gradient clipping's 0.6 on the one, more than 0.1 on the
+    # other, and below the baseline on both.
+    assert {label: one.rank for label, one in standings.items()} == {
+        "Baseline": 1.5,
+        "ZNorm": 2.5,
+        "Gradient clipping": 2.0,
+    }
+    # 0.2 and 0.1, and four times the baseline's 0.5 lost: of six the middle four.
+    assert standings["ZNorm"].gain == pytest.approx((-0.5 * 3 + 0.1) / 4)
+    assert "ZNorm: 4 of 6 runs diverged or failed, and count as a score of 0." in found.remark
+    assert "Left out, since not all workloads have them: Centre only." in found.remark
+    # A method of which no run finished is last, and not away.
+    alone = [run for run in runs if run.spec.method != "znorm" or run.status == "diverged"]
+    last = over_workloads(gather(tmp_path, alone))
+    assert last is not None
+    assert last.standings[-1].label == "ZNorm"
+
+
 @pytest.mark.parametrize("models", [["resnet20"], ["resnet56"]])
 def test_one_workload_has_no_standings(models: list[str], tmp_path: Path) -> None:
     assert over_workloads(gather(tmp_path, runs_of(tmp_path, models))) is None

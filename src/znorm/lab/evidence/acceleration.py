@@ -105,10 +105,9 @@ def acceleration(runs: Sequence[Run], reference: Sequence[Run], key: str) -> Acc
         )
     there = [arrival.epoch is not None for arrival in arrivals]
     epochs = [arrival.epoch or arrival.watched for arrival in arrivals]
-    seconds = [
-        (arrival.watched_seconds if arrival.epoch is None else arrival.seconds)
-        for arrival in arrivals
-    ]
+    # Epochs are watched for as long in all runs; seconds are not, least of all in one that diverged
+    # at once: such a run is later than any that arrived.
+    seconds = [math.inf if arrival.epoch is None else arrival.seconds for arrival in arrivals]
     known = [second for second in seconds if second is not None]
     timed = median_time(known, there) if len(known) == len(seconds) else math.nan
     return Acceleration(

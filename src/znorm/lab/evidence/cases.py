@@ -54,6 +54,8 @@ class CaseEvidence:
     Parameters
     ----------
     unit : "patient" or "slice"
+    pairs : int
+        Of runs that kept the same cases.
     mean, low, high : float
         The mean gain and its 95 % interval, by a bootstrap of cases within seeds.
     gains : tuple of Gain
@@ -62,6 +64,7 @@ class CaseEvidence:
     """
 
     unit: str
+    pairs: int
     mean: float
     low: float
     high: float
@@ -116,7 +119,7 @@ def case_evidence(pairs: Pairs) -> CaseEvidence | None:
         )
         for rule in get_args(Rule)
     )
-    return CaseEvidence(unit, interval.mean, low, high, tuple(gains), rules)
+    return CaseEvidence(unit, len(found), interval.mean, low, high, tuple(gains), rules)
 
 
 def _names(cases: Cases) -> tuple[str, ...]:

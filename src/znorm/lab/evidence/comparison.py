@@ -14,6 +14,7 @@ from znorm.lab.stats import (
     confidence_sequence,
     hedges_g,
     holm,
+    p_at_any_time,
     probability_of_improvement,
     sign_flip_test,
     t_interval,
@@ -21,6 +22,9 @@ from znorm.lab.stats import (
 )
 
 __all__ = ["Comparison", "compare_pairs", "hold_together"]
+
+# Differences of shares that are equal, such as 12 of 380 images more, differ by rounding.
+_ROUNDING = 1e-12
 
 
 @dataclass(frozen=True)
@@ -33,14 +37,16 @@ class Comparison:
     differences : tuple of float
         Of each pair, in the unit of the score.
     interval : Interval or None
-        Of the mean difference, at 95 %; None without pairs.
+        Of the mean difference, at 95 %; None without pairs. Of differences that are all the same it
+        has no width, unless the nets are the same, too.
     sequential : bool
         Whether the interval holds at all looks at once, as it must where seeds were added until it
         was decided.
     p, sign_flip_p : float
-        Of the t test and of the sign-flip test; nan where they say nothing.
+        Of the t test, or where seeds were added of one that holds at all looks at once; of the
+        sign-flip test, which is for one look. nan where they say nothing.
     holm_p : float
-        p of the t test among all methods of the table.
+        p among all methods of the table.
     g : float
         Hedges' g of the differences.
     improvement : float
@@ -80,12 +86,28 @@ def compare_pairs(
     mine = [own for _, own, _ in scored]
     theirs = [other for _, _, other in scored]
     differences = tuple(one - other for one, other in zip(mine, theirs, strict=True))
-    p = t_test(differences)
+    alike = len(differences) > 1 and max(differences) - min(differences) <= _ROUNDING
+    if alike:
+        differences = (differences[0],) * len(differences)
+    p = sign_flip_p = math.nan
     interval = None
-    if differences:
+    if alike and not pairs.same_nets:
+        # Scores of a few hundred images have few values: pairs can agree by chance, and nets that
+        # have learned nothing score what chance does.
+        interval = Interval(differences[0], None)
+    elif differences:
         interval = (confidence_sequence if sequential else t_interval)(differences)
-    fell = [-math.inf] * len(pairs.diverged)
-    others_fell = [-math.inf] * len(pairs.reference_diverged)
+        p = (p_at_any_time if sequential else t_test)(differences)
+        sign_flip_p = math.nan if sequential else sign_flip_test(differences)
+    # Every run that ended, of a pair or not: one that diverged is below all that did not.
+    for pair in (*pairs.only_method_diverged, *pairs.both_diverged):
+        mine.append(-math.inf)
+        if pair in pairs.only_method_diverged:
+            theirs.append(ending(pair.reference, key))
+    for pair in (*pairs.only_baseline_diverged, *pairs.both_diverged):
+        theirs.append(-math.inf)
+        if pair in pairs.only_baseline_diverged:
+            mine.append(ending(pair.run, key))
     times = [
         (pair.run.result or {})["seconds"] / seconds
         for pair in made
@@ -97,10 +119,13 @@ def compare_pairs(
         interval,
         sequential,
         p,
-        sign_flip_test(differences),
+        sign_flip_p,
         p,
         hedges_g(differences),
-        probability_of_improvement(mine + fell, theirs + others_fell),
+        probability_of_improvement(
+            [score for score in mine if not math.isnan(score)],
+            [score for score in theirs if not math.isnan(score)],
+        ),
         statistics.median(times) if times else math.nan,
     )
 

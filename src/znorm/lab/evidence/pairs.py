@@ -43,23 +43,32 @@ class Pairs:
     Parameters
     ----------
     made : tuple of Pair
+    only_method_diverged, only_baseline_diverged, both_diverged : tuple of Pair
+        Those of which both ended, and at least one diverged.
     refused : tuple of (int, str)
         Seeds whose two runs differ in more than the method, and in what.
-    diverged, reference_diverged : tuple of int
-        Seeds of which only the method's run, or only the baseline's, diverged.
-    missing : tuple of int
-        Seeds of which one of the two is not there, unfinished or failed.
+    failed, waiting : tuple of int
+        Seeds of which one of the two failed; of which one is not there or not finished.
     """
 
-    made: tuple[Pair, ...]
-    refused: tuple[tuple[int, str], ...]
-    diverged: tuple[int, ...]
-    reference_diverged: tuple[int, ...]
-    missing: tuple[int, ...]
+    made: tuple[Pair, ...] = ()
+    only_method_diverged: tuple[Pair, ...] = ()
+    only_baseline_diverged: tuple[Pair, ...] = ()
+    both_diverged: tuple[Pair, ...] = ()
+    refused: tuple[tuple[int, str], ...] = ()
+    failed: tuple[int, ...] = ()
+    waiting: tuple[int, ...] = ()
 
     @property
     def runs(self) -> tuple[Run, ...]:
         return tuple(pair.run for pair in self.made)
+
+    @property
+    def ended(self) -> int:
+        """The number of pairs of which both runs ended, diverged ones too."""
+        return len(self.made) + sum(
+            map(len, (self.only_method_diverged, self.only_baseline_diverged, self.both_diverged))
+        )
 
     @property
     def same_nets(self) -> bool:
@@ -68,38 +77,54 @@ class Pairs:
             (_hash(pair.run, "final_weights"), _hash(pair.reference, "final_weights"))
             for pair in self.made
         ]
-        return all(mine is not None and mine == theirs for mine, theirs in hashes)
+        return bool(hashes) and all(mine is not None and mine == its for mine, its in hashes)
+
+    @property
+    def left_out(self) -> list[str]:
+        """A text for each reason for which seeds are in no difference."""
+        reasons = {
+            "diverged, the baseline did not": [one.seed for one in self.only_method_diverged],
+            "did not diverge, the baseline did": [one.seed for one in self.only_baseline_diverged],
+            "diverged, and so did the baseline": [one.seed for one in self.both_diverged],
+            "one of the two failed": self.failed,
+            "one of the two is not there or not finished": self.waiting,
+        }
+        return [f"seed {seed}: {reason}" for seed, reason in self.refused] + [
+            f"seed {', '.join(map(str, seeds))}: {reason}"
+            for reason, seeds in reasons.items()
+            if seeds
+        ]
 
 
 def pairs_of(runs: Sequence[Run], reference: Sequence[Run]) -> Pairs:
     """The pairs of a method's runs and the baseline's, and why others are none."""
     mine = {run.spec.seed: run for run in runs}
     theirs = {run.spec.seed: run for run in reference}
-    made: list[Pair] = []
+    ended: dict[tuple[str, str], list[Pair]] = {}
     refused: list[tuple[int, str]] = []
-    ended: dict[tuple[str, str], list[int]] = {}
-    missing: list[int] = []
+    failed: list[int] = []
+    waiting: list[int] = []
     for seed in sorted({*mine, *theirs}):
         run, other = mine.get(seed), theirs.get(seed)
         if run is None or other is None:
-            missing.append(seed)
+            waiting.append(seed)
             continue
         states = run.status, other.status
         reason = why_no_pair(run, other)
         if reason is not None:
             refused.append((seed, reason))
-        elif states == ("done", "done"):
-            made.append(Pair(seed, run, other))
         elif set(states) <= {"done", "diverged"}:
-            ended.setdefault(states, []).append(seed)
+            ended.setdefault(states, []).append(Pair(seed, run, other))
         else:
-            missing.append(seed)
+            (failed if "failed" in states else waiting).append(seed)
     return Pairs(
-        tuple(made),
-        tuple(refused),
+        tuple(ended.get(("done", "done"), ())),
         tuple(ended.get(("diverged", "done"), ())),
         tuple(ended.get(("done", "diverged"), ())),
-        tuple(missing),
+        tuple(ended.get(("diverged", "diverged"), ())),
+        tuple(refused),
+        tuple(failed),
+        tuple(waiting),
     )
 
 

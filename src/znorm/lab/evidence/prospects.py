@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from znorm.lab.stats import detectable, half_width, power, smallest_p
+from znorm.lab.stats import detectable, half_width, half_width_at_any_time, power, smallest_p
 
 __all__ = ["Prospect", "prospects"]
 
@@ -36,7 +36,9 @@ class Prospect:
     power: float
 
 
-def prospects(pairs: int, spread: float, worth: float) -> list[Prospect]:
+def prospects(
+    pairs: int, spread: float, worth: float, *, sequential: bool = False
+) -> list[Prospect]:
     """The prospects of these pairs and of more.
 
     Parameters
@@ -46,13 +48,16 @@ def prospects(pairs: int, spread: float, worth: float) -> list[Prospect]:
         The standard deviation of differences between paired runs.
     worth : float
         In the same unit.
+    sequential : bool
+        Whether intervals are to hold at all looks at once.
     """
+    width = half_width_at_any_time if sequential else half_width
     numbers: Sequence[int] = [pairs, *(number for number in _FURTHER if number > pairs)]
     return [
         Prospect(
             number,
             smallest_p(number),
-            half_width(number, spread),
+            width(number, spread),
             detectable(number, spread),
             power(number, worth, spread),
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +30,20 @@ class Question:
         The smallest gain that is worth adopting it, in the unit of the score: 0.01 is a point of
         accuracy.
     sequential : bool
-        Whether seeds were added until it was decided.
+        Whether seeds were once added until something was decided: what has been looked at as it
+        came is not unseen again.
+    earlier : tuple of (str, float)
+        Methods and gains that were asked of before, the first one first.
     """
 
     method: str
     worth: float = WORTH
     sequential: bool = False
+    earlier: tuple[tuple[str, float], ...] = ()
 
     def __post_init__(self) -> None:
+        if self.method == REFERENCE:
+            raise ConfigurationError("a question is of a method beside the baseline")
         worth: Any = self.worth
         number = isinstance(worth, int | float) and not isinstance(worth, bool)
         if not number or not (math.isfinite(worth) and 0 < worth < 1):
@@ -47,12 +53,26 @@ class Question:
             )
 
     @classmethod
-    def of(cls, methods: Iterable[str], worth: float = WORTH) -> Question | None:
+    def of(
+        cls, methods: Iterable[str], worth: float = WORTH, *, sequential: bool = False
+    ) -> Question | None:
         """The question that these methods ask: of ZNorm, or of the first beside the baseline."""
         others = [method for method in dict.fromkeys(methods) if method != REFERENCE]
         if not others:
             return None
-        return cls("znorm" if "znorm" in others else others[0], worth)
+        return cls("znorm" if "znorm" in others else others[0], worth, sequential)
+
+    def after(self, kept: Question | None) -> Question:
+        """This question in a folder where another one was kept."""
+        if kept is None:
+            return self
+        before = (kept.method, kept.worth)
+        changed = before != (self.method, self.worth)
+        return replace(
+            self,
+            sequential=self.sequential or kept.sequential,
+            earlier=(*kept.earlier, before) if changed else kept.earlier,
+        )
 
     @classmethod
     def read(cls, root: Path) -> Question | None:
@@ -73,12 +93,18 @@ class Question:
                 content["sequential"], bool
             ):
                 raise TypeError
-            return cls(**content)
-        except (TypeError, KeyError, ConfigurationError):
+            earlier = tuple(
+                (str(method), float(worth)) for method, worth in content.get("earlier", ())
+            )
+            return cls(**{**content, "earlier": earlier})
+        except (TypeError, KeyError, ValueError):  # ConfigurationError is one
             raise DataError(
                 f"{path}: not the question of a comparison; move it away, and it is asked anew"
             ) from None
 
     def write(self, root: Path) -> None:
         """Keep it, in place of an earlier one."""
-        write_atomically(root / _NAME, (json.dumps(asdict(self), indent=2) + "\n").encode())
+        content = asdict(self)
+        if not self.earlier:
+            del content["earlier"]
+        write_atomically(root / _NAME, (json.dumps(content, indent=2) + "\n").encode())

@@ -9,7 +9,15 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from znorm.lab.errors import DataError
 from znorm.lab.optimizers import check_schedule
@@ -24,6 +32,7 @@ __all__ = [
     "Hyperparameters",
     "Sampler",
     "Tuning",
+    "method_key",
     "read_tunings",
     "validation_score",
     "workload_key",
@@ -68,9 +77,9 @@ class Tuning(BaseModel):
     low, high : float
         Between which learning rates are drawn.
     drawn : mapping
-        By method, in order; the first of each is what all methods share.
+        By `method_key`, in order; the first of each is what all methods share.
     chosen : mapping
-        By method, the best on validation data, once all of its trials have ended.
+        By `method_key`, the best on validation data, once all of its trials have ended.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -80,6 +89,20 @@ class Tuning(BaseModel):
     high: float = Field(gt=0, allow_inf_nan=False)
     drawn: dict[str, tuple[Hyperparameters, ...]] = Field(default_factory=dict)
     chosen: dict[str, Hyperparameters] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _fits(self) -> Tuning:
+        if not self.low < self.high:
+            raise ValueError("low is not below high")
+        if any(one not in self.drawn.get(key, ()) for key, one in self.chosen.items()):
+            raise ValueError("something was chosen that is no trial")
+        return self
+
+    def with_trial(self, key: str, drawn: Hyperparameters) -> Tuning:
+        """With one trial more of a method, whose choice is then open again."""
+        everything = {**self.drawn, key: (*self.drawn.get(key, ()), drawn)}
+        chosen = {other: one for other, one in self.chosen.items() if other != key}
+        return self.model_copy(update={"drawn": everything, "chosen": chosen})
 
     @property
     def budget(self) -> int:
@@ -92,16 +115,16 @@ class Tuning(BaseModel):
 
     def is_tuned(self, spec: RunSpec) -> bool:
         """Tell whether a run of this workload has what was chosen for its method."""
-        chosen = self.chosen.get(spec.method)
+        chosen = self.chosen.get(method_key(spec))
         return not self.is_trial(spec) and chosen == Hyperparameters.of(spec)
 
     def is_shared(self, spec: RunSpec) -> bool:
         """Tell whether a run of this workload is neither a trial nor has what one has drawn."""
         return not self.is_trial(spec) and self._place(spec) in (None, 0)
 
-    def trials_of(self, runs: Iterable[Run], method: str) -> list[Run]:
+    def trials_of(self, runs: Iterable[Run], key: str) -> list[Run]:
         """The trials of a method among these runs, in the order drawn."""
-        mine = [run for run in runs if run.spec.method == method and self.is_trial(run.spec)]
+        mine = [run for run in runs if method_key(run.spec) == key and self.is_trial(run.spec)]
         return sorted(mine, key=lambda run: self._place(run.spec) or 0)
 
     def is_former(self, spec: RunSpec) -> bool:
@@ -109,7 +132,7 @@ class Tuning(BaseModel):
         return not (self.is_trial(spec) or self.is_tuned(spec) or self.is_shared(spec))
 
     def _place(self, spec: RunSpec) -> int | None:
-        drawn, own = self.drawn.get(spec.method, ()), Hyperparameters.of(spec)
+        drawn, own = self.drawn.get(method_key(spec), ()), Hyperparameters.of(spec)
         return drawn.index(own) if own in drawn else None
 
 
@@ -125,6 +148,13 @@ def validation_score(run: Run) -> float:
 def workload_key(spec: RunSpec) -> str:
     """Eight hex digits, the same for runs that differ in method, seed and hyperparameters alone."""
     return hashlib.sha256(spec.workload.encode()).hexdigest()[:8]
+
+
+def method_key(spec: RunSpec) -> str:
+    """The method's name and eight hex digits of what it does: a name alone makes no method."""
+    content = spec.model_dump(mode="json", include={"transform", "weight_decay"})
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
+    return f"{spec.method}__{digest}"
 
 
 _FILE: TypeAdapter[dict[str, Tuning]] = TypeAdapter(dict[str, Tuning])

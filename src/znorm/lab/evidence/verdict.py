@@ -16,6 +16,8 @@ Decision = Literal["adopt", "do not adopt", "undecided"]
 
 # Seeds beyond which nobody waits for a decision.
 MOST_SEEDS = 1000
+# Pairs that have agreed by chance so often will go on to.
+_OFTEN = 5
 
 
 @dataclass(frozen=True)
@@ -30,11 +32,14 @@ class Verdict:
     more_seeds : int or None
         About so many more pairs decide it, if the difference and its spread stay what they are; 0
         where it is decided, None where nothing can be said, or where it would take more than 1,000.
+    is_open : bool
+        Whether more seeds can decide what is undecided.
     """
 
     decision: Decision
     reason: str
     more_seeds: int | None
+    is_open: bool = True
 
 
 def decide(interval: Interval, worth: float) -> Decision:
@@ -62,22 +67,21 @@ def verdict(comparison: Comparison, worth: float) -> Verdict:
     whatever the others scored.
     """
     pairs, interval = comparison.pairs, comparison.interval
-    fell, both = len(pairs.diverged), len(pairs.diverged) + len(pairs.made)
-    if fell and fell == both:
+    fell = len(pairs.only_method_diverged)
+    if fell and fell == pairs.ended and not (pairs.failed or pairs.waiting or pairs.refused):
         return Verdict("do not adopt", "every run of it diverged, and the baseline's did not", 0)
     if interval is None:
         return Verdict("undecided", "there is no pair of finished runs", None)
-    if comparison.spread == 0 and not pairs.same_nets:
-        # Scores of a few hundred images have few values: two pairs can agree by chance, and nets
-        # that have learned nothing score what chance does.
-        text = "all pairs have the same difference, of which no interval can be made"
-        return Verdict("undecided", text, None)
-    if pairs.same_nets and pairs.made:
+    if pairs.same_nets:
         return Verdict("do not adopt", "its nets are the baseline's, to the bit", 0)
+    count = len(comparison.differences)
+    if comparison.spread == 0:
+        text = "all pairs have the same difference, of which no interval can be made"
+        return Verdict("undecided", text, None, count < _OFTEN)
     decision = decide(interval, worth)
     if decision == "adopt" and fell:
-        text = f"it is ahead where it finished, and diverged in {fell} of {both} seeds"
-        return Verdict("undecided", text, None)
+        text = f"it is ahead where it finished, and diverged in {fell} of {pairs.ended} seeds"
+        return Verdict("undecided", text, None, is_open=False)
     if decision == "adopt":
         return Verdict(decision, "it is ahead of the baseline", 0)
     if decision == "do not adopt":
@@ -90,7 +94,7 @@ def verdict(comparison: Comparison, worth: float) -> Verdict:
         else:
             text = "it gains nothing that matters"
         return Verdict(decision, text, 0)
-    if len(comparison.differences) < 2:
+    if count < 2:
         return Verdict("undecided", "one pair has no interval", None)
     return Verdict("undecided", "the interval holds both 0 and a gain", _more(comparison, worth))
 

@@ -50,7 +50,7 @@ def frame_of(record: Record) -> Frame:
             html = template.section(table, anchor, title, size.result, notes)
             made.append(Section(anchor, title, html))
         own = {TARGETS[name].task for name in record.tasks}
-        mine = [table for table in tables if table.spec.task in own]
+        mine = [table for table in tables if table.spec.task in own and table.tuning is None]
         away = {one.spec.configuration for one in mine if deviations(one.spec, one.spec.task)}
         found = claims(mine, away)
         title = "What the paper claims, and what runs here show"

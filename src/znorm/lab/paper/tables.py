@@ -148,6 +148,7 @@ def paper_tables(record: Record, tables: Sequence[Table]) -> list[PaperTable]:
                 if table.spec.task == record.tasks[name]
                 and table.spec.model == model
                 and not table.spec.receipt
+                and table.tuning is None
             ]
             for table in mine or [None]:
                 away = () if table is None else tuple(deviations(table.spec, target.task))

@@ -6,14 +6,16 @@ import math
 from dataclasses import dataclass
 
 from znorm.lab.evidence.comparison import Comparison
-from znorm.lab.evidence.tuning import Tuning
-from znorm.lab.evidence.verdict import Decision, Verdict, decide, verdict
+from znorm.lab.evidence.question import Question
+from znorm.lab.evidence.tuning import Tuning, method_key
+from znorm.lab.evidence.verdict import Decision, Verdict, verdict
 from znorm.lab.methods import label as label_of
 from znorm.lab.metrics.score import Column
 from znorm.lab.reporting.evidence import p_value
 from znorm.lab.reporting.tables import Row, Table
 from znorm.lab.stats import detectable, smallest_p
 from znorm.lab.text import duration
+from znorm.transforms import TRANSFORMS
 
 __all__ = ["Card", "Line", "card_of"]
 
@@ -36,11 +38,17 @@ class Card:
     headline : str
         The decision with its reason, in a sentence.
     lines : tuple of Line
+    pairs : int
+        It rests on so many.
+    is_open : bool
+        Whether more seeds can decide it.
     """
 
     decision: Decision
     headline: str
     lines: tuple[Line, ...]
+    pairs: int = 0
+    is_open: bool = False
 
     @property
     def text(self) -> str:
@@ -71,12 +79,19 @@ def card_of(table: Table) -> Card | None:
         _certainty(comparison),
         _size(comparison, row),
         _endings(row, question.worth, show),
-        _cost(comparison),
+        _cost(row, comparison),
         _seeds(table, comparison, found, question.worth, show),
+        _asked_before(question, show),
         _basis(table, comparison),
     ]
     headline = f"{name}: {found.reason}."
-    return Card(found.decision, headline, tuple(line for line in lines if line is not None))
+    return Card(
+        found.decision,
+        headline,
+        tuple(line for line in lines if line is not None),
+        len(comparison.differences),
+        found.decision == "undecided" and found.is_open,
+    )
 
 
 @dataclass(frozen=True)
@@ -124,22 +139,27 @@ def _effect(comparison: Comparison, show: _Unit) -> Line | None:
 
 def _certainty(comparison: Comparison) -> Line | None:
     count = len(comparison.differences)
-    if count < 2:
+    if count == 0:
+        return None
+    if count == 1:
         return Line(
             "How sure", "One pair has no interval and no test: seeds alone move nets by points."
         )
+    if math.isnan(comparison.p):
+        return Line("How sure", "Differences that are all the same have no interval and no test.")
+    if comparison.sequential:
+        text = (
+            "Seeds were added until it was decided: the interval, and "
+            f"p = {p_value(comparison.p)}, hold at every look at once, for normal differences."
+        )
+        return Line("How sure", text)
     signs = (
-        f"p = {p_value(comparison.sign_flip_p)} by flipping signs, which takes nothing for granted"
+        f"p = {p_value(comparison.sign_flip_p)} by flipping signs, which are a matter of chance "
+        "where methods are alike"
     )
     least = smallest_p(count)
     if least > 0.05:
-        signs += f" and cannot be below {least:.2g} for {_pairs(count)}"
-    if comparison.sequential:
-        text = (
-            "Seeds were added until it was decided, and the interval is one that holds at every "
-            f"look at once; {signs}."
-        )
-        return Line("How sure", text)
+        signs += f", and cannot be below {least:.2g} for {_pairs(count)}"
     text = f"p = {p_value(comparison.p)} by a t test, which takes differences for normal; {signs}."
     return Line("How sure", text)
 
@@ -164,16 +184,19 @@ def _endings(row: Row, worth: float, show: _Unit) -> Line | None:
         return None
     texts = []
     for name, one in others:
-        assert one.interval is not None
-        texts.append(f"{name}: {show.of(one)}, {decide(one.interval, worth)}")
+        texts.append(f"{name}: {show.of(one)}, {verdict(one, worth).decision}")
     return Line("Read otherwise", "; ".join(texts) + ".")
 
 
-def _cost(comparison: Comparison) -> Line | None:
-    memory = "no memory of its own: transforms keep nothing between steps"
-    if math.isnan(comparison.ratio):
-        return Line("Cost", f"{memory[0].upper()}{memory[1:]}.")
-    return Line("Cost", f"{comparison.ratio:.2f} times the baseline's time a run; {memory}.")
+def _cost(row: Row, comparison: Comparison) -> Line | None:
+    texts = []
+    if not math.isnan(comparison.ratio):
+        texts.append(f"{comparison.ratio:.2f} times the baseline's time a run")
+    links = [name for link in row.runs[0].spec.transform for name in link]
+    if all(name in TRANSFORMS for name in links):
+        texts.append("no memory of its own: its transforms keep nothing between steps")
+    text = "; ".join(texts)
+    return Line("Cost", f"{text[0].upper()}{text[1:]}.") if text else None
 
 
 def _seeds(
@@ -181,9 +204,13 @@ def _seeds(
 ) -> Line | None:
     count, spread = len(comparison.differences), comparison.spread
     if math.isnan(spread):
+        if found.decision != "undecided":
+            return None
         return Line("More seeds", "Two pairs or more have an interval; five or more say something.")
     worth_text = show.round(worth)
     if found.decision != "undecided":
+        if spread == 0:
+            return None
         least = detectable(count, spread)
         text = (
             f"With {_pairs(count)} a difference of {show(least)}{show.name} is found in four of "
@@ -191,8 +218,13 @@ def _seeds(
         )
         return Line("What it can tell", text)
     if found.more_seeds is None:
-        if comparison.pairs.diverged or spread == 0:
-            return None
+        if not found.is_open:
+            text = "More of them do not decide this: by the rule such a method is not adopted."
+            if spread == 0:
+                text = "That so many pairs agree is no chance, and more of them will: look at why."
+            return Line("More seeds", text)
+        if spread == 0:
+            return Line("More seeds", "Further pairs may differ.")
         text = f"More than 1,000 pairs to tell a gain of {worth_text} from none, at this spread."
         return Line("More seeds", text)
     seconds = _seconds_a_pair(table, comparison)
@@ -217,13 +249,26 @@ def _listed(words: list[str]) -> str:
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
+def _asked_before(question: Question, show: _Unit) -> Line | None:
+    """A word on questions that were asked of the folder before this one."""
+    if not question.earlier:
+        return None
+    before = "; ".join(
+        f"of {label_of(method)}, a gain of {show.round(worth)}"
+        for method, worth in question.earlier
+    )
+    text = f"Another question was asked here before: {before}. A later one counts less."
+    return Line("The question", text)
+
+
 def _own_settings(tuning: Tuning, comparison: Comparison) -> str:
-    methods = {
-        run.spec.method for pair in comparison.pairs.made for run in (pair.run, pair.reference)
+    specs = {
+        method_key(run.spec): run.spec
+        for pair in comparison.pairs.made
+        for run in (pair.run, pair.reference)
     }
-    own = [f"{label_of(method)} {tuning.chosen[method]}" for method in sorted(methods)]
-    counts = {len(tuning.drawn[method]) for method in methods}
-    trials = " or ".join(map(str, sorted(counts)))
+    own = [f"{label_of(spec.method)} {tuning.chosen[key]}" for key, spec in sorted(specs.items())]
+    trials = " or ".join(map(str, sorted({len(tuning.drawn[key]) for key in specs})))
     return f"Each method has the best of {trials} trials on validation data: {_listed(own)}."
 
 
@@ -233,20 +278,12 @@ def _basis(table: Table, comparison: Comparison) -> Line | None:
     known = [name for key, name in names.items() if all(key in one.verified for one in pairs.made)]
     unknown = [name for name in names.values() if name not in known]
     text = f"{_pairs(len(pairs.made))}; {spec.task}, {spec.model}, {spec.epochs} epochs."
-    if table.tuning is not None:
+    if table.tuning is not None and pairs.made:
         text += f" {_own_settings(table.tuning, comparison)}"
     if pairs.made and known:
         text += f" By their hashes the two of a pair have the same {_listed(known)}."
     if pairs.made and unknown:
         text += f" Of {_listed(unknown)} no hash was kept: that they are the same is not verified."
-    left = [f"seed {seed}: {reason}" for seed, reason in pairs.refused]
-    for seeds, what in (
-        (pairs.diverged, "diverged, the baseline did not"),
-        (pairs.reference_diverged, "did not diverge, the baseline did"),
-        (pairs.missing, "not there, not finished or failed, of one of the two"),
-    ):
-        if seeds:
-            left.append(f"seed {', '.join(map(str, seeds))}: {what}")
-    if left:
-        text += f" Left out: {'; '.join(left)}."
+    if pairs.left_out:
+        text += f" Left out: {'; '.join(pairs.left_out)}."
     return Line("It rests on", text)

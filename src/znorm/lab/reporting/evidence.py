@@ -38,16 +38,20 @@ class EvidenceLine:
 
 @dataclass(frozen=True)
 class Evidence:
-    """The table."""
+    """The table; ``sequential``: its intervals and p hold at all looks at once."""
 
     titles: tuple[str, ...]
     lines: tuple[EvidenceLine, ...]
+    sequential: bool
 
 
 def evidence(table: Table) -> Evidence | None:
     """The table of evidence; None where no method is compared with the baseline."""
-    lines = [_line(table.columns[0], row) for row in table.rows if row.comparison is not None]
-    return Evidence(TITLES, tuple(lines)) if lines else None
+    rows = [row for row in table.rows if row.comparison is not None]
+    if not rows:
+        return None
+    sequential = any(row.comparison.sequential for row in rows if row.comparison is not None)
+    return Evidence(TITLES, tuple(_line(table.columns[0], row) for row in rows), sequential)
 
 
 def _line(headline: Column, row: Row) -> EvidenceLine:
@@ -57,7 +61,7 @@ def _line(headline: Column, row: Row) -> EvidenceLine:
         difference(headline, comparison.interval) for comparison in row.comparisons.values()
     ]
     flipped = "–"
-    if one.differences:
+    if not math.isnan(one.sign_flip_p):
         flipped = f"{p_value(one.sign_flip_p)} ({smallest_p(len(one.differences)):.2g})"
     texts = (
         *differences,

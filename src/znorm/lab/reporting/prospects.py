@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rich.table import Table as RichTable
@@ -30,6 +31,7 @@ def prospects_on_terminal(
     The spread of differences is that of the runs that are under ``out`` already; without two pairs
     of them it is not known, and differences are in units of it.
     """
+    kept = Question.read(out)
     groups: dict[str, list[RunSpec]] = {}
     for spec in specs:
         groups.setdefault(spec.configuration, []).append(spec)
@@ -39,6 +41,8 @@ def prospects_on_terminal(
         question = Question.of(methods, WORTH if worth is None else worth)
         if question is None or REFERENCE not in methods:
             continue
+        if kept is not None and kept.method in methods:
+            question = replace(kept, worth=kept.worth if worth is None else worth)
         runs = [Run.at(out, spec) for spec in members]
         spread = _spread([run for run in runs if run.result is not None], question)
         pairs = len({spec.seed for spec in members if spec.method == question.method})
@@ -71,7 +75,9 @@ def _table(
     worth = f"{question.worth * headline.scale:g}"
     rich.add_column(f"A gain of {worth} is found", justify="right")
     rich.add_column("Both methods take", justify="right")
-    for one in prospects(pairs, spread if known else 1.0, question.worth):
+    for one in prospects(
+        pairs, spread if known else 1.0, question.worth, sequential=question.sequential
+    ):
         rich.add_row(
             str(one.pairs),
             f"{one.smallest_p:.2g}",
@@ -80,13 +86,20 @@ def _table(
             f"{one.power:.0%}" if known else "–",
             duration(2 * one.pairs * cost.seconds) if cost else "–",
         )
-    if known:
+    if spread == 0:
+        caption = "In spreads: the runs at hand all differ by the same, which tells of none."
+    elif known:
         caption = (
             f"By the spread of the runs at hand, {scale * spread:.2f} {unit}, itself uncertain."
         )
     else:
         caption = (
             "In spreads of the differences between paired runs, which no runs at hand tell yet."
+        )
+    if question.sequential:
+        caption += (
+            " Seeds are added here until it is decided: intervals hold at all looks at once, and "
+            "what is found is so by one look at that many."
         )
     rich.caption, rich.caption_justify = literal(caption), "left"
     return rich

@@ -15,7 +15,7 @@ from znorm.lab.evidence.acceleration import Acceleration, acceleration
 from znorm.lab.evidence.comparison import Comparison, compare_pairs, hold_together
 from znorm.lab.evidence.endings import ENDINGS
 from znorm.lab.evidence.pairs import REFERENCE, pairs_of
-from znorm.lab.evidence.question import Question
+from znorm.lab.evidence.question import WORTH, Question
 from znorm.lab.evidence.tuning import Tuning, workload_key
 from znorm.lab.methods import METHODS
 from znorm.lab.methods import label as label_of
@@ -135,7 +135,12 @@ class Row:
         if self.clipped is None or self.clipped >= HARDLY_EVER:
             return None
         share = "never active" if self.clipped == 0 else f"active in {self.clipped:.1%} of steps"
-        return f"the clip was {share}: this method is the baseline"
+        spec = self.runs[0].spec
+        if len(spec.transform) > 1 or spec.weight_decay:
+            return f"the clip was {share}"  # and the method does something else, too
+        if self.clipped == 0:
+            return f"the clip was {share}: this method is the baseline"
+        return f"the clip was {share}: in all others this method is the baseline"
 
     @property
     def comparison(self) -> Comparison | None:
@@ -252,9 +257,12 @@ def gather(
             former.setdefault(key, []).append(run)
     tables = [_table(root, members, question) for members in groups.values()]
     for key, members in tuned.items():
+        table = _table(root, members, question)
+        if question is not None and table.question and table.question.method != question.method:
+            table = replace(table, question=None)  # a method that was not tuned is not asked of
         tables.append(
             replace(
-                _table(root, members, question),
+                table,
                 tuning=(tunings or {})[key],
                 trials=tuple(trials.get(key, ())),
                 former=tuple(former.get(key, ())),
@@ -274,7 +282,11 @@ def _table(root: Path, members: Sequence[Run], question: Question | None) -> Tab
     asked = question
     methods = [run.spec.method for run in members]
     if asked is None or asked.method not in methods or REFERENCE not in methods:
-        asked = Question.of(methods) if REFERENCE in methods else None
+        # Another method's, of whom the same is wanted, and as often looked at.
+        worth, sequential = (WORTH, False) if asked is None else (asked.worth, asked.sequential)
+        asked = None
+        if REFERENCE in methods:
+            asked = Question.of(methods, worth, sequential=sequential)
     sequential = asked is not None and asked.sequential
     rows = _rows(root, members, columns, sequential=sequential)
     return Table(spec, tuple(members), columns, rows, trivial, address, asked)
@@ -307,13 +319,13 @@ def _rows(
     members: dict[str, list[Run]] = {}
     for run in sorted(runs, key=lambda run: order.get(run.spec.method, len(order))):
         members.setdefault(f"{run.spec.method} {run.spec.hash}", []).append(run)
-    names = [group[0].spec.method for group in members.values()]
+    labels = [label_of(group[0].spec.method) for group in members.values()]
     rows = []
     for group in members.values():
         method = group[0].spec.method
         mine = sorted(group, key=lambda run: run.spec.seed)
         title = label_of(method)
-        if names.count(method) > 1:
+        if labels.count(title) > 1:
             title += f" ({group[0].spec.hash})"
         done = [run for run in mine if run.status == "done"]
         mixed = len(images_of(done)) > 1

@@ -10,12 +10,18 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-from znorm.lab.evidence.tuning import Hyperparameters, Tuning, validation_score, workload_key
+from znorm.lab.evidence.tuning import (
+    Hyperparameters,
+    Tuning,
+    method_key,
+    validation_score,
+    workload_key,
+)
 from znorm.lab.methods import label as label_of
 from znorm.lab.metrics.score import Column
 from znorm.lab.reporting.figures import COLOURS
 from znorm.lab.reporting.svg import GREY, as_svg, style
-from znorm.lab.reporting.tables import Table, Value
+from znorm.lab.reporting.tables import Row, Table, Value
 from znorm.lab.runs.folder import Run
 from znorm.lab.stats import expected_best
 from znorm.lab.tasks import TASKS
@@ -81,9 +87,15 @@ class TuningEvidence:
 
 @dataclass(frozen=True)
 class _Trials:
-    """A method's trials as numbers: by which was chosen, and what the choice scores on the test."""
+    """A method's trials as numbers: by which was chosen, and what they score on the test part.
 
-    method: str
+    ``best`` is the place of the chosen one.
+    """
+
+    key: str
+    label: str
+    chosen: Hyperparameters
+    best: int
     runs: tuple[Run, ...]
     validation: tuple[float, ...]
     test: tuple[float, ...]
@@ -100,9 +112,9 @@ def tuning_evidence(
     if tuning is None:
         return None
     headline = table.columns[0]
-    methods = [row.method for row in table.rows if row.method in tuning.chosen]
-    searched = [_trials(table, tuning, method) for method in dict.fromkeys(methods)]
-    searched = [one for one in searched if max(one.validation, default=-math.inf) > -math.inf]
+    rows = {method_key(row.runs[0].spec): row for row in table.rows}
+    searched = [_trials(table, tuning, key, row) for key, row in rows.items()]
+    searched = [one for one in searched if len(one.runs) == len(tuning.drawn[one.key])]
     if not searched:
         return None
     coloured = list(zip(searched, cycle(COLOURS), strict=False))
@@ -114,27 +126,34 @@ def tuning_evidence(
             _on_test(headline, coloured),
             _scatter(headline, coloured),
         ),
-        tuple((label_of(one.method), colour) for one, colour in coloured),
+        tuple((one.label, colour) for one, colour in coloured),
     )
 
 
-def _trials(table: Table, tuning: Tuning, method: str) -> _Trials:
-    runs = tuning.trials_of(table.trials, method)
-    key = table.columns[0].key
+def _trials(table: Table, tuning: Tuning, key: str, row: Row) -> _Trials:
+    runs = tuning.trials_of(table.trials, key)
+    headline = table.columns[0].key
     # What a run scores that did not finish: nothing.
-    test = [run.metrics.get(key, 0.0) if run.status == "done" else 0.0 for run in runs]
-    return _Trials(method, tuple(runs), tuple(map(validation_score, runs)), tuple(test))
+    test = [run.metrics.get(headline, 0.0) if run.status == "done" else 0.0 for run in runs]
+    chosen = tuning.chosen[key]
+    return _Trials(
+        key,
+        row.label,
+        chosen,
+        tuning.drawn[key].index(chosen),
+        tuple(runs),
+        tuple(map(validation_score, runs)),
+        tuple(test),
+    )
 
 
 def _method(root: Path, headline: Column, tuning: Tuning, one: _Trials) -> TunedMethod:
-    best = one.validation.index(max(one.validation))
-    chosen = tuning.chosen[one.method]
     return TunedMethod(
-        label_of(one.method),
-        chosen,
-        best + 1,
-        headline.show(one.validation[best]),
-        headline.show(one.test[best]),
+        one.label,
+        one.chosen,
+        one.best + 1,
+        headline.show(one.validation[one.best]),
+        headline.show(one.test[one.best]),
         headline.show(max(one.test)),
         tuple(
             Value(
@@ -145,15 +164,17 @@ def _method(root: Path, headline: Column, tuning: Tuning, one: _Trials) -> Tuned
             for run, score in zip(one.runs, one.validation, strict=True)
         ),
         tuple(expected_best(one.validation)),
-        _remark(tuning, one, chosen),
+        _remark(tuning, one),
     )
 
 
-def _remark(tuning: Tuning, one: _Trials, chosen: Hyperparameters) -> str:
+def _remark(tuning: Tuning, one: _Trials) -> str:
     words = []
     span = math.log(tuning.high / tuning.low)
-    place = math.log(chosen.learning_rate / tuning.low) / span
-    if not _NEAR_AN_END <= place <= 1 - _NEAR_AN_END:
+    place = math.log(one.chosen.learning_rate / tuning.low) / span
+    if not 0 <= place <= 1:
+        words.append("the shared setting, outside the range of trials")
+    elif not _NEAR_AN_END <= place <= 1 - _NEAR_AN_END:
         end = "lower" if place < 0.5 else "upper"
         words.append(f"near the {end} end of the range: a better one may lie beyond")
     failed = sum(score == -math.inf for score in one.validation)
@@ -191,9 +212,20 @@ def _lines(
             f"score is {headline.show(error)} points: trials that differ by less are ordered by "
             "chance."
         )
+    there = {method_key(row.runs[0].spec) for row in table.rows}
+    lacking = [key for key in tuning.drawn if key not in there]
+    if lacking:
+        names = ", ".join(label_of(key.rpartition("__")[0]) for key in lacking)
+        lines.append(
+            f"Not in this table: {names}, of which no trial has a score, or no run at its best has "
+            "been begun."
+        )
     lines.append(_optimism(headline, searched))
-    if tuning.sampler == "random":
-        lines += _crossings(searched)
+    if tuning.sampler == "tpe":
+        lines.append(
+            "TPE's trials lean on each other: the curves describe these trials, and no others."
+        )
+    lines += _crossings(searched)
     if table.former:
         lines.append(
             f"{len(table.former)} runs of what was chosen from fewer trials are in no table."
@@ -203,9 +235,7 @@ def _lines(
 
 def _optimism(headline: Column, searched: Sequence[_Trials]) -> str:
     """The gain in test scores, on the test alone, of picking there."""
-    added = [
-        max(one.test) - one.test[one.validation.index(max(one.validation))] for one in searched
-    ]
+    added = [max(one.test) - one.test[one.best] for one in searched]
     unit = " points" if headline.scale == 100 else ""
     return (
         f"Had the best been picked on the test part, it would look better there by "
@@ -216,7 +246,7 @@ def _optimism(headline: Column, searched: Sequence[_Trials]) -> str:
 
 def _crossings(searched: Sequence[_Trials]) -> list[str]:
     """A word on another leader with few trials than with all."""
-    curves = {one.method: expected_best(one.validation) for one in searched}
+    curves = {one.label: expected_best(one.validation) for one in searched}
     length = min(map(len, curves.values()))
     leaders = []
     for size in range(length):
@@ -228,8 +258,7 @@ def _crossings(searched: Sequence[_Trials]) -> list[str]:
     first, last = leaders[0], leaders[-1]
     return [
         f"Who leads hangs on the budget: with {first[0]} trial{'' if first[0] == 1 else 's'} "
-        f"{label_of(first[1])}, with {last[0]} {label_of(last[1])}, by the expected validation "
-        "score."
+        f"{first[1]}, with {last[0]} {last[1]}, by the expected validation score."
     ]
 
 
@@ -300,17 +329,27 @@ def _validation_title(headline: Column) -> str:
 
 
 def under_way(runs: Sequence[Run], tunings: Mapping[str, Tuning]) -> list[str]:
-    """A line on each workload whose trials have not led to a choice yet."""
+    """A line on each workload of which a method has not been trained at its best yet."""
     lines = []
     for key, tuning in tunings.items():
         mine = [run for run in runs if workload_key(run.spec) == key]
         trials = [run for run in mine if tuning.is_trial(run.spec)]
-        if not trials or any(tuning.is_tuned(run.spec) for run in mine):
+        at_their_best = {method_key(run.spec) for run in mine if tuning.is_tuned(run.spec)}
+        lacking = [name for name in tuning.drawn if name not in at_their_best]
+        number = sum(map(len, tuning.drawn.values()))
+        ended = [run for run in trials if run.result is not None]
+        if not trials or not lacking:
             continue
+        reason = "the same command goes on"
+        if len(ended) == number and not any(name in tuning.chosen for name in lacking):
+            if at_their_best:
+                continue  # of the others no trial has a score, which their table says
+            reason = "no trial has a score on validation data"
         spec = trials[0].spec
-        ended = sum(run.result is not None for run in trials)
+        names = ", ".join(label_of(name.rpartition("__")[0]) for name in lacking)
         lines.append(
-            f"Tuning of {TASKS[spec.task].label}, {spec.model}: {ended} of {len(trials)} trials "
-            "have ended, and no method has been trained at its best yet; the same command goes on."
+            f"Tuning of {TASKS[spec.task].label}, {spec.model}: {len(ended)} of {number} trials "
+            f"have ended, and {names} {'has' if len(lacking) == 1 else 'have'} not been trained "
+            f"at their best; {reason}."
         )
     return lines

@@ -84,9 +84,13 @@ def _scales(table: Table, before: Mapping[str, Series], after: Mapping[str, Seri
             f"layers, came to {_times(came)} times what it was"
         )
         if row.method != REFERENCE:
-            text += f", and what the optimizer gets of them to {_times(given)} times"
+            text += (
+                f", and what the optimizer gets of them to {_times(given)} times"
+                if given
+                else ", and the optimizer gets nothing of them"
+            )
         lines.append(f"{text}.")
-    if len(lines) == 2:
+    if len(lines) == 2 and table.spec.optimizer.startswith("adam"):
         lines.append(
             "Adam's steps follow the scale of gradients where it changes within the memory of its "
             "averages, some thousand steps: where gradients fade as the loss goes down, a plain "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from znorm.lab.stats.anytime import confidence_sequence, half_width_at_any_time
+from znorm.lab.stats.anytime import confidence_sequence, half_width_at_any_time, p_at_any_time
 from znorm.lab.stats.best_of import expected_best
 from znorm.lab.stats.intervals import Interval, prediction_interval, t_interval
 from znorm.lab.stats.multiple import holm
@@ -41,6 +41,7 @@ __all__ = [
     "nemenyi_distance",
     "nested_bootstrap",
     "not_told_apart",
+    "p_at_any_time",
     "performance_profile",
     "power",
     "prediction_interval",

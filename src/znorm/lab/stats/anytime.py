@@ -12,7 +12,12 @@ from collections.abc import Sequence
 
 from znorm.lab.stats.intervals import Interval
 
-__all__ = ["bayes_factor", "confidence_sequence", "half_width_at_any_time"]
+__all__ = [
+    "bayes_factor",
+    "confidence_sequence",
+    "half_width_at_any_time",
+    "p_at_any_time",
+]
 
 # The variance of the difference, in variances of differences, that the mixture expects. Larger ones
 # can decide after fewer pairs where methods differ by much, and take more of them where they do by
@@ -53,6 +58,36 @@ def bayes_factor(pairs: int, t: float, expected: float = _EXPECTED) -> float:
         math.log1p(square / free) - math.log1p(square / (free * spread))
     )
     return math.exp(min(logarithm, 700.0))
+
+
+def p_at_any_time(differences: Sequence[float], expected: float = _EXPECTED) -> float:
+    """A p that may be looked at after every pair: ever below alpha with chance alpha at most.
+
+    The inverse of the Bayes factor. It is below 0.05 where `confidence_sequence` excludes 0.
+
+    Parameters
+    ----------
+    differences : sequence of float
+        All so far.
+    expected : float
+
+    Returns
+    -------
+    float
+        1 where they say nothing; nan for fewer than two.
+
+    Examples
+    --------
+    >>> round(p_at_any_time([1.0, 2.0, 3.0, 2.0, 1.0]), 3)
+    0.061
+    """
+    n = len(differences)
+    if n < 2:
+        return math.nan
+    mean, spread = statistics.fmean(differences), statistics.stdev(differences)
+    if spread == 0:
+        return float(mean == 0)
+    return min(1.0, 1 / bayes_factor(n, mean * math.sqrt(n) / spread, expected))
 
 
 def half_width_at_any_time(
