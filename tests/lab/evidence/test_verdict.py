@@ -295,17 +295,19 @@ def test_runs_that_never_arrive_count_as_such(tmp_path: Path) -> None:
     slower = acceleration([*mine[:1], *mine[2:]], baseline, KEY)
     assert slower is not None
     assert slower.epochs == slower.seconds == math.inf
-    # One that diverges at once is no sooner there for that.
-    early = recorded(
-        tmp_path,
-        {"method": "znorm", "seed": 3, "epochs": 10},
-        [],
-        {"status": "diverged", "diverged_step": 1, "metrics": {}, "seconds": 0.1},
-    )
-    again = acceleration([mine[0], early], baseline, KEY)
+    # Two that diverge at once make the others no sooner.
+    early = [
+        recorded(
+            tmp_path / "early",
+            {"method": "znorm", "seed": seed, "epochs": 10},
+            [],
+            {"status": "diverged", "diverged_step": 1, "metrics": {}, "seconds": 0.1},
+        )
+        for seed in (2, 3)
+    ]
+    again = acceleration([*mine[:2], *early], baseline, KEY)
     assert again is not None
-    assert (again.epochs, again.seconds) == (2.0, 2.0)
-    assert acceleration([early], baseline, KEY).seconds == math.inf  # type: ignore[union-attr]
+    assert (again.epochs, again.seconds) == (7.0, 7.0)
 
 
 def test_the_question_is_of_znorm_or_of_the_first_method(tmp_path: Path) -> None:
