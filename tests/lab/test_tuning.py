@@ -18,7 +18,7 @@ from znorm.lab import api
 from znorm.lab.cli import run as call
 from znorm.lab.errors import ConfigurationError, DataError
 from znorm.lab.evidence.question import Question
-from znorm.lab.evidence.tuning import TRIAL_SEED, read_tunings
+from znorm.lab.evidence.tuning import TRIAL_SEED, read_tunings, workload_key
 from znorm.lab.options import CompareOptions
 from znorm.lab.reporting.card import card_of
 from znorm.lab.reporting.tables import gather
@@ -36,6 +36,7 @@ CHOICES: dict[str, Any] = {
     "epochs": 1,
     "tune": 4,
 }
+CHOICES_OF_A_RUN = {"device": "cpu", "precision": "float32"}
 # The learning rate at which each method scores best.
 BEST = {"baseline": 0.001, "znorm": 0.004, "center_only": 0.002, "mine": 0.002}
 
@@ -375,6 +376,14 @@ def test_two_methods_of_one_name_have_trials_of_their_own(tmp_path: Path, traine
         "mine",
     ]
     assert {len(drawn) for drawn in tuning.drawn.values()} == {4}
+
+
+def test_the_key_of_a_workload_stays_what_it_is() -> None:
+    spec = lab.resolve(CHOICES_OF_A_RUN)
+    other = {"method": "znorm", "seed": 3, "learning_rate": 0.5, "schedule": "cosine"}
+    assert workload_key(spec) == workload_key(lab.resolve({**CHOICES_OF_A_RUN, **other}))
+    assert workload_key(spec) != workload_key(lab.resolve({**CHOICES_OF_A_RUN, "epochs": 9}))
+    assert "null" not in spec.workload  # of keys to come, that nobody sets
 
 
 def test_no_trial_is_drawn_twice(tmp_path: Path, trained: object) -> None:

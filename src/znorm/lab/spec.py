@@ -160,9 +160,13 @@ class RunSpec(BaseModel):
 
     @property
     def workload(self) -> str:
-        """As `configuration`, for runs that may differ in learning rate and schedule, too."""
+        """As `configuration`, for runs that may differ in learning rate and schedule, too.
+
+        Kept in files, so that what is None is left out, as in `canonical`.
+        """
         varied = {"method", "seed", "transform", "weight_decay", "learning_rate", "schedule"}
-        return json.dumps(self.model_dump(mode="json", exclude=varied), sort_keys=True)
+        content = self.model_dump(mode="json", exclude=varied, exclude_none=True)
+        return json.dumps(content, sort_keys=True)
 
     @property
     def data_key(self) -> str:
