@@ -17,7 +17,7 @@ from znorm.lab.runs.survey import find
 pytestmark = pytest.mark.slow
 
 ARGUMENTS = ["compare", "--methods", "baseline,znorm", "--seeds", "2"]
-ARGUMENTS += ["--epochs", "4", "--limit", "320", "--out"]
+ARGUMENTS += ["--epochs", "6", "--limit", "320", "--out"]
 
 
 def numbers(root: Path) -> dict[str, Any]:
@@ -52,7 +52,7 @@ def test_sigkill_at_five_random_moments_changes_no_bit(tmp_path: Path) -> None:
         process = subprocess.Popen(
             command(killed), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
-        # Within one and a half epochs after the next one is saved: of 16, some are then always
+        # Within one and a half epochs after the next one is saved: of 24, some are then always
         # kept, and five kills come before the end, however slow the machine starts.
         while saved_epochs(killed) <= before and process.poll() is None:
             time.sleep(0.01)

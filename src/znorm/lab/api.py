@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from znorm.lab import trust
+from znorm.lab.datasets.own.tasks import task_of
 from znorm.lab.deciding import added_until_decided, asked, keep
 from znorm.lab.errors import ConfigurationError
 from znorm.lab.options import CompareOptions, PathLike, keywords
@@ -28,6 +30,7 @@ def planned(options: CompareOptions) -> tuple[list[RunSpec], tuple[int, int]]:
 
     Errors are those of :func:`compare`.
     """
+    options = _settled(options)
     specs = grid(options.methods, options.seeds, options.choices())
     asked(options, specs)
     tuning = tuning_asked(options, specs)
@@ -45,6 +48,11 @@ def compare(options: CompareOptions) -> list[Run]:
     ----------
     task, model : str
         Names that :func:`znorm.lab.names` lists; by default the built-in data and its model.
+    data : path, optional
+        A folder of your own images, in place of a task: a folder for each class, with folders for
+        groups (patients) in it where there are any; or ``images`` and ``masks``.
+    table : path, optional
+        A CSV file that lists those to use: file, label or mask, group, part.
     methods : sequence of str or mapping, optional
         By default the six of the paper's tables. A mapping is a method of your own: ``name``,
         ``transform`` (such as ``[{"ClipValue": {"threshold": 0.1}}, "ZNorm"]``), ``weight_decay``.
@@ -122,6 +130,7 @@ def compare(options: CompareOptions) -> list[Run]:
     >>> runs[0].status
     'done'
     """
+    options = _settled(options)
     specs = grid(options.methods, options.seeds, options.choices())
     _check_folder(options.out)
     runs = [Run.at(options.out, spec) for spec in specs]
@@ -152,6 +161,19 @@ def compare(options: CompareOptions) -> list[Run]:
             ]
         report(options.out)
     return runs
+
+
+def _settled(options: CompareOptions) -> CompareOptions:
+    """The options with the task that follows from a folder of the user's own."""
+    if options.data is None:
+        if options.table is not None:
+            raise ConfigurationError("table: lists files in a folder; give that as data")
+        return options
+    if options.task is not None:
+        raise ConfigurationError("task: follows from data; leave it out")
+    folder = str(Path(options.data).expanduser().absolute())
+    table = None if options.table is None else str(Path(options.table).expanduser().absolute())
+    return replace(options, task=task_of(folder, table), data=folder, table=table)
 
 
 def _check_folder(out: PathLike) -> None:

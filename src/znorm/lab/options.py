@@ -97,8 +97,16 @@ class SharedOptions:
 class CompareOptions(SharedOptions):
     """The options of ``compare``."""
 
-    task: str = option(
-        "pcam_mini", "What to learn.  [default: pcam_mini, the built-in data]", key="task"
+    task: str | None = option(
+        None, "What to learn.  [default: pcam_mini, the built-in data]", key="task"
+    )
+    data: PathLike | None = option(
+        None,
+        "A folder of your own images: a folder for each class, or images and masks.",
+        key="data.folder",
+    )
+    table: PathLike | None = option(
+        None, "A CSV file of those: file, label or mask, group, part.", key="data.table"
     )
     model: str | None = option(None, "Which net.  [default: the task's]", key="model")
     seeds: int | Sequence[int] = option(

@@ -12,17 +12,20 @@ from znorm.lab.datasets import (
     pcam_mini,
     phantom,
 )
+from znorm.lab.datasets.own import tasks as own
 from znorm.lab.registry import lookup
 
-__all__ = ["TASKS", "load"]
+__all__ = ["SETS", "TASKS", "load"]
 
-TASKS: dict[str, Task] = {
+# Those whose images are known, wherever they lie.
+SETS: dict[str, Task] = {
     "pcam_mini": pcam_mini.TASK,
     "phantom": phantom.TASK,
     "cifar10": cifar10.TASK,
     "patchcamelyon": patchcamelyon.TASK,
     "lgg_mri": lgg_mri.TASK,
 }
+TASKS: dict[str, Task] = {**SETS, "own_classes": own.CLASSES, "own_masks": own.MASKS}
 
 
 def load(name: str, data: DataSpec) -> Dataset:

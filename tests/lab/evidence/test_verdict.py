@@ -202,6 +202,9 @@ def test_differences_that_only_rounding_tells_apart_have_no_interval(tmp_path: P
     assert all(map(math.isnan, (found.p, found.holm_p, found.sign_flip_p, found.g)))
     assert verdict(found, 0.01).decision == "undecided"
     assert verdict(found, 0.01).is_open
+    two, three = (compared(tmp_path / str(n), [0.5] * n, [0.5] * n) for n in (2, 3))
+    assert verdict(two, 0.01).decision == "undecided"
+    assert verdict(three, 0.01).reason == "it makes no difference in any pair"
     often = compared(tmp_path / "often", [0.5] * 5, [0.6] * 5)
     assert not verdict(often, 0.01).is_open
 

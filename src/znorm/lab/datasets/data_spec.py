@@ -12,6 +12,9 @@ from znorm.lab.registry import lookup
 __all__ = ["DataSpec"]
 
 
+_FIRST_KEYS = ("limit", "validation", "train", "test", "layout", "split")
+
+
 class DataSpec(BaseModel):
     """The images that a run uses, and how they are changed.
 
@@ -30,6 +33,17 @@ class DataSpec(BaseModel):
         The edition of a set that is read, where there are two.
     split : mapping or None
         The patients for "train", "validation" and "test".
+    folder, table : str or None
+        Of the user's own images: where they lie, and the CSV file that lists them.
+    contents : str or None
+        A digest of their names, labels, groups and parts: the same wherever the folder lies.
+    size, channels, window : optional
+        The rule by which they are read: height and width, 1 or 3, and the values that become 0 and
+        255.
+    test_share : float or None
+        The share of groups that is the test part.
+    fold : int or None
+        Which of the folds that is.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -41,6 +55,14 @@ class DataSpec(BaseModel):
     test: tuple[str, ...] | None = None
     layout: str | None = None
     split: dict[str, tuple[str, ...]] | None = None
+    folder: str | None = None
+    table: str | None = None
+    contents: str | None = None
+    size: tuple[int, int] | None = None
+    channels: int | None = None
+    window: tuple[float, float] | None = None
+    test_share: float | None = None
+    fold: int | None = None
 
     @field_validator("augment")
     @classmethod
@@ -51,4 +73,7 @@ class DataSpec(BaseModel):
     @property
     def key(self) -> str:
         """The same for the same images, whatever is done to them."""
-        return json.dumps(self.model_dump(mode="json", exclude={"augment"}), sort_keys=True)
+        content = self.model_dump(mode="json", exclude={"augment"})
+        # What came later is left out where nobody sets it: names of files are made of this.
+        shown = {k: v for k, v in content.items() if k in _FIRST_KEYS or v is not None}
+        return json.dumps(shown, sort_keys=True)

@@ -6,7 +6,8 @@ import codecs
 import os
 import stat
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ __all__ = [
     "data_root",
     "inside",
     "listing",
+    "open_picture",
     "read_bytes",
     "read_mask",
     "read_picture",
@@ -292,6 +294,30 @@ def _first_page(path: Path) -> tuple[Image.Image, int]:
             pages = getattr(picture, "n_frames", 1)
             ImageOps.exif_transpose(picture, in_place=True)
     return picture, pages
+
+
+@contextmanager
+def open_picture(path: Path) -> Iterator[Image.Image]:
+    """A picture of the user's, of which the header is read; within it the pixels may be asked for.
+
+    Raises
+    ------
+    DataError
+        If it cannot be decoded, then or within.
+    """
+    if not stat_file(path).st_size:
+        raise DataError(f"{path}: expected a picture, found an empty file; copy it here again")
+    try:
+        with warnings.catch_warnings():
+            for message in _DAMAGE:
+                warnings.filterwarnings("error", message)
+            with Image.open(path, formats=_FORMATS) as picture:
+                yield picture
+    except DataError:
+        raise
+    except Exception as error:
+        # A damaged file fails in many ways in the decoders of many formats; all mean the same.
+        raise _no_picture(path, error, of_user=True) from None
 
 
 def _check_bits(path: Path, mode: str) -> None:

@@ -16,6 +16,8 @@ Decision = Literal["adopt", "do not adopt", "undecided"]
 
 # Seeds beyond which nobody waits for a decision.
 MOST_SEEDS = 1000
+# Pairs that do not all tie by chance: of two with a few hundred test images one in twenty does.
+_NO_CHANCE = 3
 # Pairs that have agreed by chance so often will go on to.
 _OFTEN = 5
 
@@ -75,6 +77,8 @@ def verdict(comparison: Comparison, worth: float) -> Verdict:
     if pairs.same_nets:
         return Verdict("do not adopt", "its nets are the baseline's, to the bit", 0)
     count = len(comparison.differences)
+    if comparison.spread == 0 and interval.mean == 0 and count >= _NO_CHANCE:
+        return Verdict("do not adopt", "it makes no difference in any pair", 0)
     if comparison.spread == 0:
         text = "all pairs have the same difference, of which no interval can be made"
         return Verdict("undecided", text, None, count < _OFTEN)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from znorm.lab import tasks, trust
 from znorm.lab.datasets import Split
+from znorm.lab.datasets.own import tasks as own
 from znorm.lab.errors import ConfigurationError, DataError
 from znorm.lab.options import PathLike
 from znorm.lab.prediction.output import (
@@ -107,7 +108,8 @@ def _predict(
             raise ConfigurationError(
                 f"out: {home} is the folder of the pictures itself; give another"
             )
-        names, split, truth = read_pictures(Path(folder), home, trained, output)
+        rule = own.rule_of_data(one.spec.data)
+        names, split, truth = read_pictures(Path(folder), home, trained, output, rule)
         if text := note_on_other_files(Path(folder), home):
             note(text)
     files = files_of(home, names) if output == "mask" else []

@@ -10,7 +10,9 @@ import numpy as np
 import torch
 
 from znorm.lab.datasets import Split
-from znorm.lab.datasets.files import read_mask, read_picture, stat_file
+from znorm.lab.datasets.files import Pixels, read_mask, read_picture, stat_file
+from znorm.lab.datasets.own.reading import facts_of, read_slice
+from znorm.lab.datasets.own.rule import Rule
 from znorm.lab.errors import DataError
 from znorm.lab.training.weights import Trained
 
@@ -22,7 +24,7 @@ _NAMED = 3
 
 
 def read_pictures(
-    folder: Path, home: Path, trained: Trained, output: str
+    folder: Path, home: Path, trained: Trained, output: str, rule: Rule | None = None
 ) -> tuple[tuple[str, ...], Split, bool]:
     """The pictures of a folder by name, with their masks if all of them have one.
 
@@ -33,6 +35,9 @@ def read_pictures(
     trained : Trained
         Whose images they must be like.
     output : "classes" or "mask"
+    rule : Rule, optional
+        Of a run on the user's own images: by it those here are read, of any size. By default they
+        must have the size and channels that the net was trained on.
 
     Returns
     -------
@@ -62,10 +67,22 @@ def read_pictures(
         raise DataError(f"{files[lacking]}: has no mask, and others have; give all or none one")
     mode = "L" if len(trained.mean) == 1 else "RGB"
     size = trained.image_size
-    pixels = np.stack([read_picture(files[name], mode, size, of_user=True) for name in names])
+
+    def read(path: Path) -> Pixels:
+        if rule is None:
+            return read_picture(path, mode, size, of_user=True)
+        if rule.window is None and (kind := facts_of(path).kind) != "uint8":
+            raise DataError(
+                f"{path}: expected 8 bits a value, as the run's images have, found {kind}"
+            )
+        return rule.picture(read_slice(path))
+
+    pixels = np.stack([read(files[name]) for name in names])
     images = torch.from_numpy(pixels.reshape(len(names), *size, -1)).permute(0, 3, 1, 2)
     if masks:
-        marked = np.stack([read_mask(masks[name], size, of_user=True) for name in names])
+        whole = None if rule is not None else size
+        read_masks = [read_mask(masks[name], whole, of_user=True) for name in names]
+        marked = np.stack(read_masks if rule is None else [rule.mask(one) for one in read_masks])
         return names, Split(images, torch.from_numpy(marked), names), True
     shape = (len(names), *size) if output == "mask" else (len(names),)
     kind = torch.uint8 if output == "mask" else torch.int64

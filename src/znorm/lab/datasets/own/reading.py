@@ -1,0 +1,251 @@
+"""One file of the user's as an array: pictures by Pillow, volumes and DICOM by MONAI's readers."""
+
+from __future__ import annotations
+
+import warnings
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from PIL import ImageOps
+
+from znorm.lab.datasets.files import open_picture, stat_file
+from znorm.lab.errors import ConfigurationError, DataError
+
+__all__ = ["KINDS", "Facts", "facts_of", "kind_of", "read_slice"]
+
+PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
+VOLUMES = (".nii", ".nii.gz")
+DICOM = (".dcm", ".dicom")
+KINDS = (*PICTURES, ".npy", *VOLUMES, *DICOM)
+
+# Of Pillow's modes: channels, and the type of a value.
+_MODES = {
+    "1": (1, "uint8"),
+    "L": (1, "uint8"),
+    "LA": (1, "uint8"),
+    "P": (3, "uint8"),
+    "PA": (3, "uint8"),
+    "RGB": (3, "uint8"),
+    "RGBA": (3, "uint8"),
+    "I;16": (1, "uint16"),
+    "I;16B": (1, "uint16"),
+    "I;16L": (1, "uint16"),
+    "I": (1, "int32"),
+    "F": (1, "float32"),
+}
+
+
+class Facts(NamedTuple):
+    """The form of a file's images.
+
+    Parameters
+    ----------
+    height, width, channels, slices : int
+    kind : str
+        Of numpy: "uint8", "int16", "float64".
+    spacing : tuple of float or None
+        Millimetres from row to row and from column to column.
+    patient : str or None
+        As a DICOM file names them.
+    window : tuple of float or None
+        The lowest and the highest value that a DICOM file asks to be shown.
+    """
+
+    height: int
+    width: int
+    channels: int
+    slices: int
+    kind: str
+    spacing: tuple[float, float] | None = None
+    patient: str | None = None
+    window: tuple[float, float] | None = None
+
+
+def kind_of(path: Path) -> str | None:
+    """The ending by which a file is read; None for one that is not."""
+    name = path.name.lower()
+    return next((ending for ending in KINDS if name.endswith(ending)), None)
+
+
+def facts_of(path: Path) -> Facts:
+    """The form of a file's images, from its header where that tells.
+
+    Raises
+    ------
+    DataError
+        If it cannot be read, or is not one or several grey or colour pictures.
+    """
+    if not stat_file(path).st_size:
+        raise DataError(f"{path}: expected an image, found an empty file; copy it here again")
+    kind = kind_of(path)
+    if kind == ".npy":
+        array = _array(path)
+        height, width, channels, slices = _shape(path, array.shape)
+        return Facts(height, width, channels, slices, str(array.dtype))
+    if kind in VOLUMES:
+        volume, spacing = _volume(path)
+        height, width, slices = volume.shape
+        return Facts(height, width, 1, slices, str(volume.dtype), spacing)
+    if kind in DICOM:
+        return _dicom_facts(path)
+    with open_picture(path) as picture:
+        pages = getattr(picture, "n_frames", 1)
+        if pages > 1:
+            raise DataError(
+                f"{path}: expected a picture of one page, found {pages}; save each in "
+                "a file of its own"
+            )
+        if picture.mode not in _MODES:
+            raise DataError(f"{path}: a picture of mode {picture.mode}; save it in grey or RGB")
+        channels, dtype = _MODES[picture.mode]
+        # What a camera has turned is turned back.
+        turned = picture.getexif().get(0x0112, 1) >= 5
+        width, height = picture.size[::-1] if turned else picture.size
+        return Facts(height, width, channels, 1, dtype)
+
+
+def read_slice(path: Path, number: int = 0) -> npt.NDArray[Any]:
+    """One image of a file: (H, W, C) with one channel or three.
+
+    Palettes become colours; alpha is left out, and the colours below it stay.
+
+    Raises
+    ------
+    DataError
+        If it cannot be decoded.
+    """
+    kind = kind_of(path)
+    if kind == ".npy":
+        array = _array(path)
+        height, width, channels, _ = _shape(path, array.shape)
+        return np.array(array).reshape(height, width, channels)
+    if kind in VOLUMES:
+        return _volume(path)[0][:, :, number, None]
+    if kind in DICOM:
+        return _dicom_pixels(path)
+    with open_picture(path) as picture:
+        turned = ImageOps.exif_transpose(picture)
+        if turned.mode in ("P", "PA", "RGBA"):
+            turned = turned.convert("RGBA").convert("RGB")
+        elif turned.mode in ("1", "LA"):
+            turned = turned.convert("L")
+        pixels = np.asarray(turned)
+    return pixels[..., None] if pixels.ndim == 2 else pixels
+
+
+def _array(path: Path) -> npt.NDArray[Any]:
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except Exception as error:
+        raise _undecodable(path, error) from None
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "uif":
+        raise DataError(f"{path}: expected an array of numbers, found {array.dtype}")
+    return array
+
+
+def _shape(path: Path, shape: tuple[int, ...]) -> tuple[int, int, int, int]:
+    if len(shape) == 2:
+        return shape[0], shape[1], 1, 1
+    if len(shape) == 3 and shape[2] in (1, 3):
+        return shape[0], shape[1], shape[2], 1
+    raise DataError(
+        f"{path}: expected an array of (height, width), or with 1 or 3 channels at the end, found "
+        f"shape {shape}"
+    )
+
+
+# A volume is asked for slice by slice.
+@lru_cache(maxsize=4)
+def _volume(path: Path) -> tuple[npt.NDArray[Any], tuple[float, float]]:
+    """The slices along a volume's last axis, (H, W, slices), and millimetres a pixel."""
+    from monai.data.image_reader import (
+        NibabelReader,  # seconds to import, and for these files alone
+    )
+
+    _needed("nibabel", path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            reader = NibabelReader()
+            array, meta = reader.get_data(reader.read(str(path)))
+    except Exception as error:
+        raise _undecodable(path, error) from None
+    array = array[..., None] if array.ndim == 2 else array
+    if array.ndim != 3:
+        raise DataError(
+            f"{path}: expected a volume of three dimensions, found shape {array.shape}; save each "
+            "channel or moment as a volume of its own"
+        )
+    affine = np.asarray(meta["affine"])
+    columns, rows = (float(np.linalg.norm(affine[:3, axis])) for axis in (0, 1))
+    # The first axis runs along a row.
+    return np.ascontiguousarray(array.transpose(1, 0, 2)), (rows, columns)
+
+
+def _header(path: Path) -> Any:
+    _needed("pydicom", path)
+    import pydicom
+
+    try:
+        return pydicom.dcmread(path, stop_before_pixels=True)
+    except Exception as error:
+        raise _undecodable(path, error) from None
+
+
+def _dicom_facts(path: Path) -> Facts:
+    header = _header(path)
+    try:
+        frames = int(getattr(header, "NumberOfFrames", 1))
+        channels = int(header.SamplesPerPixel)
+        bits, signed = int(header.BitsAllocated), int(header.PixelRepresentation)
+        height, width = int(header.Rows), int(header.Columns)
+        spacing = getattr(header, "PixelSpacing", None)
+        window = None
+        if "WindowCenter" in header and "WindowWidth" in header:
+            center, wide = (
+                float(value[0] if hasattr(value, "append") else value)
+                for value in (header.WindowCenter, header.WindowWidth)
+            )
+            window = (center - wide / 2, center + wide / 2)
+        patient = str(getattr(header, "PatientID", "")) or None
+    except Exception as error:
+        raise _undecodable(path, error) from None
+    if frames > 1:
+        raise DataError(f"{path}: expected one image, found {frames} frames; save each by itself")
+    if channels not in (1, 3):
+        raise DataError(f"{path}: expected 1 or 3 channels, found {channels}")
+    rescaled = hasattr(header, "RescaleSlope") or hasattr(header, "RescaleIntercept")
+    kind = "float64" if rescaled else f"{'' if signed else 'u'}int{bits}"
+    of_pixel = None if spacing is None else (float(spacing[0]), float(spacing[1]))
+    return Facts(height, width, channels, 1, kind, of_pixel, patient, window)
+
+
+def _dicom_pixels(path: Path) -> npt.NDArray[Any]:
+    from monai.data.image_reader import PydicomReader
+
+    _needed("pydicom", path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            reader = PydicomReader(swap_ij=False)
+            array, _ = reader.get_data(reader.read(str(path)))
+    except Exception as error:
+        raise _undecodable(path, error) from None
+    return array[..., None] if array.ndim == 2 else array
+
+
+def _needed(package: str, path: Path) -> None:
+    try:
+        __import__(package)
+    except ImportError:
+        raise ConfigurationError(
+            f"{path}: is read by {package}, which is not here; pip install znorm[medical]"
+        ) from None
+
+
+def _undecodable(path: Path, error: Exception) -> DataError:
+    reason = " ".join(str(error).split())[:160] or type(error).__name__
+    return DataError(f"{path}: cannot be decoded ({reason})")
