@@ -64,9 +64,9 @@ def test_a_winner_no_difference_and_a_clip_that_never_acts(
         name: verdict(row.comparison, 0.01) for name, row in rows.items() if row.comparison
     }
     assert decisions["winner"].decision == "adopt"
-    assert {decisions[name].decision for name in ("same", "never")} == {"do not adopt"}
-    assert decisions["same"].reason == "it makes no difference in any pair"
-    assert decisions["never"].reason == "its nets are the baseline's, to the bit"
+    for name in ("same", "never"):
+        assert decisions[name].decision == "do not adopt"
+        assert decisions[name].reason == "it makes no difference in any pair"
     assert rows["winner"].remark is rows["same"].remark is None
     card = card_of(table)
     assert card is not None

@@ -79,7 +79,7 @@ def p_at_any_time(differences: Sequence[float], expected: float = _EXPECTED) -> 
     Examples
     --------
     >>> round(p_at_any_time([1.0, 2.0, 3.0, 2.0, 1.0]), 3)
-    0.061
+    0.07
     """
     n = len(differences)
     if n < 2:
