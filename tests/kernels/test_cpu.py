@@ -547,6 +547,7 @@ def finish(process: subprocess.Popen[str], timeout: float = 120) -> tuple[str, s
     return out, err
 
 
+@pytest.mark.slow
 def test_more_threads_than_cores_and_two_processes_at_once() -> None:
     cores = os.cpu_count() or 1
     plain = float(finish(run(str(cores), "30"))[0].split()[0])

@@ -118,6 +118,7 @@ def test_float64_is_within_1e_9_of_the_largest_entry(name: str) -> None:
                 assert error <= 1e-9 * expected.abs().max(), (shape, ratio, layout)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_half_precision_is_float64_rounded_once(dtype: torch.dtype) -> None:
     equal = total = 0

@@ -270,6 +270,7 @@ def test_half_a_grid_failures_and_what_has_no_counterpart(
     assert len(Cells(text).found) == 36
 
 
+@pytest.mark.slow
 def test_figure_2_shows_the_mean_over_methods_of_the_seed_that_most_have(
     tmp_path: Path, nowhere: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
