@@ -46,7 +46,7 @@ def test_listing_names_a_part_as_a_part(root: Path) -> None:
         }
         == states
     )
-    assert list(states) == list(tasks.SETS)
+    assert list(states) == list(tasks.sets())
     write_patient(root)
     row = next(row for row in data.listing() if row["name"] == "lgg_mri")
     assert (row["state"], row["found"]) == ("part", "1 of 110 patients, 1 of 3,929 slices")

@@ -13,7 +13,7 @@ from znorm.lab.datasets.download import Progress, digest_of, fetch, unpack
 from znorm.lab.errors import ConfigurationError, DataError, DiskFullError
 from znorm.lab.registry import lookup
 from znorm.lab.spec import resolve
-from znorm.lab.tasks import SETS
+from znorm.lab.tasks import sets
 
 __all__ = ["get", "listing", "verify"]
 
@@ -27,7 +27,7 @@ def listing() -> list[dict[str, Any]]:
         name, state ("built in", "whole", "part", "missing" or "wrong"), about, found, folder,
         bytes, licence, home.
     """
-    return [_listed(task.data) for task in SETS.values()]
+    return [_listed(task.data) for task in sets().values()]
 
 
 def _listed(source: DataSource) -> dict[str, Any]:
@@ -79,8 +79,8 @@ def verify(names: Iterable[str] | None = None) -> list[dict[str, Any]]:
         For an unknown name.
     """
     rows = []
-    for name in SETS if names is None else names:
-        row = _verified(lookup("data set", name, SETS).data)
+    for name in sets() if names is None else names:
+        row = _verified(lookup("data set", name, sets()).data)
         if names is not None or row["state"] != "missing":
             rows.append(row)
     return rows
@@ -165,7 +165,7 @@ def get(name: str, progress: Progress = lambda *_: None) -> list[dict[str, Any]]
         If the set stands behind a login, or no mirror gave it: with what to put where.
     DiskFullError
     """
-    source = lookup("data set", name, SETS).data
+    source = lookup("data set", name, sets()).data
     origin = source.origin
     if origin is not None and source.state().state != "whole":
         folder = origin.path

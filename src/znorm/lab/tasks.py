@@ -15,17 +15,22 @@ from znorm.lab.datasets import (
 from znorm.lab.datasets.own import tasks as own
 from znorm.lab.registry import lookup
 
-__all__ = ["SETS", "TASKS", "load"]
+__all__ = ["TASKS", "load", "sets"]
 
-# Those whose images are known, wherever they lie.
-SETS: dict[str, Task] = {
+TASKS: dict[str, Task] = {
     "pcam_mini": pcam_mini.TASK,
     "phantom": phantom.TASK,
     "cifar10": cifar10.TASK,
     "patchcamelyon": patchcamelyon.TASK,
     "lgg_mri": lgg_mri.TASK,
+    "own_classes": own.CLASSES,
+    "own_masks": own.MASKS,
 }
-TASKS: dict[str, Task] = {**SETS, "own_classes": own.CLASSES, "own_masks": own.MASKS}
+
+
+def sets() -> dict[str, Task]:
+    """Those of a known data set, wherever it lies: all but the user's own folders."""
+    return {name: task for name, task in TASKS.items() if task not in (own.CLASSES, own.MASKS)}
 
 
 def load(name: str, data: DataSpec) -> Dataset:

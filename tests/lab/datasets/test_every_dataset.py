@@ -13,15 +13,15 @@ from znorm.lab.datasets.augmentation import AUGMENTATIONS
 from znorm.lab.errors import MissingDataError
 from znorm.lab.optimizers import check_schedule
 from znorm.lab.spec import resolve
-from znorm.lab.tasks import SETS
+from znorm.lab.tasks import sets
 
-BUILT_IN = [name for name, task in SETS.items() if task.data.origin is None]
-PUBLIC = [name for name in SETS if name not in BUILT_IN]
+BUILT_IN = [name for name, task in sets().items() if task.data.origin is None]
+PUBLIC = [name for name in sets() if name not in BUILT_IN]
 
 
-@pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize("name", sets())
 def test_a_set_says_what_the_lab_asks_about_it(name: str) -> None:
-    task = SETS[name]
+    task = sets()[name]
     assert task.data.name == name
     assert set(task.data.keys) <= set(DataSpec.model_fields) - {"augment", "limit"}
     task.check(task.model, task.loss)
@@ -39,7 +39,7 @@ def test_a_set_says_what_the_lab_asks_about_it(name: str) -> None:
 
 @pytest.mark.parametrize("name", PUBLIC)
 def test_a_set_that_is_missing_says_what_to_put_where(name: str) -> None:
-    source = SETS[name].data
+    source = sets()[name].data
     assert source.origin is not None
     assert source.state().state == "missing"
     with pytest.raises(MissingDataError) as caught:
@@ -61,7 +61,7 @@ def test_images_of_a_built_in_set_are_as_the_loop_takes_them(name: str) -> None:
     for split in (dataset.train, dataset.validation, dataset.test):
         assert split.images.dtype == torch.uint8
         assert split.images.shape == (len(split), *shape)
-        if SETS[name].output == "mask":
+        if sets()[name].output == "mask":
             assert split.targets.dtype == torch.uint8
             assert split.targets.shape == (len(split), *shape[1:])
             assert set(split.targets.unique().tolist()) <= {0, 1}
@@ -81,4 +81,4 @@ def test_images_of_a_built_in_set_are_as_the_loop_takes_them(name: str) -> None:
     )
     assert len(train | validation | test) == len(train) + len(validation) + len(test)
     assert tasks.load(name, spec.data).fingerprint == dataset.fingerprint
-    assert SETS[name].data.is_whole(dataset)
+    assert sets()[name].data.is_whole(dataset)
