@@ -140,11 +140,11 @@ def test_archives_are_unpacked_whole_and_removed(tmp_path: Path) -> None:
 def test_get_says_what_to_put_where_if_no_mirror_answers(
     server: str, data_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source = sets()["cifar10"].data
+    source = TASKS["cifar10"].data
     assert source.origin is not None
     offline = replace(source.origin, downloads=(download(server, "/missing"),))
-    task = replace(sets()["cifar10"], data=replace(source, origin=offline))
-    monkeypatch.setitem(sets(), "cifar10", task)
+    task = replace(TASKS["cifar10"], data=replace(source, origin=offline))
+    monkeypatch.setitem(TASKS, "cifar10", task)
     with pytest.raises(DataError) as caught:
         data.get("cifar10")
     for words in ("404", "data_batch_1.bin", "znorm data verify cifar10"):
@@ -158,7 +158,7 @@ def test_get_says_what_to_put_where_if_no_mirror_answers(
 
 def test_addresses_are_https_and_digests_well_formed() -> None:
     lengths = {"md5": 32, "sha1": 40}
-    origins = [origin for task in sets().values() if (origin := task.data.origin) is not None]
+    origins = [origin for task in TASKS.values() if (origin := task.data.origin) is not None]
     assert len(origins) == 3
     for source in origins:
         for item in source.downloads:
