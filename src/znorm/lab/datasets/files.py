@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,12 +21,14 @@ __all__ = [
     "data_root",
     "inside",
     "listing",
+    "marked",
     "open_picture",
     "read_bytes",
     "read_mask",
     "read_picture",
     "read_start",
     "refuse_page",
+    "several_pages",
     "stat_file",
     "user_cache",
 ]
@@ -236,6 +239,17 @@ def read_mask(path: Path, size: Iterable[int] | None = None, *, of_user: bool = 
             f"{path}: expected a mask of mode 1, L or P, found {picture.mode}; save it in grey"
         )
     pixels = np.asarray(_grey(path, picture) if picture.mode == "P" else picture, dtype=np.uint8)
+    return _of_size(path, marked(path, pixels), size)
+
+
+def marked(path: Path, pixels: npt.NDArray[Any]) -> Pixels:
+    """A mask of whatever numbers: 1 where it marks something and 0 elsewhere.
+
+    Raises
+    ------
+    DataError
+        If it has other values than 0 and 255, or 0 and 1; it names ``path``.
+    """
     values = np.unique(pixels).tolist()
     if not (set(values) <= {0, 255} or set(values) <= {0, 1}):
         more = f" and {len(values) - 5} more values" if len(values) > 5 else ""
@@ -243,7 +257,7 @@ def read_mask(path: Path, size: Iterable[int] | None = None, *, of_user: bool = 
             f"{path}: expected a mask of 0 and 255, or of 0 and 1, found {values[:5]}{more}; "
             "save it with two values, as png or another kind without loss"
         )
-    return _of_size(path, (pixels > 0).astype(np.uint8), size)
+    return (pixels > 0).astype(np.uint8)
 
 
 def _grey(path: Path, picture: Image.Image) -> Pixels:
@@ -270,35 +284,28 @@ def _of_size(path: Path, pixels: Pixels, size: Iterable[int] | None) -> Pixels:
 
 def _decoded(path: Path, *, of_user: bool) -> Image.Image:
     """The one page of a picture, turned as its EXIF orientation says."""
-    if not stat_file(path).st_size:
-        raise DataError(f"{path}: expected a picture, found an empty file; copy it here again")
-    try:
-        picture, pages = _first_page(path)
-    except Exception as error:
-        # A damaged file fails in many ways in the decoders of many formats; all mean the same.
-        raise _no_picture(path, error, of_user=of_user) from None
+    with open_picture(path, of_user=of_user) as picture:
+        pages = getattr(picture, "n_frames", 1)
+        ImageOps.exif_transpose(picture, in_place=True)
     if picture.format == "BMP":
         _check_bits(path, picture.mode)
     if pages > 1:
-        raise DataError(
-            f"{path}: expected a picture of one page, found {pages}; save each in a file of its own"
-        )
+        raise several_pages(path, pages)
     return picture
 
 
-def _first_page(path: Path) -> tuple[Image.Image, int]:
-    with warnings.catch_warnings():
-        for message in _DAMAGE:
-            warnings.filterwarnings("error", message)
-        with Image.open(path, formats=_FORMATS) as picture:
-            pages = getattr(picture, "n_frames", 1)
-            ImageOps.exif_transpose(picture, in_place=True)
-    return picture, pages
+def several_pages(path: Path, pages: int) -> DataError:
+    """The error for a picture of more than one page."""
+    return DataError(
+        f"{path}: expected a picture of one page, found {pages}; save each in a file of its own"
+    )
 
 
 @contextmanager
-def open_picture(path: Path) -> Iterator[Image.Image]:
-    """A picture of the user's, of which the header is read; within it the pixels may be asked for.
+def open_picture(path: Path, *, of_user: bool) -> Iterator[Image.Image]:
+    """A picture, of which the header is read; within it the pixels may be asked for.
+
+    ``of_user`` as :func:`read_picture` takes it.
 
     Raises
     ------
@@ -317,7 +324,7 @@ def open_picture(path: Path) -> Iterator[Image.Image]:
         raise
     except Exception as error:
         # A damaged file fails in many ways in the decoders of many formats; all mean the same.
-        raise _no_picture(path, error, of_user=True) from None
+        raise _no_picture(path, error, of_user=of_user) from None
 
 
 def _check_bits(path: Path, mode: str) -> None:

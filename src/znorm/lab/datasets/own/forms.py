@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import csv
 import io
-import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
-from znorm.lab.datasets.files import read_bytes
+from znorm.lab.datasets.files import listing, read_bytes
 from znorm.lab.datasets.own.listing import Item, Listing
 from znorm.lab.datasets.own.reading import DICOM, KINDS, facts_of, kind_of
 from znorm.lab.datasets.split import SPLITS
@@ -272,11 +272,7 @@ def _entries(folder: Path) -> list[Path]:
     DataError
         If it cannot be read; for a link to a folder, whose images would be missed.
     """
-    try:
-        names = sorted(os.listdir(folder))
-    except OSError as error:
-        raise DataError(f"{folder}: cannot be read ({error.strerror or error})") from None
-    entries = [folder / name for name in names if not name.startswith(".")]
+    entries = [folder / name for name in listing(folder) if not name.startswith(".")]
     for entry in entries:
         if entry.is_symlink() and entry.is_dir():
             raise DataError(
@@ -296,7 +292,7 @@ def _check(found: Listing) -> None:
         )
     if found.output == "mask":
         return
-    counts = _counts(item.label or "" for item in found.items)
+    counts = Counter(item.label for item in found.items)
     if len(counts) < 2:
         raise ConfigurationError(
             f"{folder}: one class only, {next(iter(counts))!r}; two or more are needed"
@@ -313,10 +309,3 @@ def _check(found: Listing) -> None:
             f"{'' if counts[few[0]] == 1 else 's'}; three or more are needed, for training, "
             "validation and test"
         )
-
-
-def _counts(labels: Iterable[str]) -> dict[str, int]:
-    counts: dict[str, int] = {}
-    for label in labels:
-        counts[label] = counts.get(label, 0) + 1
-    return counts

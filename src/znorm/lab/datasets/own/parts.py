@@ -40,17 +40,14 @@ def parts_of(
     given = [item.part for item in listing.items]
     if any(given):
         parts = [part or "" for part in given]
-        if "validation" not in parts:
-            rest = np.array([place for place, part in enumerate(parts) if part == "train"])
-            for place in rest[_fold(listing, strata, rest, validation, 0)].tolist():
-                parts[place] = "validation"
     else:
         everything = np.arange(len(listing.items))
         parts = ["train"] * len(everything)
         aside = _fold(listing, strata, everything, test, fold)
         for place in everything[aside].tolist():
             parts[place] = "test"
-        rest = everything[~aside]
+    if "validation" not in parts:
+        rest = np.array([place for place, part in enumerate(parts) if part == "train"])
         for place in rest[_fold(listing, strata, rest, validation, 0)].tolist():
             parts[place] = "validation"
     _check(listing, strata, parts)

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import ImageOps
 
-from znorm.lab.datasets.files import open_picture, stat_file
+from znorm.lab.datasets.files import open_picture, several_pages, stat_file
 from znorm.lab.errors import ConfigurationError, DataError
 
 __all__ = ["KINDS", "Facts", "facts_of", "kind_of", "read_slice"]
@@ -78,8 +78,15 @@ def facts_of(path: Path) -> Facts:
     DataError
         If it cannot be read, or is not one or several grey or colour pictures.
     """
-    if not stat_file(path).st_size:
+    entry = stat_file(path)
+    if not entry.st_size:
         raise DataError(f"{path}: expected an image, found an empty file; copy it here again")
+    return _facts(path, (entry.st_mtime_ns, entry.st_size))
+
+
+# A folder is listed, divided and loaded, each of which asks; once is enough while a file stays.
+@lru_cache(maxsize=1 << 17)
+def _facts(path: Path, state: tuple[int, int]) -> Facts:
     kind = kind_of(path)
     if kind == ".npy":
         array = _array(path)
@@ -91,13 +98,10 @@ def facts_of(path: Path) -> Facts:
         return Facts(height, width, 1, slices, str(volume.dtype), spacing)
     if kind in DICOM:
         return _dicom_facts(path)
-    with open_picture(path) as picture:
+    with open_picture(path, of_user=True) as picture:
         pages = getattr(picture, "n_frames", 1)
         if pages > 1:
-            raise DataError(
-                f"{path}: expected a picture of one page, found {pages}; save each in "
-                "a file of its own"
-            )
+            raise several_pages(path, pages)
         if picture.mode not in _MODES:
             raise DataError(f"{path}: a picture of mode {picture.mode}; save it in grey or RGB")
         channels, dtype = _MODES[picture.mode]
@@ -126,7 +130,7 @@ def read_slice(path: Path, number: int = 0) -> npt.NDArray[Any]:
         return _volume(path)[0][:, :, number, None]
     if kind in DICOM:
         return _dicom_pixels(path)
-    with open_picture(path) as picture:
+    with open_picture(path, of_user=True) as picture:
         turned = ImageOps.exif_transpose(picture)
         if turned.mode in ("P", "PA", "RGBA"):
             turned = turned.convert("RGBA").convert("RGB")
@@ -157,10 +161,17 @@ def _shape(path: Path, shape: tuple[int, ...]) -> tuple[int, int, int, int]:
     )
 
 
-# A volume is asked for slice by slice.
-@lru_cache(maxsize=4)
 def _volume(path: Path) -> tuple[npt.NDArray[Any], tuple[float, float]]:
     """The slices along a volume's last axis, (H, W, slices), and millimetres a pixel."""
+    entry = stat_file(path)
+    return _read_volume(path, (entry.st_mtime_ns, entry.st_size))
+
+
+# A volume is asked for slice by slice.
+@lru_cache(maxsize=4)
+def _read_volume(
+    path: Path, state: tuple[int, int]
+) -> tuple[npt.NDArray[Any], tuple[float, float]]:
     from monai.data.image_reader import (
         NibabelReader,  # seconds to import, and for these files alone
     )

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from znorm.lab.datasets.data_spec import DataSpec
 from znorm.lab.datasets.dataset import Dataset, Split
 from znorm.lab.datasets.decoded import Pixels, decoded, fits_in_memory
-from znorm.lab.datasets.files import stat_file
+from znorm.lab.datasets.files import marked
 from znorm.lab.datasets.own.forms import listing_of
 from znorm.lab.datasets.own.listing import Listing
 from znorm.lab.datasets.own.parts import parts_of
@@ -56,19 +54,8 @@ def _listed(folder: str, table: str | None) -> Listing:
     return listing_of(Path(folder), None if table is None else Path(table))
 
 
-# Of the files that are there the headers are read once a process, whoever asks.
-@lru_cache(maxsize=4)
-def _facts(files: tuple[Path, ...], stamps: tuple[Any, ...]) -> Mapping[Path, Facts]:
-    return {path: facts_of(path) for path in files}
-
-
 def _facts_of(listing: Listing) -> Mapping[Path, Facts]:
-    files = tuple(dict.fromkeys(item.image for item in listing.items))
-    return _facts(files, _stamps(files))
-
-
-def _stamps(files: Sequence[Path]) -> tuple[Any, ...]:
-    return tuple((entry.st_mtime_ns, entry.st_size) for entry in map(stat_file, files))
+    return {item.image: facts_of(item.image) for item in listing.items}
 
 
 def _marked(path: Path, number: int, image: tuple[int, int]) -> Pixels:
@@ -84,19 +71,13 @@ def _marked(path: Path, number: int, image: tuple[int, int]) -> Pixels:
         pixels = pixels[..., :1]
     if pixels.shape[2] != 1:
         raise DataError(f"{path}: expected a mask in grey, found colours; save it in grey")
-    values = np.unique(pixels).tolist()
-    if not (set(values) <= {0, 255} or set(values) <= {0, 1}):
-        more = f" and {len(values) - 5} more values" if len(values) > 5 else ""
-        raise DataError(
-            f"{path}: expected a mask of 0 and 255, or of 0 and 1, found {values[:5]}{more}; "
-            "save it with two values, as png or another kind without loss"
-        )
+    mask = marked(path, pixels[..., 0])
     if pixels.shape[:2] != image:
         found = "x".join(map(str, pixels.shape[:2]))
         raise DataError(
             f"{path}: expected {image[0]}x{image[1]} pixels, as its image has, found {found}"
         )
-    return (pixels[..., 0] > 0).astype(np.uint8)
+    return mask
 
 
 def _strata(listing: Listing, facts: Mapping[Path, Facts]) -> list[int]:
@@ -107,8 +88,7 @@ def _strata(listing: Listing, facts: Mapping[Path, Facts]) -> list[int]:
     strata = []
     for item in listing.items:
         assert item.mask is not None
-        of_mask = facts_of(item.mask) if item.mask not in facts else facts[item.mask]
-        of_image = facts[item.image]
+        of_mask, of_image = facts_of(item.mask), facts[item.image]
         if of_mask.slices != of_image.slices:
             raise DataError(
                 f"{item.mask}: expected {of_image.slices} slices, as its image has, found "
@@ -232,8 +212,8 @@ def _pixels(listing: Listing, facts: Mapping[Path, Facts], rule: Rule) -> torch.
             if item.mask is not None:
                 of_image = facts[item.image]
                 size = (of_image.height, of_image.width)
-                marked = _marked(item.mask, item.slice, size)
-                pixels[row, ..., rule.channels] = rule.mask(marked)
+                mask = _marked(item.mask, item.slice, size)
+                pixels[row, ..., rule.channels] = rule.mask(mask)
 
     digest = hashlib.sha256(f"{rule} {listing.folder}".encode()).hexdigest()[:8]
     return decoded(f"own-{digest}", listing.files, shape, fill)
