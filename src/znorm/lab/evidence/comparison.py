@@ -100,14 +100,14 @@ def compare_pairs(
         p = (p_at_any_time if sequential else t_test)(differences)
         sign_flip_p = math.nan if sequential else sign_flip_test(differences)
     # Every run that ended, of a pair or not: one that diverged is below all that did not.
-    for pair in (*pairs.only_method_diverged, *pairs.both_diverged):
-        mine.append(-math.inf)
-        if pair in pairs.only_method_diverged:
-            theirs.append(ending(pair.reference, key))
-    for pair in (*pairs.only_baseline_diverged, *pairs.both_diverged):
-        theirs.append(-math.inf)
-        if pair in pairs.only_baseline_diverged:
-            mine.append(ending(pair.run, key))
+    fell, others_fell, both = (
+        pairs.only_method_diverged,
+        pairs.only_baseline_diverged,
+        pairs.both_diverged,
+    )
+    mine += [ending(pair.run, key) for pair in others_fell] + [-math.inf] * len(fell + both)
+    theirs += [ending(pair.reference, key) for pair in fell]
+    theirs += [-math.inf] * len(others_fell + both)
     times = [
         (pair.run.result or {})["seconds"] / seconds
         for pair in made

@@ -6,6 +6,7 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -43,8 +44,6 @@ class TunedMethod:
     ----------
     label : str
     chosen : Hyperparameters
-    place : int
-        Which of its trials that was, from 1.
     validation, test, best_on_test : str
         The chosen trial's scores, and the highest test score among its trials.
     trials : tuple of Value
@@ -57,7 +56,6 @@ class TunedMethod:
 
     label: str
     chosen: Hyperparameters
-    place: int
     validation: str
     test: str
     best_on_test: str
@@ -99,6 +97,11 @@ class _Trials:
     runs: tuple[Run, ...]
     validation: tuple[float, ...]
     test: tuple[float, ...]
+
+    @cached_property
+    def curve(self) -> tuple[float, ...]:
+        """The expected validation score of the best of 1, 2, ... trials."""
+        return tuple(expected_best(self.validation))
 
 
 def tuning_evidence(
@@ -151,7 +154,6 @@ def _method(root: Path, headline: Column, tuning: Tuning, one: _Trials) -> Tuned
     return TunedMethod(
         one.label,
         one.chosen,
-        one.best + 1,
         headline.show(one.validation[one.best]),
         headline.show(one.test[one.best]),
         headline.show(max(one.test)),
@@ -163,7 +165,7 @@ def _method(root: Path, headline: Column, tuning: Tuning, one: _Trials) -> Tuned
             )
             for run, score in zip(one.runs, one.validation, strict=True)
         ),
-        tuple(expected_best(one.validation)),
+        one.curve,
         _remark(tuning, one),
     )
 
@@ -246,7 +248,7 @@ def _optimism(headline: Column, searched: Sequence[_Trials]) -> str:
 
 def _crossings(searched: Sequence[_Trials]) -> list[str]:
     """A word on another leader with few trials than with all."""
-    curves = {one.label: expected_best(one.validation) for one in searched}
+    curves = {one.label: one.curve for one in searched}
     length = min(map(len, curves.values()))
     leaders = []
     for size in range(length):
@@ -264,7 +266,7 @@ def _crossings(searched: Sequence[_Trials]) -> list[str]:
 
 def _on_validation(headline: Column, coloured: Sequence[tuple[_Trials, str]]) -> str:
     """The expected validation score of the best of so many trials."""
-    curves = [(expected_best(one.validation), colour, "-") for one, colour in coloured]
+    curves = [(one.curve, colour, "-") for one, colour in coloured]
     return _curves(_validation_title(headline), headline, curves)
 
 
