@@ -147,13 +147,45 @@ def test_small_losses_keep_their_digits() -> None:
 @pytest.mark.parametrize("name", MASK_LOSSES)
 @pytest.mark.parametrize(
     ("logits", "masks"),
-    [((2, 4, 4), (2, 4, 4)), ((2, 2, 4, 4), (2, 4, 4)), ((2, 1, 4, 4), (2, 1, 4, 4))],
+    [((2, 4, 4), (2, 4, 4)), ((2, 2, 4, 4), (2, 4, 5)), ((2, 1, 4, 4), (2, 1, 4, 4))],
 )
 def test_other_shapes_are_refused(
     name: str, logits: tuple[int, ...], masks: tuple[int, ...]
 ) -> None:
-    with pytest.raises(ConfigurationError, match=r"takes logits \(N, 1, H, W\) beside masks"):
+    with pytest.raises(ConfigurationError, match=r"takes logits \(N, 1, H, W\) or .* beside"):
         LOSSES[name](torch.zeros(logits), torch.zeros(masks))
+
+
+def _of_classes() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(3, 4, 6, 5, generator=generator, dtype=torch.float64) * 3
+    masks = torch.randint(0, 4, (3, 6, 5), generator=generator, dtype=torch.uint8)
+    return logits, masks
+
+
+def test_losses_of_several_classes_are_monais() -> None:
+    from monai.losses import DiceLoss, TverskyLoss
+
+    logits, masks = _of_classes()
+    one_hot = torch.nn.functional.one_hot(masks.long(), 4).permute(0, 3, 1, 2).double()
+    common = {"softmax": True, "include_background": False, "batch": True}
+    index = TverskyLoss(**common, alpha=0.3, beta=0.7, smooth_nr=1, smooth_dr=1)
+    expected = float(index(logits, one_hot))
+    assert float(tversky(logits, masks)) == pytest.approx(expected, rel=1e-12)
+    assert float(focal_tversky(logits, masks)) == pytest.approx(expected**0.75, rel=1e-12)
+    overlap = DiceLoss(**common, smooth_nr=2, smooth_dr=2)(logits, one_hot)
+    entropy = torch.nn.functional.cross_entropy(logits, masks.long())
+    assert float(dice_cross_entropy(logits, masks)) == pytest.approx(
+        float(overlap + entropy), rel=1e-12
+    )
+
+
+def test_gradients_of_several_classes() -> None:
+    logits, masks = _of_classes()
+    for name in MASK_LOSSES:
+        torch.autograd.gradcheck(
+            lambda x, name=name: LOSSES[name](x, masks), logits.clone().requires_grad_()
+        )
 
 
 def test_by_name() -> None:

@@ -51,9 +51,9 @@ def tversky(logits: Tensor, masks: Tensor) -> Tensor:
 
     Parameters
     ----------
-    logits : Tensor of shape (N, 1, H, W)
+    logits : Tensor of shape (N, 1, H, W), or (N, K, H, W)
     masks : Tensor of shape (N, H, W)
-        0 and 1, of any type.
+        0 and 1, of any type; with K channels the number of a class, 0 for none.
 
     Raises
     ------
@@ -82,9 +82,9 @@ def dice_cross_entropy(logits: Tensor, masks: Tensor) -> Tensor:
 
     Parameters
     ----------
-    logits : Tensor of shape (N, 1, H, W)
+    logits : Tensor of shape (N, 1, H, W), or (N, K, H, W)
     masks : Tensor of shape (N, H, W)
-        0 and 1, of any type.
+        0 and 1, of any type; with K channels the number of a class, 0 for none.
 
     Raises
     ------
@@ -105,6 +105,8 @@ def dice_cross_entropy(logits: Tensor, masks: Tensor) -> Tensor:
     """
     dice = _tversky(logits, masks, 0.5, 0.5)
     wide = _wide(logits)
+    if logits.shape[1] > 1:
+        return dice + F.cross_entropy(wide, masks.long())
     return dice + F.binary_cross_entropy_with_logits(wide.squeeze(1), masks.to(wide.dtype))
 
 
@@ -113,9 +115,9 @@ def focal_tversky(logits: Tensor, masks: Tensor) -> Tensor:
 
     Parameters
     ----------
-    logits : Tensor of shape (N, 1, H, W)
+    logits : Tensor of shape (N, 1, H, W), or (N, K, H, W)
     masks : Tensor of shape (N, H, W)
-        0 and 1, of any type.
+        0 and 1, of any type; with K channels the number of a class, 0 for none.
 
     Raises
     ------
@@ -147,16 +149,36 @@ LOSSES: Mapping[str, Loss] = {
 
 
 def _tversky(logits: Tensor, masks: Tensor, positives: float, negatives: float) -> Tensor:
-    if logits.ndim != 4 or logits.shape[1] != 1 or logits[:, 0].shape != masks.shape:
+    """Of several classes, the mean over those that are marked, softmax's probabilities taken."""
+    if logits.ndim != 4 or logits[:, 0].shape != masks.shape:
         raise ConfigurationError(
-            "this loss takes logits (N, 1, H, W) beside masks (N, H, W), "
+            "this loss takes logits (N, 1, H, W) or (N, K, H, W) beside masks (N, H, W), "
             f"found {tuple(logits.shape)} and {tuple(masks.shape)}"
         )
-    wide = _wide(logits).squeeze(1)
-    truth = masks.to(wide.dtype)
-    predicted = wide.sigmoid()
-    # sigmoid(-x) keeps the digits that 1 - sigmoid(x) loses where x is large.
-    missed = (-wide).sigmoid()
+    wide = _wide(logits)
+    if wide.shape[1] == 1:
+        wide = wide.squeeze(1)
+        # sigmoid(-x) keeps the digits that 1 - sigmoid(x) loses where x is large.
+        return _less_the_index(
+            wide.sigmoid(), (-wide).sigmoid(), masks.to(wide.dtype), positives, negatives
+        )
+    logs = wide.log_softmax(1)
+    losses = [
+        _less_the_index(
+            logs[:, number].exp(),
+            -logs[:, number].expm1(),
+            (masks == number).to(wide.dtype),
+            positives,
+            negatives,
+        )
+        for number in range(1, wide.shape[1])
+    ]
+    return torch.stack(losses).mean()
+
+
+def _less_the_index(
+    predicted: Tensor, missed: Tensor, truth: Tensor, positives: float, negatives: float
+) -> Tensor:
     hits = (predicted * truth).sum()
     errors = positives * (predicted * (1 - truth)).sum() + negatives * (missed * truth).sum()
     # One less the index, written without a difference: never negative, exact where it is small.

@@ -193,3 +193,61 @@ def test_every_score_has_a_definition_and_every_definition_a_score() -> None:
     units = {name: "in pixels" in DEFINITIONS[name] for name in EXPECTED if "hausdorff" in name}
     assert all(units.values())
     assert "NOT a distance in pixels" in DEFINITIONS["hausdorff_rows"]
+
+
+# Two labels on a row of six pixels, by hand: of a, TP, FP, FN are 1, 1, 1 and of b 1, 0, 1; in the
+# second case there is no a at all and of b TP 2.
+LABELLED_TRUTH = torch.tensor([[[1, 1, 2, 2, 0, 0]], [[0, 0, 2, 2, 0, 0]]], dtype=torch.uint8)
+LABELLED = torch.tensor([[[1, 0, 2, 1, 0, 0]], [[0, 0, 2, 2, 0, 0]]], dtype=torch.uint8)
+
+
+def test_labels_each_have_counts_and_a_score_is_their_mean() -> None:
+    cases = Cases.of(LABELLED, LABELLED_TRUTH, ["x", "y"], ["p", "p"], labels=["a", "b"])
+    counts = [
+        (row["name"], row["label"], row["tp"], row["fp"], row["fn"], row["tn"])
+        for row in cases.rows()
+    ]
+    assert counts == [
+        ("x", "a", 1, 1, 1, 3),
+        ("y", "a", 0, 0, 0, 6),
+        ("x", "b", 1, 0, 1, 4),
+        ("y", "b", 2, 0, 0, 4),
+    ]
+    # Of a 2/4, of b 6/7.
+    assert cases.scores()["f1"] == pytest.approx((1 / 2 + 6 / 7) / 2)
+    assert cases.scores()["f1_per_slice"] == pytest.approx(((1 / 2 + 1) / 2 + (2 / 3 + 1) / 2) / 2)
+    assert cases.dice().tolist() == pytest.approx([(1 / 2 + 2 / 3) / 2, 1])
+    assert cases.dice(of_patients=True).tolist() == pytest.approx([(1 / 2 + 6 / 7) / 2])
+    assert (cases.case_names, cases.patient_names) == (("x", "y"), ("p",))
+    assert cases.target_found.tolist() == [True, True]
+
+
+def test_labels_survive_a_file_and_batches() -> None:
+    whole = Cases.of(LABELLED, LABELLED_TRUTH, ["x", "y"], labels=["a", "b"])
+    parts = [
+        Cases.of(LABELLED[i : i + 1], LABELLED_TRUTH[i : i + 1], [name], labels=["a", "b"])
+        for i, name in enumerate("xy")
+    ]
+    for other in (Cases.join(parts), Cases.from_rows(whole.rows())):
+        assert other.scores() == whole.scores()
+        assert other.dice().tolist() == whole.dice().tolist()
+        assert other.case_names == whole.case_names
+
+
+def test_labels_of_a_file_that_was_cut_are_refused() -> None:
+    rows = Cases.of(LABELLED, LABELLED_TRUTH, ["x", "y"], labels=["a", "b"]).rows()
+    with pytest.raises(ValueError, match="label 'b' must have the cases of label 'a'"):
+        Cases.from_rows(rows[:-1])
+
+
+def test_a_number_beyond_the_labels_is_refused() -> None:
+    with pytest.raises(ValueError, match="prediction must hold 0 to 1, .* found 2"):
+        Cases.of(LABELLED, LABELLED_TRUTH, ["x", "y"], labels=["a"])
+
+
+def test_each_case_has_a_spacing_of_its_own() -> None:
+    masks = torch.zeros(2, 2, 1, 5, dtype=torch.bool)
+    masks[0, :, 0, 0] = masks[1, :, 0, 4] = True
+    spacing = torch.tensor([[1.0, 0.5], [1.0, 3.0]], dtype=torch.float64)
+    cases = Cases.of(masks[0], masks[1], ["x", "y"], spacing=spacing)
+    assert cases.hausdorff.tolist() == [2.0, 12.0]

@@ -26,13 +26,16 @@ class Split:
     ----------
     images : Tensor of shape (N, C, H, W), uint8
     targets : Tensor
-        Labels (N,) int64, or masks (N, H, W) uint8 of 0 and 1.
+        Labels (N,) int64, or masks (N, H, W) uint8: the number of a class, 0 for none.
     names : tuple of str
         Of each image; empty where they have none.
     patients : tuple of str
         Of each image; empty where they are not known.
     mapped : bool
         Whether the images are mapped from a file that does not fit in memory.
+    spacing : Tensor of shape (N, 2), float64, or None
+        Millimetres from row to row and from column to column of each image; None where it is not
+        known of all of them.
     """
 
     images: Tensor
@@ -40,6 +43,7 @@ class Split:
     names: tuple[str, ...] = ()
     patients: tuple[str, ...] = ()
     mapped: bool = False
+    spacing: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -68,12 +72,22 @@ class Split:
             self.targets[index],
             tuple(self.names[i] for i in chosen) if self.names else (),
             tuple(self.patients[i] for i in chosen) if self.patients else (),
+            spacing=None if self.spacing is None else self.spacing[index],
         )
 
+    def of_class(self, number: int, classes: int) -> Tensor:
+        """True for the images of a class; of masks, for those that mark nothing, and that do.
+
+        Of masks of several classes an image is of each that its mask has: bool of shape (N,).
+        """
+        if not self.has_masks or classes == 2 or number == 0:
+            return self.labels == number
+        marks = [(block.targets == number).flatten(1).any(1) for block in self.blocks()]
+        return torch.cat([torch.zeros(0, dtype=torch.bool), *marks])
+
     def class_counts(self, classes: int) -> list[int]:
-        """The number of images of each class; of masks, of those that mark nothing and that do."""
-        counts: list[int] = self.labels.bincount(minlength=classes).tolist()
-        return counts
+        """The number of images of each class, as `of_class` counts them."""
+        return [int(self.of_class(number, classes).sum()) for number in range(classes)]
 
     def limited(self, limit: int | None) -> Split:
         """At most ``limit`` images: as many of each class, spread evenly over the split.
@@ -104,7 +118,7 @@ class Dataset:
     ----------
     train, validation, test : Split
     classes : tuple of str
-        The name of each label; of masks, the names of what is not marked and what is.
+        The name of each label; of masks, the name of what is not marked and of each thing that is.
     notes : tuple of str
         What a reader of its results must know, shown on every page.
     """
@@ -127,8 +141,8 @@ class Dataset:
 
     @property
     def outputs(self) -> int:
-        """Channels of a net's output: one a class, or one for a mask."""
-        return 1 if self.train.has_masks else len(self.classes)
+        """Channels of a net's output: one a class; one for a mask of yes and no."""
+        return 1 if self.train.has_masks and len(self.classes) == 2 else len(self.classes)
 
     @cached_property
     def statistics(self) -> tuple[Tensor, Tensor]:

@@ -123,12 +123,11 @@ def case_evidence(pairs: Pairs) -> CaseEvidence | None:
 
 
 def _names(cases: Cases) -> tuple[str, ...]:
-    return cases.names if cases.patients is None else tuple(dict.fromkeys(cases.patients))
+    return cases.patient_names or cases.case_names
 
 
 def _scores(cases: Cases) -> torch.Tensor:
-    counts = cases.counts if cases.patients is None else cases.counts.by(cases.patients)
-    return counts.dice()
+    return cases.dice(of_patients=cases.patients is not None)
 
 
 def _mean_by(several: Sequence[Cases], rule: Rule) -> float:

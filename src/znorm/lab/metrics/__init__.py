@@ -18,6 +18,7 @@ from znorm.lab.metrics.classification import (
     specificity,
 )
 from znorm.lab.metrics.distance import hausdorff, hausdorff_rows
+from znorm.lab.metrics.masks import masks_of
 from znorm.lab.metrics.scores import DEFINITIONS, classification_scores
 from znorm.lab.metrics.segmentation import Counts, count, dice, iou, tversky
 
@@ -37,6 +38,7 @@ __all__ = [
     "hausdorff",
     "hausdorff_rows",
     "iou",
+    "masks_of",
     "sensitivity",
     "specificity",
     "tversky",

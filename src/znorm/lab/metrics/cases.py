@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,6 +27,9 @@ _DISTANCES = ("hausdorff", "hausdorff95", "hausdorff_rows")
 class Cases:
     """Counts and distances of each case, from which every score can be computed again.
 
+    Where masks have several labels, a case has an entry for each of them, and a score is the mean
+    of those of the labels.
+
     Parameters
     ----------
     names : tuple of N str
@@ -39,6 +43,8 @@ class Cases:
         in pixels, or in the units of the spacing where one was given.
     hausdorff_rows : Tensor of shape (N,), float64
         The row variant; not a distance in pixels.
+    labels : tuple of N str, or None
+        The label that an entry is of; None where masks mark one thing.
 
     Examples
     --------
@@ -58,19 +64,68 @@ class Cases:
     hausdorff: Tensor
     hausdorff95: Tensor
     hausdorff_rows: Tensor
+    labels: tuple[str, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.names)
 
     @property
+    def case_names(self) -> tuple[str, ...]:
+        """The names, each once."""
+        return tuple(dict.fromkeys(self.names))
+
+    @property
+    def patient_names(self) -> tuple[str, ...]:
+        """The patients, each once; none where they are not known."""
+        return tuple(dict.fromkeys(self.patients or ()))
+
+    def by_label(self) -> dict[str, Cases]:
+        """The cases of each label by its name; all by an empty name where there are no labels.
+
+        All have the same cases in the same order.
+        """
+        if self.labels is None:
+            return {"": self}
+        return {
+            label: self._take([row for row, of_row in enumerate(self.labels) if of_row == label])
+            for label in dict.fromkeys(self.labels)
+        }
+
+    def dice(self, *, of_patients: bool = False) -> Tensor:
+        """Dice of each case, in the order of `case_names`, or of each patient's pooled pixels.
+
+        The mean over labels where there are several: float64.
+        """
+        scores = []
+        for cases in self.by_label().values():
+            counts = cases.counts
+            if of_patients:
+                counts = counts.by(cases.patients or ())
+            scores.append(counts.dice())
+        return torch.stack(scores).mean(0)
+
+    def _take(self, rows: Sequence[int]) -> Cases:
+        index = torch.tensor(rows, dtype=torch.int64)
+        counts = {name: getattr(self.counts, name)[index] for name in _COUNTS}
+        distances = {name: getattr(self, name)[index] for name in _DISTANCES}
+        return Cases(
+            tuple(self.names[row] for row in rows),
+            None if self.patients is None else tuple(self.patients[row] for row in rows),
+            Counts(**counts),
+            **distances,
+        )
+
+    @property
     def target_found(self) -> Tensor:
-        """True where the truth has tumour: bool of shape (N,)."""
-        return self.counts.tp + self.counts.fn > 0
+        """True where the truth marks something: bool, in the order of `case_names`."""
+        several = [cases.counts for cases in self.by_label().values()]
+        return torch.stack([counts.tp + counts.fn > 0 for counts in several]).any(0)
 
     @property
     def prediction_found(self) -> Tensor:
-        """True where the prediction has tumour: bool of shape (N,)."""
-        return self.counts.tp + self.counts.fp > 0
+        """True where the prediction marks something: bool, in the order of `case_names`."""
+        several = [cases.counts for cases in self.by_label().values()]
+        return torch.stack([counts.tp + counts.fp > 0 for counts in several]).any(0)
 
     @classmethod
     def of(
@@ -79,34 +134,47 @@ class Cases:
         target: Mask,
         names: Sequence[str],
         patients: Sequence[str] | None = None,
-        spacing: Sequence[float] | None = None,
+        spacing: Sequence[float] | Tensor | None = None,
+        labels: Sequence[str] | None = None,
     ) -> Cases:
         """Compare predictions with the truth.
 
         Parameters
         ----------
         prediction, target : Tensor or array of shape (N, H, W)
-            Boolean masks, or of another type that holds only 0 and 1; N is 1 or more.
+            Boolean masks, or of another type that holds only 0 and 1; N is 1 or more. With labels
+            also 2 and more: the number of a label, 0 where there is none.
         names : sequence of N str
         patients : sequence of N str, optional
-        spacing : two floats, optional
-            Distance of neighbouring rows and of neighbouring columns; without it distances are in
-            pixels.
+        spacing : two floats, or Tensor of shape (N, 2), optional
+            Distance of neighbouring rows and of neighbouring columns, for all or for each case;
+            without it distances are in pixels.
+        labels : sequence of str, optional
+            The names of labels 1, 2, ..., where masks mark several things.
 
         Raises
         ------
         TypeError, ValueError
             If a mask or the spacing is not such a one; if there is no case, or not one name and
             patient a case.
+
+        Examples
+        --------
+        >>> import torch
+        >>> truth = torch.tensor([[[0, 1, 2, 2]]])
+        >>> cases = Cases.of(truth, truth, names=["a"], labels=["liver", "tumour"])
+        >>> [row["label"] for row in cases.rows()]
+        ['liver', 'tumour']
         """
+        if labels is not None:
+            return cls._of_labels(prediction, target, names, patients, spacing, labels)
         predicted, true = as_masks("Cases.of", prediction, target)
         if len(predicted) == 0:
             raise ValueError("Cases.of: there must be a case, found masks of none; check the part")
         _check_texts("names", names, len(predicted))
         if patients is not None:
             _check_texts("patients", patients, len(predicted))
-        sampling = (1.0, 1.0) if spacing is None else spacing
-        distances = hausdorff_percentiles(predicted, true, (100, 95), sampling)
+        distances = _distances(predicted, true, spacing)
         return cls(
             names=tuple(names),
             patients=None if patients is None else tuple(patients),
@@ -115,6 +183,33 @@ class Cases:
             hausdorff95=distances[1],
             hausdorff_rows=hausdorff_rows(predicted, true),
         )
+
+    @classmethod
+    def _of_labels(
+        cls,
+        prediction: Mask,
+        target: Mask,
+        names: Sequence[str],
+        patients: Sequence[str] | None,
+        spacing: Sequence[float] | Tensor | None,
+        labels: Sequence[str],
+    ) -> Cases:
+        for name, mask in (("prediction", prediction), ("target", target)):
+            values = np.unique(np.asarray(mask)).tolist()
+            wrong = [value for value in values if value not in range(len(labels) + 1)]
+            if wrong:
+                raise ValueError(
+                    f"Cases.of: {name} must hold 0 to {len(labels)}, as there are {len(labels)} "
+                    f"labels, found {wrong[0]}"
+                )
+        of_each = [
+            replace(
+                cls.of(prediction == number, target == number, names, patients, spacing),
+                labels=(label,) * len(names),
+            )
+            for number, label in enumerate(labels, 1)
+        ]
+        return cls.join(of_each)
 
     @classmethod
     def join(cls, parts: Iterable[Cases]) -> Cases:
@@ -145,6 +240,9 @@ class Cases:
                 )
             patients = tuple(patient for part in known for patient in part)
 
+        labels = None
+        if all(part.labels is not None for part in several):
+            labels = tuple(label for part in several for label in part.labels or ())
         counts = {
             name: torch.cat([getattr(part.counts, name) for part in several]) for name in _COUNTS
         }
@@ -152,7 +250,7 @@ class Cases:
             name: torch.cat([getattr(part, name) for part in several]) for name in _DISTANCES
         }
         names = tuple(name for part in several for name in part.names)
-        return cls(names, patients, Counts(**counts), **distances)
+        return cls(names, patients, Counts(**counts), **distances, labels=labels)
 
     def scores(self) -> dict[str, float]:
         """Every score by name; `znorm.lab.metrics.DEFINITIONS` says what each is.
@@ -164,6 +262,14 @@ class Cases:
             ``_per_patient`` where patients are known; ``hausdorff``, ``hausdorff95``,
             ``hausdorff_rows`` and ``hausdorff_found``, each left out where no slice qualifies.
         """
+        of_labels = [cases._scores() for cases in self.by_label().values()]
+        scores: dict[str, float] = {}
+        for name in dict.fromkeys(name for one in of_labels for name in one):
+            values = [one[name] for one in of_labels if name in one]
+            scores[name] = math.fsum(values) / len(values)
+        return scores
+
+    def _scores(self) -> dict[str, float]:
         levels = {"": self.counts.pooled(), "_per_slice": self.counts}
         if self.patients is not None:
             levels["_per_patient"] = self.counts.by(self.patients)
@@ -171,8 +277,8 @@ class Cases:
         for level, counts in levels.items():
             for name, score in MASK_SCORES.items():
                 scores[f"{name}{level}"] = float(score.compute(counts).mean())
-        either = self.target_found | self.prediction_found
-        both = self.target_found & self.prediction_found
+        true, predicted = self.target_found, self.prediction_found
+        either, both = true | predicted, true & predicted
         for name, values in (
             ("hausdorff", self.hausdorff[either]),
             ("hausdorff_found", self.hausdorff[both]),
@@ -196,6 +302,7 @@ class Cases:
         columns: dict[str, Sequence[Any]] = {
             "name": self.names,
             "patient": self.patients or (None,) * len(self),
+            **({} if self.labels is None else {"label": self.labels}),
             **{name: getattr(self.counts, name).tolist() for name in _COUNTS},
             **{name: getattr(self, name).tolist() for name in _DISTANCES},
         }
@@ -246,7 +353,38 @@ class Cases:
             for name in _DISTANCES
         }
         names = tuple(str(row["name"]) for row in several)
-        return cls(names, known or None, Counts(**counts), **distances)
+        labels = None
+        if "label" in several[0]:
+            labels = tuple(str(row.get("label")) for row in several)
+            _check_labels(names, labels)
+        return cls(names, known or None, Counts(**counts), **distances, labels=labels)
+
+
+def _check_labels(names: Sequence[str], labels: Sequence[str]) -> None:
+    cases = {
+        label: [name for name, of_row in zip(names, labels, strict=True) if of_row == label]
+        for label in dict.fromkeys(labels)
+    }
+    first, *others = cases.items()
+    for label, named in others:
+        if named != first[1]:
+            raise ValueError(
+                f"Cases.from_rows: label {label!r} must have the cases of label {first[0]!r}, in "
+                "the same order"
+            )
+
+
+def _distances(predicted: Tensor, true: Tensor, spacing: Sequence[float] | Tensor | None) -> Tensor:
+    """The Hausdorff distance and its 95th percentile of each case: (2, N)."""
+    if not isinstance(spacing, Tensor):
+        return hausdorff_percentiles(predicted, true, (100, 95), spacing or (1.0, 1.0))
+    distances = torch.empty(2, len(predicted), dtype=torch.float64)
+    for one in spacing.unique(dim=0):
+        rows = (spacing == one).all(1)
+        distances[:, rows] = hausdorff_percentiles(
+            predicted[rows], true[rows], (100, 95), one.tolist()
+        )
+    return distances
 
 
 def _check_texts(name: str, values: Sequence[str], cases: int) -> None:

@@ -8,9 +8,36 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Mask", "as_masks"]
+__all__ = ["Mask", "as_masks", "masks_of"]
 
 Mask: TypeAlias = Tensor | np.ndarray[Any, Any]
+
+
+def masks_of(logits: Tensor, threshold: float = 0.0) -> Tensor:
+    """The masks that a net's outputs stand for.
+
+    Parameters
+    ----------
+    logits : Tensor of shape (N, K, H, W)
+    threshold : float
+        Of one channel, the logit above which a pixel is marked; 0 is a probability of one half.
+
+    Returns
+    -------
+    Tensor of shape (N, H, W)
+        Of one channel bool; of several the number of the largest, uint8.
+
+    Examples
+    --------
+    >>> import torch
+    >>> masks_of(torch.tensor([[[[1.0, -1.0]]]]))
+    tensor([[[ True, False]]])
+    >>> masks_of(torch.tensor([[[[0.0]], [[2.0]], [[1.0]]]]))
+    tensor([[[1]]], dtype=torch.uint8)
+    """
+    if logits.shape[1] == 1:
+        return logits[:, 0] > threshold
+    return logits.argmax(1).to(torch.uint8)
 
 
 def as_masks(owner: str, prediction: Mask, target: Mask) -> tuple[Tensor, Tensor]:

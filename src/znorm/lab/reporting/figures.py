@@ -118,14 +118,15 @@ def patches(dataset: Dataset, each: int = 8) -> list[tuple[str, list[str]]]:
 
     shown = []
     for number, name in enumerate(dataset.classes):
-        members = (dataset.test.labels == number).nonzero().flatten()
+        members = dataset.test.of_class(number, len(dataset.classes)).nonzero().flatten()
         step = max(1, len(members) // each) if dataset.test.has_masks else 1
         few = dataset.test.take(members[::step][:each])
         images = few.images.expand(-1, 3, -1, -1) if few.images.shape[1] == 1 else few.images
         # A copy: outlines are drawn into it.
         pictures = images[:, :3].permute(0, 2, 3, 1).numpy().copy()
         if few.has_masks:
-            for picture, mask in zip(pictures, few.targets.numpy().astype(bool), strict=True):
+            marks = few.targets == number if number else few.targets > 0
+            for picture, mask in zip(pictures, marks.numpy(), strict=True):
                 picture[mask & ~binary_erosion(mask)] = (255, 60, 60)
         shown.append((name, [_png(picture) for picture in pictures]))
     return shown

@@ -9,6 +9,7 @@ import torch
 
 from znorm.lab.datasets import Dataset
 from znorm.lab.errors import ConfigurationError, DataError
+from znorm.lab.metrics import masks_of
 from znorm.lab.reporting.overlays import case, draw_cases, notable
 from znorm.lab.reporting.tables import Table, images_of
 from znorm.lab.runs.folder import Run
@@ -63,7 +64,8 @@ def mask_figure(table: Table, dataset: Dataset, further: Sequence[str] = ()) -> 
     if len(counted) < len(runs) or any(cases.names != names for cases in counted.values()):
         return MaskFigure("", "Not drawn: the methods' cases.csv are not of the same test slices.")
     places = {name: place for place, name in enumerate(test.names)}
-    dice = torch.stack([cases.counts.dice() for cases in counted.values()]).mean(0)
+    names = next(iter(counted.values())).case_names
+    dice = torch.stack([cases.dice() for cases in counted.values()]).mean(0)
     present = next(iter(counted.values())).target_found.tolist()
     chosen = notable(dice.tolist(), present)
     titles = {f"{title}\n{names[row]}": names[row] for title, row in chosen.items()}
@@ -75,7 +77,7 @@ def mask_figure(table: Table, dataset: Dataset, further: Sequence[str] = ()) -> 
     masks, missing = {}, []
     for label, run in runs.items():
         try:
-            masks[label] = (outputs(run, few, dataset)[:, 0] > 0).numpy()
+            masks[label] = masks_of(outputs(run, few, dataset)).numpy()
         except (ConfigurationError, DataError) as error:
             missing.append(f"{label} is not drawn: {error}.")
     if not masks:
@@ -92,4 +94,7 @@ def mask_figure(table: Table, dataset: Dataset, further: Sequence[str] = ()) -> 
     if unknown:
         caption += f" Not among the test slices here: {', '.join(dict.fromkeys(unknown))}."
     caption += "".join(f" {text}" for text in missing)
-    return MaskFigure(draw_cases(drawn), caption)
+    labels = dataset.classes[1:] if len(dataset.classes) > 2 else ()
+    if labels:
+        caption += f" In orange and further colours: {', '.join(labels)}."
+    return MaskFigure(draw_cases(drawn, labels=labels), caption)

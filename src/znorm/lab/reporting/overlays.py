@@ -13,16 +13,19 @@ import torch
 from PIL import Image
 
 from znorm.lab.datasets import Split
-from znorm.lab.metrics import dice
+from znorm.lab.metrics import Cases
 from znorm.lab.reporting.svg import ORANGE, as_svg, style
 from znorm.lab.text import readable
 
 __all__ = ["Case", "case", "draw_cases", "notable", "outlined"]
 
 Pixels = npt.NDArray[np.uint8]
-Mask = npt.NDArray[np.bool_]
+# True where there is something, or the number of what there is.
+Mask = npt.NDArray[np.bool_] | Pixels
 
 TRUTH = "#ffffff"
+# Of what a net marks, by number from 1; then they begin anew.
+MARKS = (ORANGE, "#56b4e9", "#009e73", "#f0e442", "#cc79a7", "#d55e00")
 # Pixels on a side that a panel shows; larger pictures are thinned out.
 _SIDE = 256
 
@@ -36,7 +39,7 @@ class Case:
     title : str
         What stands beside it.
     image : array of shape (H, W, 3), uint8
-    truth : array of shape (H, W), bool, or None
+    truth : array of shape (H, W), bool or uint8, or None
     predictions : mapping
         Masks of the same shape, by the title of their column.
     """
@@ -53,7 +56,7 @@ def case(
     """The image at ``row`` of a split, its true mask if that is known, and what was predicted."""
     image = split.images[row].expand(3, -1, -1) if split.images.shape[1] == 1 else split.images[row]
     pixels = np.ascontiguousarray(image[:3].permute(1, 2, 0).numpy())
-    true = split.targets[row].numpy().astype(bool) if truth else None
+    true = split.targets[row].numpy() if truth else None
     return Case(title, pixels, true, predictions)
 
 
@@ -74,7 +77,12 @@ def notable(scores: Sequence[float], present: Sequence[bool]) -> dict[str, int]:
     }
 
 
-def draw_cases(cases: Sequence[Case], file: Any = None) -> str:
+def mark(number: int) -> str:
+    """The colour of what a net marks with a number, from 1."""
+    return MARKS[(number - 1) % len(MARKS)]
+
+
+def draw_cases(cases: Sequence[Case], file: Any = None, labels: Sequence[str] = ()) -> str:
     """A row a case: the image, the true outline, and each prediction's over the true one.
 
     Parameters
@@ -83,6 +91,8 @@ def draw_cases(cases: Sequence[Case], file: Any = None) -> str:
         All with the same columns.
     file : path or binary file, optional
         Where a PNG goes; without it the figure comes back as SVG.
+    labels : sequence of str
+        The names of what is marked, where masks mark several things.
 
     Returns
     -------
@@ -109,13 +119,15 @@ def draw_cases(cases: Sequence[Case], file: Any = None) -> str:
                 if row == 0:
                     axes.set_title(readable(title), fontsize=9, parse_math=False)
                 if title != "Image" and truth is not None:
-                    _outline(axes, truth, TRUTH)
+                    for number in _numbers(truth):
+                        _outline(axes, truth == number, TRUTH)
                 if title in one.predictions:
                     mask = one.predictions[title]
-                    _outline(axes, mask[::step, ::step], ORANGE)
+                    thin = mask[::step, ::step]
+                    for number in _numbers(thin):
+                        _outline(axes, thin == number, mark(number))
                     if one.truth is not None:
-                        score = float(dice(torch.from_numpy(mask)[None], one.truth[None]))
-                        axes.set_xlabel(f"Dice {score:.3f}", fontsize=8)
+                        axes.set_xlabel(f"Dice {_dice(mask, one.truth, labels):.3f}", fontsize=8)
             # A file's name.
             panels[0].set_ylabel(readable(one.title), fontsize=8, parse_math=False)
         if file is None:
@@ -124,7 +136,17 @@ def draw_cases(cases: Sequence[Case], file: Any = None) -> str:
         return ""
 
 
-def _outline(axes: Any, mask: Mask, colour: str) -> None:
+def _numbers(mask: Mask) -> list[int]:
+    """What a mask marks."""
+    return [int(number) for number in np.unique(mask) if number]
+
+
+def _dice(mask: Mask, truth: Mask, labels: Sequence[str]) -> float:
+    predicted, true = torch.from_numpy(mask)[None], torch.from_numpy(truth)[None]
+    return float(Cases.of(predicted, true, ["case"], labels=labels or None).dice())
+
+
+def _outline(axes: Any, mask: npt.NDArray[np.bool_], colour: str) -> None:
     # A border around it: a mask that touches the picture's edge has an outline there, too.
     from matplotlib.patheffects import withStroke
 
@@ -149,10 +171,13 @@ def outlined(one: Case) -> bytes:
     from scipy.ndimage import binary_erosion
 
     pixels = one.image.copy()
-    for mask, colour in ((one.truth, TRUTH), *((m, ORANGE) for m in one.predictions.values())):
-        if mask is not None:
-            rgb = tuple(int(colour[at : at + 2], 16) for at in (1, 3, 5))
-            pixels[mask & ~binary_erosion(mask)] = rgb
+    drawn = [] if one.truth is None else [(one.truth, n, TRUTH) for n in _numbers(one.truth)]
+    for mask in one.predictions.values():
+        drawn += [(mask, number, mark(number)) for number in _numbers(mask)]
+    for mask, number, colour in drawn:
+        rgb = tuple(int(colour[at : at + 2], 16) for at in (1, 3, 5))
+        marks = mask == number
+        pixels[marks & ~binary_erosion(marks)] = rgb
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format="PNG")
     return buffer.getvalue()

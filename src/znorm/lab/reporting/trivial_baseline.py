@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -139,11 +140,21 @@ def _features(split: Split) -> npt.NDArray[np.float64]:
 
 
 def _threshold(dataset: Dataset) -> dict[str, float]:
+    several = range(1, len(dataset.classes))
+    of_each = [_threshold_of(dataset, number) for number in several]
+    if len(of_each) == 1:
+        return of_each[0]
+    scores = [name for name in of_each[0] if "_" in name]
+    return {name: math.fsum(one[name] for one in of_each) / len(of_each) for name in scores}
+
+
+def _threshold_of(dataset: Dataset, number: int) -> dict[str, float]:
+    """The threshold for what one number marks, and its scores."""
     # Pixels of each value in each channel, outside and inside the masks.
     channels = dataset.train.images.shape[1]
     counts = torch.zeros(2, channels, 256, dtype=torch.int64)
     for block in dataset.train.blocks():
-        inside = block.targets.flatten().to(torch.int64)
+        inside = (block.targets == number).flatten().to(torch.int64)
         for channel in range(channels):
             values = block.images[:, channel].flatten().to(torch.int64)
             both = (inside * 256 + values).bincount(minlength=512)
@@ -156,16 +167,17 @@ def _threshold(dataset: Dataset) -> dict[str, float]:
     channel, threshold = divmod(int(f1.argmax()), 256)
     metrics = {"channel": float(channel), "threshold": float(threshold)}
     for name, split in (("train", dataset.train), ("test", dataset.test)):
-        pooled = _pooled(split, channel, threshold)
+        pooled = _pooled(split, number, channel, threshold)
         metrics[f"{name}_f1"] = float(pooled.dice())
         metrics[f"{name}_tversky"] = float(pooled.tversky())
     return metrics
 
 
-def _pooled(split: Split, channel: int, threshold: int) -> Counts:
+def _pooled(split: Split, number: int, channel: int, threshold: int) -> Counts:
     total = torch.zeros(4, 1, dtype=torch.int64)
     for block in split.blocks():
-        counts = count(block.images[:, channel] >= threshold, block.targets).pooled()
+        marks = block.images[:, channel] >= threshold
+        counts = count(marks, block.targets == number).pooled()
         total += torch.stack([counts.tp, counts.fp, counts.fn, counts.tn])
     tp, fp, fn, tn = total.unbind()
     return Counts(tp=tp, fp=fp, fn=fn, tn=tn)

@@ -40,7 +40,8 @@ def trained_net(run: Run) -> Trained:
         raise DataError(f"{path}: missing; {again}") from None
     hashes = (run.result or {}).get("hashes", {})
     trained = load(content, str(path))
-    fitting = 1 if tasks.TASKS[run.spec.task].output == "mask" else len(trained.classes)
+    marks = tasks.TASKS[run.spec.task].output == "mask"
+    fitting = 1 if marks and len(trained.classes) == 2 else len(trained.classes)
     if trained.outputs != fitting:
         raise DataError(f"{path}: expected {fitting} outputs, found {trained.outputs}; {again}")
     # Runs of earlier versions have no hash of the file, but one of the weights.

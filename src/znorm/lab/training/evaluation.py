@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from znorm.lab.datasets import Split
-from znorm.lab.metrics import Cases, classification_scores, count
+from znorm.lab.metrics import Cases, classification_scores, count, masks_of
 from znorm.lab.metrics.scores import MASK_SCORES
 from znorm.lab.spec import RunSpec
 from znorm.lab.training.graph import CapturedWork
@@ -52,7 +53,7 @@ class Evaluator:
             output, loss = self._evaluate(images, truth)
             losses.append(loss)
             sizes.append(len(images))
-            outputs.append(output[:, 0] > 0 if split.has_masks else output)
+            outputs.append(masks_of(output) if split.has_masks else output)
             truths.append(truth)
 
         def read() -> Scores:
@@ -63,11 +64,21 @@ class Evaluator:
             mean_loss = float(torch.dot(torch.stack(losses).cpu().double(), shares))
             if not split.has_masks:
                 return {**classification_scores(predicted, targets), "loss": mean_loss}
-            counts = count(predicted, targets).pooled()
-            scores = {name: float(score.compute(counts)) for name, score in MASK_SCORES.items()}
-            return {"loss": mean_loss, **scores}
+            return {"loss": mean_loss, **self._mask_scores(predicted, targets)}
 
         return read
+
+    def _mask_scores(self, predicted: Tensor, targets: Tensor) -> Scores:
+        """Of all pixels pooled; the mean over labels where there are several."""
+        labels = range(1, len(self._pipeline.dataset.classes))
+        pairs = [(predicted, targets)]
+        if len(labels) > 1:
+            pairs = [(predicted == number, targets == number) for number in labels]
+        of_labels = [count(mine, true).pooled() for mine, true in pairs]
+        return {
+            name: math.fsum(float(score.compute(one)) for one in of_labels) / len(of_labels)
+            for name, score in MASK_SCORES.items()
+        }
 
     def _evaluate(self, images: Tensor, truth: Tensor) -> tuple[Tensor, ...]:
         if self._captured is None:
@@ -82,8 +93,9 @@ class Evaluator:
 def predict_cases(
     spec: RunSpec, model: nn.Module, pipeline: Pipeline, split: Split
 ) -> Cases | None:
-    """Counts and distances of each slice, distances in pixels; None for an empty split."""
+    """Counts and distances of each case; None for an empty split."""
     model.eval()
+    marked = pipeline.dataset.classes[1:]
     joined: list[Cases] = []
     start = 0
     for images, truth in pipeline.evaluation_batches(split):
@@ -93,10 +105,12 @@ def predict_cases(
         names = split.names[rows] or tuple(str(row) for row in range(start - len(images), start))
         joined.append(
             Cases.of(
-                (logits[:, 0] > 0).cpu(),
+                masks_of(logits).cpu(),
                 truth.cpu(),
                 names,
                 split.patients[rows] or None,
+                None if split.spacing is None else split.spacing[rows],
+                marked if len(marked) > 1 else None,
             )
         )
     return Cases.join(joined) if joined else None
