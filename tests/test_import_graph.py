@@ -42,7 +42,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("znorm.lab.evidence",),
     ("znorm.lab.reporting",),
     ("znorm.lab.options",),
-    ("znorm.lab.deciding", "znorm.lab.tuning"),
+    ("znorm.lab.deciding", "znorm.lab.tuning", "znorm.lab.looking"),
     ("znorm.lab.paper", "znorm.lab.prediction"),
     ("znorm.lab.api", "znorm.lab.data", "znorm.lab.system", "znorm.lab.catalogue"),
     ("znorm.lab.settings",),

@@ -95,7 +95,7 @@ def test_pictures_of_a_folder_give_what_the_same_images_gave(
             pixels = image.permute(1, 2, 0).numpy()
             Image.fromarray(pixels).save(home / "deeper" / f"{row:02}.png")
         whole = outputs(one, part)
-        found = rows(lab.predict(one, home))
+        found = rows(lab.predict(one, home, threshold=0.5))
         assert [row["name"] for row in found] == [f"deeper/{row:02}" for row in range(12)]
         if one is classifier:
             assert [float(row["tumour"]) for row in found] == whole.softmax(1)[:, 1].tolist()
@@ -130,7 +130,7 @@ def test_the_figure_is_of_slices_with_something_to_mark(
     segmenter: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[Any] = []
-    monkeypatch.setattr(output, "draw_cases", lambda cases, file: drawn.extend(cases))
+    monkeypatch.setattr(output, "draw_cases", lambda cases, file, labels: drawn.extend(cases))
     lab.predict(segmenter, out=tmp_path)
     assert [one.title.split("\n")[0] for one in drawn] == ["best", "median", "worst"]
     assert all(one.truth.any() for one in drawn)
@@ -141,7 +141,7 @@ def test_masks_beside_pictures_are_their_truth(segmenter: Run, tmp_path: Path) -
     for row in range(3):
         Image.fromarray(part.images[row].permute(1, 2, 0).numpy()).save(tmp_path / f"{row}.tif")
         Image.fromarray(part.targets[row].numpy() * 255).save(tmp_path / f"{row}_mask.tif")
-    found = rows(lab.predict(segmenter, tmp_path, out=tmp_path / "out"))
+    found = rows(lab.predict(segmenter, tmp_path, out=tmp_path / "out", threshold=0.5))
     cases = segmenter.cases()
     assert cases is not None
     assert [float(row["dice"]) for row in found] == cases.counts.dice()[:3].tolist()
@@ -352,7 +352,8 @@ def test_what_is_not_read_of_a_folder_is_said(
     for name in ("c.webp", "d.gif", "deeper/e.dcm", "f\x1b.txt"):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(b"")
-    assert call(["predict", str(classifier.folder), str(folder), "--out", str(tmp_path / "o")]) == 0
+    words = ["predict", str(classifier.folder), str(folder), "--threshold", "0.5"]
+    assert call([*words, "--out", str(tmp_path / "o")]) == 0
     said = capsys.readouterr()
     assert said.out == f"{tmp_path / 'o'}\n"
     told = "4 files of other kinds not read: 'c.webp', 'd.gif', 'deeper/e.dcm', ..."

@@ -11,6 +11,7 @@ from znorm.lab import trust
 from znorm.lab.datasets.own.tasks import task_of
 from znorm.lab.deciding import added_until_decided, asked, keep
 from znorm.lab.errors import ConfigurationError
+from znorm.lab.looking import first_look
 from znorm.lab.options import CompareOptions, PathLike, keywords
 from znorm.lab.paper.page import frame_of_folder
 from znorm.lab.reporting.report import write_report
@@ -28,12 +29,16 @@ __all__ = ["compare", "planned", "report", "report_and_damaged", "run", "status"
 def planned(options: CompareOptions) -> tuple[list[RunSpec], tuple[int, int]]:
     """The specifications of a comparison; how many runs tuning adds, and how many of them are left.
 
+    Of a folder of your own the page of a first look is written, where the runs will be.
+
     Errors are those of :func:`compare`.
     """
     options = _settled(options)
     specs = grid(options.methods, options.seeds, options.choices())
     asked(options, specs)
     tuning = tuning_asked(options, specs)
+    _check_folder(options.out)
+    first_look(specs, Path(options.out), (options.display or Silent()).note)
     return specs, (0, 0) if tuning is None else further_runs(options, tuning, specs)
 
 
@@ -50,7 +55,8 @@ def compare(options: CompareOptions) -> list[Run]:
         Names that :func:`znorm.lab.names` lists; by default the built-in data and its model.
     data : path, optional
         A folder of your own images, in place of a task: a folder for each class, with folders for
-        groups (patients) in it where there are any; or ``images`` and ``masks``.
+        groups (patients) in it where there are any; or ``images`` and ``masks``. Before anything is
+        trained ``first-look.html`` shows what is there, what is doubtful and what will be done.
     table : path, optional
         A CSV file that lists those to use: file, label or mask, group, part.
     methods : sequence of str or mapping, optional
@@ -141,6 +147,8 @@ def compare(options: CompareOptions) -> list[Run]:
         tuning = tuning_asked(options, specs)
 
         def checked() -> None:
+            if any(one.result is None for one in runs):
+                first_look(specs, Path(options.out), display.note)
             if question is not None:
                 keep(question, Path(options.out), display.note)
 

@@ -162,7 +162,8 @@ def compare(config: Path | None, plan: bool, **options: Any) -> int:
     choices = {key: value for key, value in choices.items() if value is not None}
     console = _console()
     if plan:
-        _tell_costs(*api.planned(CompareOptions(**choices)), out, choices.get("worth"))
+        options_ = CompareOptions(**choices, display=choose(_console(sys.stderr)))
+        _tell_costs(*api.planned(options_), out, choices.get("worth"))
         return 0
     runs = api.compare(**choices, display=choose(_console(sys.stderr)))
     ended = [one for one in runs if _ended(one) is not None]
@@ -239,14 +240,20 @@ def report(runs: Path, no_images: bool, trust_models: bool) -> int:
 @click.argument("run", type=click.Path(path_type=Path))
 @click.argument("folder", type=click.Path(path_type=Path), required=False)
 @click.option("--out", type=_Folder(), help="[default: predictions, in RUN]")
+@click.option(
+    "--threshold",
+    metavar="P|validation",
+    help="The probability above which something is marked, or of the second of two classes.  "
+    "[default: 0.5 for the test part; for FOLDER the best one on validation data]",
+)
 @_TRUST
-def predict(run: Path, folder: Path | None, out: Path | None, trust_models: bool) -> int:
+def predict(run: Path, folder: Path | None, **options: Any) -> int:
     """Predict the test part of the run in folder RUN, or the pictures in FOLDER.
 
     Writes predictions.csv; for masks also masks, outlines over the pictures, and cases.png.
     """
     display = choose(_console(sys.stderr))
-    click.echo(prediction.predict(run, folder, out=out, trust_models=trust_models, display=display))
+    click.echo(prediction.predict(run, folder, **options, display=display))
     return 0
 
 

@@ -149,7 +149,7 @@ LOSSES: Mapping[str, Loss] = {
 
 
 def _tversky(logits: Tensor, masks: Tensor, positives: float, negatives: float) -> Tensor:
-    """Of several classes, the mean over those that are marked, softmax's probabilities taken."""
+    """The mean over the classes that are marked where there are several, by softmax."""
     if logits.ndim != 4 or logits[:, 0].shape != masks.shape:
         raise ConfigurationError(
             "this loss takes logits (N, 1, H, W) or (N, K, H, W) beside masks (N, H, W), "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,80 +10,29 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lab.own_folders import (
+    classes,
+    dicom,
+    everything,
+    loaded,
+    nifti,
+    picture,
+    saved,
+    spec_of,
+    table,
+    with_masks,
+)
 from znorm.lab import tasks
 from znorm.lab.cli import run as call
-from znorm.lab.datasets import Dataset
 from znorm.lab.datasets.own.forms import MOST_CLASSES
 from znorm.lab.datasets.own.reading import facts_of, read_slice
 from znorm.lab.datasets.own.rule import Rule
-from znorm.lab.datasets.own.tasks import task_of
 from znorm.lab.errors import ConfigurationError, DataError
-from znorm.lab.spec import RunSpec, resolve
 
 
 @pytest.fixture(autouse=True)
 def _data_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ZNORM_DATA_DIR", str(tmp_path / "decoded"))
-
-
-def picture(number: int, size: tuple[int, ...] = (16, 12, 3)) -> Any:
-    return np.random.default_rng(number).integers(0, 256, size).astype(np.uint8)
-
-
-def saved(path: Path, pixels: Any) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(path)
-    return path
-
-
-def classes(root: Path, *, count: int = 12, patients: int = 0) -> Path:
-    for number in range(count):
-        for name in ("cat", "dog"):
-            home = root / name / (f"p{number % patients}" if patients else "")
-            saved(home / f"{name}-{number}.png", picture(number + 100 * (name == "dog")))
-    return root
-
-
-def with_masks(root: Path, count: int = 12) -> Path:
-    for number in range(count):
-        saved(root / "images" / f"{number}.png", picture(number))
-        marked = np.zeros((16, 12), dtype=np.uint8)
-        marked[:5, : number % 4] = 255
-        saved(root / "masks" / f"{number}_mask.png", marked)
-    return root
-
-
-def table(root: Path, rows: list[dict[str, str]]) -> Path:
-    path = root / "list.csv"
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    return path
-
-
-def spec_of(folder: Path, listed: Path | None = None, **data: Any) -> RunSpec:
-    of_folder = {"folder": str(folder), "table": None if listed is None else str(listed), **data}
-    task = task_of(str(folder), of_folder["table"])
-    return resolve({"task": task, "device": "cpu", "data": of_folder})
-
-
-def loaded(folder: Path, listed: Path | None = None, **data: Any) -> Dataset:
-    spec = spec_of(folder, listed, **data)
-    return tasks.load(spec.task, spec.data)
-
-
-def everything(dataset: Dataset) -> dict[str, tuple[Any, Any, str]]:
-    """By name the pixels, the target and the part."""
-    return {
-        name: (split.images[row], split.targets[row], part)
-        for part, split in (
-            ("train", dataset.train),
-            ("validation", dataset.validation),
-            ("test", dataset.test),
-        )
-        for row, name in enumerate(split.names)
-    }
 
 
 def test_classes_as_folders(tmp_path: Path) -> None:
@@ -169,13 +117,6 @@ def test_a_table_of_files(tmp_path: Path) -> None:
     assert any("The parts are your own." in note for note in dataset.notes)
 
 
-def nifti(path: Path, volume: Any, spacing: tuple[float, ...] = (0.5, 0.7, 3.0)) -> Path:
-    nibabel = pytest.importorskip("nibabel")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    nibabel.save(nibabel.Nifti1Image(volume, np.diag([*spacing, 1.0])), path)
-    return path
-
-
 def test_volumes_are_slices_of_one_group(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     volumes = {}
@@ -199,28 +140,6 @@ def test_volumes_are_slices_of_one_group(tmp_path: Path) -> None:
     groups = [set(split.patients) for split in (dataset.train, dataset.test)]
     assert not groups[0] & groups[1]
     assert all(group.endswith(".nii.gz") for group in groups[0])
-
-
-def dicom(path: Path, pixels: Any, **tags: Any) -> Path:
-    pydicom = pytest.importorskip("pydicom")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    meta = pydicom.dataset.FileMetaDataset()
-    meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
-    meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.2"
-    meta.MediaStorageSOPInstanceUID = pydicom.uid.generate_uid()
-    one = pydicom.dataset.FileDataset(str(path), {}, file_meta=meta, preamble=b"\0" * 128)
-    one.SOPClassUID, one.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta[0x0002, 0x0003].value
-    one.Rows, one.Columns = pixels.shape
-    one.BitsAllocated = one.BitsStored = 16
-    one.HighBit, one.PixelRepresentation, one.SamplesPerPixel = 15, 1, 1
-    one.PhotometricInterpretation = "MONOCHROME2"
-    one.PixelSpacing, one.ImagePositionPatient = [0.5, 0.7], [0, 0, 0]
-    one.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
-    for name, value in {"RescaleSlope": 2, "RescaleIntercept": -1000, **tags}.items():
-        setattr(one, name, value)
-    one.PixelData = pixels.astype(np.int16).tobytes()
-    one.save_as(path, enforce_file_format=True)
-    return path
 
 
 def test_dicom_files_have_their_window_and_their_patient(tmp_path: Path) -> None:
@@ -276,18 +195,18 @@ def test_pictures_as_they_come(mode: str, tmp_path: Path) -> None:
 
 def test_the_rule_by_hand() -> None:
     grey = np.array([[0, 100], [200, 300]], dtype=np.uint16)[..., None]
-    made = Rule(3, (100.0, 200.0), (2, 2)).picture(grey)
+    made = Rule(3, (100.0, 200.0), (2, 2)).pictures(grey)[0]
     assert made.shape == (2, 2, 3)
     assert made[..., 0].tolist() == [[0, 0], [255, 255]]
     colour = np.full((4, 4, 3), (255, 0, 100), dtype=np.uint8)
-    assert Rule(1, None, (2, 2)).picture(colour).tolist() == [[[88]] * 2] * 2  # 76.2 + 11.4
+    assert Rule(1, None, (2, 2)).pictures(colour)[0].tolist() == [[[88]] * 2] * 2  # 76.2 + 11.4
     steps = np.repeat(np.arange(4, dtype=np.uint8) * 80, 4).reshape(4, 4)[..., None]
-    halved = Rule(1, None, (2, 2)).picture(steps)[:, 0, 0].astype(int)
+    halved = Rule(1, None, (2, 2)).pictures(steps)[0, :, 0, 0].astype(int)
     assert abs(halved - [40, 200]).max() <= 20  # what lies between, not every second row
     mask = np.zeros((4, 4), dtype=np.uint8)
     mask[:2] = 1
-    assert Rule(1, None, (2, 2)).mask(mask).tolist() == [[1, 1], [0, 0]]
-    assert Rule(1, None, (8, 8)).mask(mask).sum() == 32
+    assert Rule(1, None, (2, 2)).masks(mask)[0].tolist() == [[1, 1], [0, 0]]
+    assert Rule(1, None, (8, 8)).masks(mask)[0].sum() == 32
 
 
 def test_a_folder_that_moves_is_the_same_and_one_that_changes_is_not(tmp_path: Path) -> None:
@@ -369,7 +288,7 @@ BAD: dict[str, tuple[Callable[[Path], Path], int, str]] = {
             root, lambda r: saved(r / "masks" / "3_mask.png", picture(0, (16, 12)))
         ),
         3,
-        "3_mask.png: expected a mask of 0 and 255, or of 0 and 1, found",
+        "3_mask.png: expected a mask of 0 and 255, of 0 and 1, or of 0 to a number of classes",
     ),
     "a mask without an image": (
         lambda root: masks_changed(root, lambda r: (r / "images" / "3.png").unlink()),
@@ -510,7 +429,7 @@ def test_from_a_folder_to_a_report_and_predictions(
     rule = Rule(3, None, (16, 12))
     by_hand = tmp_path / "by hand"
     for number in range(3):
-        saved(by_hand / f"{number}.png", rule.picture(picture(number, (40, 50))[..., None]))
+        saved(by_hand / f"{number}.png", rule.pictures(picture(number, (40, 50))[..., None])[0])
     assert call(["predict", str(run), str(by_hand)]) == 0
     tables = [path.read_text() for path in sorted((run / "predictions").rglob("predictions.csv"))]
     assert len(tables) == 3

@@ -42,7 +42,8 @@ TURNS: dict[int, Callable[[Any], Any]] = {
 def pictures(folder: Path, output: str = "mask") -> tuple[tuple[str, ...], Split, bool]:
     """What ``znorm predict RUN FOLDER`` takes from a folder."""
     net = Trained({}, torch.zeros(3), torch.ones(3), ("no", "yes"), 1, SIZE)
-    return read_pictures(folder, folder / "out", net, output)
+    found = read_pictures(folder, folder / "out", net, output)
+    return found.names, found.split, found.truth
 
 
 def refused(read: Callable[[], object]) -> str:

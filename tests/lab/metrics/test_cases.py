@@ -241,7 +241,7 @@ def test_labels_of_a_file_that_was_cut_are_refused() -> None:
 
 
 def test_a_number_beyond_the_labels_is_refused() -> None:
-    with pytest.raises(ValueError, match="prediction must hold 0 to 1, .* found 2"):
+    with pytest.raises(ValueError, match=r"prediction must hold 0 to 1, .* found 2"):
         Cases.of(LABELLED, LABELLED_TRUTH, ["x", "y"], labels=["a"])
 
 

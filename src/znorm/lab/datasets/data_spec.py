@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -40,6 +41,12 @@ class DataSpec(BaseModel):
     size, channels, window : optional
         The rule by which they are read: height and width, 1 or 3, and the values that become 0 and
         255.
+    overlap : float or None
+        Pictures are cut into tiles of that size, of which neighbours share so much of their side.
+    labels : mapping or None
+        The values in masks of what they mark, by name, where it is not one thing.
+    unit : "mm" or None
+        Of distances; pixels where None.
     test_share : float or None
         The share of groups that is the test part.
     fold : int or None
@@ -61,6 +68,9 @@ class DataSpec(BaseModel):
     size: tuple[int, int] | None = None
     channels: int | None = None
     window: tuple[float, float] | None = None
+    overlap: float | None = None
+    labels: dict[str, int] | None = None
+    unit: Literal["mm"] | None = None
     test_share: float | None = None
     fold: int | None = None
 

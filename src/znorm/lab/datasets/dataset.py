@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor
+
+from znorm.lab.datasets.tiles import Tiles
 
 __all__ = ["Dataset", "Split"]
 
@@ -36,6 +38,8 @@ class Split:
     spacing : Tensor of shape (N, 2), float64, or None
         Millimetres from row to row and from column to column of each image; None where it is not
         known of all of them.
+    tiles : Tiles or None
+        Where the images are tiles of pictures, the places that they were cut from.
     """
 
     images: Tensor
@@ -44,6 +48,7 @@ class Split:
     patients: tuple[str, ...] = ()
     mapped: bool = False
     spacing: Tensor | None = None
+    tiles: Tiles | None = None
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -73,6 +78,7 @@ class Split:
             tuple(self.names[i] for i in chosen) if self.names else (),
             tuple(self.patients[i] for i in chosen) if self.patients else (),
             spacing=None if self.spacing is None else self.spacing[index],
+            tiles=None if self.tiles is None else self.tiles.take(index),
         )
 
     def of_class(self, number: int, classes: int) -> Tensor:
@@ -85,6 +91,41 @@ class Split:
         marks = [(block.targets == number).flatten(1).any(1) for block in self.blocks()]
         return torch.cat([torch.zeros(0, dtype=torch.bool), *marks])
 
+    @property
+    def case_names(self) -> tuple[str, ...]:
+        """The name of each case: an image, or the picture that tiles were cut from."""
+        return self.names if self.tiles is None else self.tiles.case_names
+
+    @property
+    def case_patients(self) -> tuple[str, ...]:
+        """The patient of each case; none where they are not known."""
+        return tuple(self.patients[row] for row in self._first_rows()) if self.patients else ()
+
+    @property
+    def case_spacing(self) -> Tensor | None:
+        """The spacing of each case, as that of each image."""
+        return None if self.spacing is None else self.spacing[self._first_rows()]
+
+    def _first_rows(self) -> list[int]:
+        """The first image of each case."""
+        if self.tiles is None:
+            return list(range(len(self)))
+        numbers = self.tiles.picture.tolist()
+        return [row for row, one in enumerate(numbers) if row == 0 or numbers[row - 1] != one]
+
+    def cases(self, values: Tensor) -> list[Tensor]:
+        """For each case what there is for it, from what there is for each image."""
+        if self.tiles is None:
+            return list(values)
+        return [one for _, one in self.tiles.joined([values])]
+
+    def take_cases(self, names: Sequence[str]) -> Split:
+        """The images of the cases of these names; tiles in the order of the split."""
+        if self.tiles is not None:
+            return self.take(self.tiles.rows_of(names))
+        places = {name: place for place, name in enumerate(self.names)}
+        return self.take(torch.tensor([places[name] for name in names], dtype=torch.int64))
+
     def class_counts(self, classes: int) -> list[int]:
         """The number of images of each class, as `of_class` counts them."""
         return [int(self.of_class(number, classes).sum()) for number in range(classes)]
@@ -93,17 +134,25 @@ class Split:
         """At most ``limit`` images: as many of each class, spread evenly over the split.
 
         So a small split has every class, and slices of many patients where neighbours are alike.
+        Of pictures that are cut into tiles, so many pictures with all of their tiles.
         """
-        if limit is None or limit >= len(self):
+        labels, pictures = self.labels, None
+        if self.tiles is not None:
+            pictures, places = self.tiles.picture.unique(return_inverse=True)
+            labels = torch.zeros_like(pictures).scatter_reduce(0, places, labels, "amax")
+        if limit is None or limit >= len(labels):
             return self
-        classes = [(self.labels == label).nonzero().flatten() for label in self.labels.unique()]
+        classes = [(labels == label).nonzero().flatten() for label in labels.unique()]
         left, chosen = limit, []
         # From the rarest class on, so that what one does not have the others make up for.
         for place, members in enumerate(sorted(classes, key=len)):
             number = min(len(members), left // (len(classes) - place))
             left -= number
             chosen.append(members[torch.arange(number) * len(members) // max(number, 1)])
-        return self.take(torch.cat(chosen).sort().values)
+        kept = torch.cat(chosen).sort().values
+        if pictures is not None and self.tiles is not None:
+            kept = torch.isin(self.tiles.picture, pictures[kept]).nonzero().flatten()
+        return self.take(kept)
 
 
 def _any(block: Split) -> Tensor:
@@ -177,7 +226,8 @@ class Dataset:
 
     def limited(self, limit: int | None) -> Dataset:
         """At most ``limit`` images in each split, and a note that says so."""
-        if limit is None or limit >= max(map(len, (self.train, self.validation, self.test))):
+        parts = (self.train, self.validation, self.test)
+        if limit is None or all(part.limited(limit) is part for part in parts):
             return self
         return replace(
             self,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from types import MappingProxyType
 
 import torch
@@ -144,9 +145,9 @@ _DISTANCES: Mapping[str, str] = {
         "empty; slices where both are empty are left out."
     ),
 }
-_DISTANCE_COLUMNS = (
-    Column("test_hausdorff", "Test Hausdorff, pixels", 2, optional=False, place=20),
-    Column("test_hausdorff_rows", "Test Hausdorff, row variant", 2, optional=False, place=30),
+_HAUSDORFF = Column("test_hausdorff", "Test Hausdorff", 2, optional=False, place=20)
+_HAUSDORFF_ROWS = Column(
+    "test_hausdorff_rows", "Test Hausdorff, row variant", 2, optional=False, place=30
 )
 
 
@@ -161,12 +162,12 @@ def definition_of(name: str) -> str | None:
     return _DISTANCES.get(name)
 
 
-def columns_of(output: str) -> list[Column]:
-    """The columns of the scores of a kind of task, "classes" or "mask"."""
+def columns_of(output: str, unit: str = "pixels") -> list[Column]:
+    """The columns of the scores of a kind of task, "classes" or "mask"; the unit of distances."""
     if output == "classes":
         return [score.column for score in CLASS_SCORES.values() if score.column is not None]
     counted = [column for score in MASK_SCORES.values() for column in score.columns]
-    return [*counted, *_DISTANCE_COLUMNS]
+    return [*counted, replace(_HAUSDORFF, title=f"{_HAUSDORFF.title}, {unit}"), _HAUSDORFF_ROWS]
 
 
 def classification_scores(logits: Tensor, labels: Tensor) -> dict[str, float]:

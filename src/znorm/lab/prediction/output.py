@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 from collections.abc import Container, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields
@@ -11,16 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 from torch import Tensor
 
 from znorm.lab import csvfiles
-from znorm.lab.datasets import Split
 from znorm.lab.datasets.files import inside
+from znorm.lab.datasets.own.reading import VOLUMES, facts_of, kind_of, volume_of
 from znorm.lab.errors import DataError
-from znorm.lab.metrics import Cases
 from znorm.lab.metrics.segmentation import Counts
-from znorm.lab.reporting.overlays import case, draw_cases, notable, outlined
+from znorm.lab.prediction.pictures import Pictures
+from znorm.lab.prediction.predicted import Predicted, PredictedMask
+from znorm.lab.reporting.overlays import Case, draw_cases, notable, outlined
 from znorm.lab.runs.files import read_file, write_atomically
 from znorm.lab.training.weights import RESERVED
 
@@ -35,21 +38,40 @@ __all__ = [
     "write_masks",
 ]
 
+Pixels = npt.NDArray[Any]
+
 # The names of what a call is about to write, while it does: what it leaves if it is stopped.
 STARTED = "predictions.started.csv"
 # Columns of a table of masks, without truth and with it; by them a table is known for one of ours.
-_MARKED = ["name", "marked"]
+# Where several things are marked a row is one of them.
 _COUNTS = [field.name for field in fields(Counts)]
 _DISTANCES = ["hausdorff", "hausdorff95", "hausdorff_rows"]
-_SCORED = ["name", "patient", *_COUNTS, *_DISTANCES, "dice"]
+_OF_MASKS = (
+    ["name", "marked"],
+    ["name", "label", "marked"],
+    ["name", "patient", *_COUNTS, *_DISTANCES, "dice"],
+    ["name", "patient", "label", *_COUNTS, *_DISTANCES, "dice"],
+)
 # Rows of the figure where no truth tells which cases are the best and the worst.
 _SHOWN = 3
 
 
 def files_of(home: Path, names: Sequence[str]) -> list[Path]:
-    """The pictures that are written of masks with these names."""
-    kinds = [home / kind / f"{name}.png" for name in names for kind in ("masks", "overlays")]
-    return [*kinds, home / "cases.png"] if names else []
+    """The pictures, and volumes, that are written of masks with these names."""
+    kinds = [place for name in names for place in _places(home, name)]
+    return [*dict.fromkeys(kinds), home / "cases.png"] if names else []
+
+
+def _places(home: Path, name: str) -> list[Path]:
+    """The files of a mask by its name: of a slice the volume that it is in."""
+    volume = _volume_of(name)
+    mask = f"{name}.png" if volume is None else f"{volume}.nii.gz"
+    return [home / "masks" / mask, home / "overlays" / f"{name}.png"]
+
+
+def _volume_of(name: str) -> str | None:
+    found = re.fullmatch(r"(.+)#\d{3,}", name)
+    return None if found is None else found[1]
 
 
 def check_free(files: Iterable[Path], earlier: Container[Path]) -> None:
@@ -86,7 +108,7 @@ def names_of_earlier(home: Path) -> list[str]:
         columns = list(rows[0]) if rows else []
         if columns == ["started"] and path.name == STARTED:
             names += [row["started"] for row in rows]
-        elif columns in (_MARKED, _SCORED) and path.name != STARTED:
+        elif columns in _OF_MASKS and path.name != STARTED:
             names += [row["name"] for row in rows]
         elif path.name == STARTED or not _is_of_classes(columns, rows):
             raise DataError(
@@ -113,12 +135,12 @@ def remove_earlier(home: Path, names: Sequence[str]) -> None:
     The table may be anybody's: nothing outside of the folder is removed, whatever it names.
     """
     remove(home / "predictions.csv")
-    for kind in ("masks", "overlays"):
+    for place in (place for name in names for place in _places(home, name)):
+        kind = place.relative_to(home).parts[0]
         if (home / kind).is_symlink():
             continue
-        for name in names:
-            with suppress(DataError, OSError, ValueError):
-                inside(home / kind, f"{name}.png").unlink(missing_ok=True)
+        with suppress(DataError, OSError, ValueError):
+            inside(home / kind, place.relative_to(home / kind).as_posix()).unlink(missing_ok=True)
     if names:
         remove(home / "cases.png")
 
@@ -131,54 +153,100 @@ def remove(path: Path) -> None:
 
 
 def class_rows(
-    split: Split,
-    names: Sequence[str],
-    shares: Tensor,
-    classes: Sequence[str],
-    *,
-    truth: bool,
+    pictures: Pictures, shares: Tensor, classes: Sequence[str], threshold: float
 ) -> list[dict[str, Any]]:
-    """The table of classes: a row an image, with the share of each class."""
+    """The table of classes: a row an image, with the share of each class.
+
+    Of two classes the second is predicted where its share is above the threshold.
+    """
     rows = []
-    for row, name in enumerate(names):
+    for row, name in enumerate(pictures.names):
         line: dict[str, Any] = {"name": name}
-        if truth:
-            line["truth"] = classes[int(split.targets[row])]
-        line["predicted"] = classes[int(shares[row].argmax())]
+        if pictures.truth:
+            line["truth"] = classes[int(pictures.split.targets[row])]
+        number = int(shares[row].argmax())
+        if len(classes) == 2 and threshold != 0.5:
+            number = int(shares[row, 1] > threshold)
+        line["predicted"] = classes[number]
         rows.append({**line, **dict(zip(classes, shares[row].tolist(), strict=True))})
     return rows
 
 
 def write_masks(
-    home: Path, split: Split, names: Sequence[str], masks: Tensor, *, truth: bool
+    home: Path, pictures: Pictures, predicted: Predicted, labels: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """Write the pictures of all masks; their rows in the table come back."""
-    rows: list[dict[str, Any]]
-    if truth:
-        cases = Cases.of(masks, split.targets > 0, names, split.patients or None)
-        scores = cases.counts.dice().tolist()
-        rows = [{**row, "dice": score} for row, score in zip(cases.rows(), scores, strict=True)]
-        shown = notable(scores, cases.target_found.tolist())
-    else:
-        rows = [
-            {"name": name, "marked": int(mask.sum())}
-            for name, mask in zip(names, masks, strict=True)
-        ]
-        shown = {names[row]: row for row in range(min(_SHOWN, len(names)))}
-    figure = []
-    for row, name in enumerate(names):
-        mask = masks[row].numpy()
-        one = case(split, row, name, {"Prediction": mask}, truth=truth)
+    """Write the pictures of all masks; their rows in the table come back.
+
+    Parameters
+    ----------
+    home : Path
+    pictures : Pictures
+    predicted : Predicted
+    labels : sequence of str
+        The names of what is marked, where there are several.
+    """
+    rows: list[dict[str, Any]] = []
+    scores: list[float] = []
+    present: list[bool] = []
+    volume: list[Pixels] = []
+    for row, name in enumerate(pictures.names):
+        one = predicted[row]
+        if one.truth is not None:
+            cases = predicted.cases(row)
+            of_label = [part.dice().tolist()[0] for part in cases.by_label().values()]
+            rows += [
+                {**line, "dice": score} for line, score in zip(cases.rows(), of_label, strict=True)
+            ]
+            scores.append(float(cases.dice()))
+            present.append(bool(cases.target_found))
+        elif labels:
+            rows += [
+                {"name": name, "label": label, "marked": int((one.mask == number).sum())}
+                for number, label in enumerate(labels, 1)
+            ]
+        else:
+            rows.append({"name": name, "marked": int(one.mask.sum())})
+        values = _values(one.mask, pictures)
+        source = pictures.sources[row] if pictures.sources else None
+        mask_at, overlay_at = _places(home, name)
+        if source is not None and kind_of(source.path) in VOLUMES:
+            volume.append(values)
+            if len(volume) == facts_of(source.path).slices:
+                write_atomically(mask_at, volume_of(source.path, volume))
+                volume = []
+        else:
+            write_atomically(mask_at, _png(values))
+        write_atomically(overlay_at, outlined(_case(name, one)))
+    shown = {pictures.names[row]: row for row in range(min(_SHOWN, len(pictures.names)))}
+    if scores:
+        notable_ = notable(scores, present)
+        shown = {f"{title}\n{pictures.names[row]}": row for title, row in notable_.items()}
+    if shown:
         buffer = io.BytesIO()
-        Image.fromarray(mask.astype(np.uint8) * 255).save(buffer, format="PNG")
-        write_atomically(home / "masks" / f"{name}.png", buffer.getvalue())
-        write_atomically(home / "overlays" / f"{name}.png", outlined(one))
-    for title, row in shown.items():
-        label = f"{title}\n{names[row]}" if truth else title
-        predictions = {"Prediction": masks[row].numpy()}
-        figure.append(case(split, row, label, predictions, truth=truth))
-    if figure:
-        buffer = io.BytesIO()
-        draw_cases(figure, buffer)
+        figure = [_case(title, predicted[row]) for title, row in shown.items()]
+        draw_cases(figure, buffer, labels)
         write_atomically(home / "cases.png", buffer.getvalue())
     return rows
+
+
+def _case(title: str, one: PredictedMask) -> Case:
+    truth = None if one.truth is None else one.truth.numpy()
+    return Case(title, one.image, truth, {"Prediction": one.mask.numpy()})
+
+
+def _values(mask: Tensor, pictures: Pictures) -> Pixels:
+    """A mask by the values that the user's own masks have; of one thing 255."""
+    rule = pictures.rule
+    if rule is None or rule.labels is None:
+        black_and_white: Pixels = mask.numpy().astype(np.uint8) * np.uint8(255)
+        return black_and_white
+    values = np.array([0, *rule.labels.values()])
+    kind = np.uint8 if values.max() < 256 else np.uint16
+    own: Pixels = values.astype(kind)[mask.numpy().astype(np.intp)]
+    return own
+
+
+def _png(pixels: Pixels) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG")
+    return buffer.getvalue()

@@ -63,30 +63,38 @@ def mask_figure(table: Table, dataset: Dataset, further: Sequence[str] = ()) -> 
     names = next(iter(counted.values())).names if counted else ()
     if len(counted) < len(runs) or any(cases.names != names for cases in counted.values()):
         return MaskFigure("", "Not drawn: the methods' cases.csv are not of the same test slices.")
-    places = {name: place for place, name in enumerate(test.names)}
+    there = set(test.case_names)
     names = next(iter(counted.values())).case_names
     dice = torch.stack([cases.dice() for cases in counted.values()]).mean(0)
     present = next(iter(counted.values())).target_found.tolist()
     chosen = notable(dice.tolist(), present)
     titles = {f"{title}\n{names[row]}": names[row] for title, row in chosen.items()}
     titles |= {name: name for name in further if name in names}
-    rows = {title: places[name] for title, name in titles.items() if name in places}
-    if not rows:
+    drawable = {title: name for title, name in titles.items() if name in there}
+    if not drawable:
         return MaskFigure("", "Not drawn: no test slice that is here has anything to mark.")
-    few = test.take(torch.tensor(list(rows.values())))
+    few = test.take_cases(list(drawable.values()))
+    places = {name: place for place, name in enumerate(few.case_names)}
     masks, missing = {}, []
     for label, run in runs.items():
         try:
-            masks[label] = masks_of(outputs(run, few, dataset)).numpy()
+            logits = few.cases(outputs(run, few, dataset))
+            masks[label] = [masks_of(one[None])[0] for one in logits]
         except (ConfigurationError, DataError) as error:
             missing.append(f"{label} is not drawn: {error}.")
     if not masks:
         return MaskFigure("", " ".join(missing))
+    images, targets = few.cases(few.images), few.cases(few.targets)
     drawn = [
-        case(few, place, title, {label: mask[place] for label, mask in masks.items()})
-        for place, title in enumerate(rows)
+        case(
+            title,
+            images[place],
+            targets[place],
+            {label: of_method[place] for label, of_method in masks.items()},
+        )
+        for title, place in ((title, places[name]) for title, name in drawable.items())
     ]
-    unknown = [name for name in (*further, *titles.values()) if name not in places]
+    unknown = [name for name in (*further, *titles.values()) if name not in there]
     caption = (
         f"Seed {seed}. White: the true outline; orange: the net's. The best, the median and the "
         "worst of the test slices with something to mark, by Dice, mean over the methods."

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
+from torch import Tensor
 
-from znorm.lab.datasets import Split
 from znorm.lab.metrics import Cases
 from znorm.lab.reporting.svg import ORANGE, as_svg, style
 from znorm.lab.text import readable
@@ -50,14 +50,12 @@ class Case:
     predictions: Mapping[str, Mask]
 
 
-def case(
-    split: Split, row: int, title: str, predictions: Mapping[str, Mask], *, truth: bool = True
-) -> Case:
-    """The image at ``row`` of a split, its true mask if that is known, and what was predicted."""
-    image = split.images[row].expand(3, -1, -1) if split.images.shape[1] == 1 else split.images[row]
-    pixels = np.ascontiguousarray(image[:3].permute(1, 2, 0).numpy())
-    true = split.targets[row].numpy() if truth else None
-    return Case(title, pixels, true, predictions)
+def case(title: str, image: Tensor, truth: Tensor, predictions: Mapping[str, Tensor]) -> Case:
+    """A case of an image (C, H, W), in grey or colour, its true mask, and what was predicted."""
+    colours = image.expand(3, -1, -1) if len(image) == 1 else image[:3]
+    pixels = np.ascontiguousarray(colours.permute(1, 2, 0).numpy())
+    masks = {name: mask.numpy() for name, mask in predictions.items()}
+    return Case(title, pixels, truth.numpy(), masks)
 
 
 def notable(scores: Sequence[float], present: Sequence[bool]) -> dict[str, int]:
@@ -137,7 +135,7 @@ def draw_cases(cases: Sequence[Case], file: Any = None, labels: Sequence[str] = 
 
 
 def _numbers(mask: Mask) -> list[int]:
-    """What a mask marks."""
+    """The numbers that a mask holds, without 0."""
     return [int(number) for number in np.unique(mask) if number]
 
 

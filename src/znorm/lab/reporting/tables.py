@@ -69,9 +69,12 @@ TERMINAL = {
 }
 
 
-def columns_of(output: str) -> list[Column]:
-    """The columns of a kind of task; the first is the headline, by which methods are compared."""
-    columns = [*score_columns(output), *_COMMON, _AT_BEST_VALIDATION[output]]
+def columns_of(output: str, unit: str | None = None) -> list[Column]:
+    """The columns of a kind of task; the first is the headline, by which methods are compared.
+
+    ``unit`` is that of distances, by default pixels.
+    """
+    columns = [*score_columns(output, unit or "pixels"), *_COMMON, _AT_BEST_VALIDATION[output]]
     return sorted(columns, key=lambda column: column.place)
 
 
@@ -303,7 +306,7 @@ def _columns(runs: Sequence[Run]) -> tuple[Column, ...]:
     done = [run.metrics for run in runs if run.status == "done"]
     return tuple(
         column
-        for column in columns_of(TASKS[runs[0].spec.task].output)
+        for column in columns_of(TASKS[runs[0].spec.task].output, runs[0].spec.data.unit)
         if not (column.optional and done) or any(column.key in metrics for metrics in done)
     )
 

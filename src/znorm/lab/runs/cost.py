@@ -118,6 +118,7 @@ def _cost(spec: RunSpec, dataset: Dataset, runs: int, left: int) -> Cost:
     steps = math.ceil(len(dataset.train) / batch) * math.ceil(batch / (fits or size))
     epoch = pace.fixed * steps + pace.each * len(dataset.train)
     looked_at = spec.epochs * (len(dataset.validation) + len(dataset.test))
+    looked_at += len(dataset.validation)  # once more at the end, for the threshold
     if dataset.test.has_masks:
         looked_at += len(dataset.test)  # once more at the end, case by case
     seconds = spec.epochs * epoch + looked_at * seen

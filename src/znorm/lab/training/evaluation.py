@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from znorm.lab.datasets import Split
+from znorm.lab.datasets.tiles import Tiles
 from znorm.lab.metrics import Cases, classification_scores, count, masks_of
 from znorm.lab.metrics.scores import MASK_SCORES
 from znorm.lab.spec import RunSpec
 from znorm.lab.training.graph import CapturedWork
 from znorm.lab.training.pipeline import Pipeline
 from znorm.lab.training.step import evaluation_loss, forward
+from znorm.lab.training.threshold import best_threshold
 
-__all__ = ["Evaluator", "predict_cases"]
+__all__ = ["Evaluator", "chosen_threshold", "predict_cases"]
 
 Scores = dict[str, float]
 
@@ -69,7 +71,7 @@ class Evaluator:
         return read
 
     def _mask_scores(self, predicted: Tensor, targets: Tensor) -> Scores:
-        """Of all pixels pooled; the mean over labels where there are several."""
+        """The scores of all pixels pooled; the mean over labels where there are several."""
         labels = range(1, len(self._pipeline.dataset.classes))
         pairs = [(predicted, targets)]
         if len(labels) > 1:
@@ -90,27 +92,73 @@ class Evaluator:
 
 
 @torch.no_grad()
+def chosen_threshold(
+    spec: RunSpec, model: nn.Module, pipeline: Pipeline, split: Split
+) -> float | None:
+    """The probability with the best headline score on a split; None of several classes."""
+    if len(pipeline.dataset.classes) != 2 or not len(split):
+        return None
+    model.eval()
+    outputs = (forward(spec, model, images) for images, _ in pipeline.evaluation_batches(split))
+    truths = (truth for _, truth in pipeline.evaluation_batches(split))
+    if split.has_masks:
+        return best_threshold(outputs, truths, "dice")
+    return best_threshold((one[:, 1] - one[:, 0] for one in outputs), truths, "accuracy")
+
+
+@torch.no_grad()
 def predict_cases(
     spec: RunSpec, model: nn.Module, pipeline: Pipeline, split: Split
 ) -> Cases | None:
-    """Counts and distances of each case; None for an empty split."""
+    """Counts and distances of each case; None for an empty split.
+
+    Of pictures that were cut into tiles, of the whole ones.
+    """
     model.eval()
     marked = pipeline.dataset.classes[1:]
+    labels = marked if len(marked) > 1 else None
+
+    def logits() -> Iterator[Tensor]:
+        for images, _ in pipeline.evaluation_batches(split):
+            yield forward(spec, model, images)
+
+    if split.tiles is not None:
+        return _cases_of_tiles(split, split.tiles, logits(), labels)
     joined: list[Cases] = []
     start = 0
-    for images, truth in pipeline.evaluation_batches(split):
-        logits = forward(spec, model, images)
-        rows = slice(start, start + len(images))
-        start += len(images)
-        names = split.names[rows] or tuple(str(row) for row in range(start - len(images), start))
+    for output in logits():
+        rows = slice(start, start + len(output))
+        start = rows.stop
         joined.append(
             Cases.of(
-                masks_of(logits).cpu(),
-                truth.cpu(),
-                names,
+                masks_of(output).cpu(),
+                split.targets[rows],
+                split.names[rows] or tuple(str(row) for row in range(rows.start, start)),
                 split.patients[rows] or None,
                 None if split.spacing is None else split.spacing[rows],
-                marked if len(marked) > 1 else None,
+                labels,
+            )
+        )
+    return Cases.join(joined) if joined else None
+
+
+def _cases_of_tiles(
+    split: Split, tiles: Tiles, logits: Iterator[Tensor], labels: Sequence[str] | None
+) -> Cases | None:
+    joined = []
+    predicted = tiles.joined(output.cpu() for output in logits)
+    true = tiles.joined(block.targets for block in split.blocks())
+    names, patients, spacing = split.case_names, split.case_patients, split.case_spacing
+    for row, ((_, output), (_, target)) in enumerate(zip(predicted, true, strict=True)):
+        one = slice(row, row + 1)
+        joined.append(
+            Cases.of(
+                masks_of(output[None]),
+                target[None],
+                names[one],
+                patients[one] or None,
+                None if spacing is None else spacing[one],
+                labels,
             )
         )
     return Cases.join(joined) if joined else None

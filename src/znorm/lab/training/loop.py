@@ -21,7 +21,7 @@ from znorm.lab.spec import RunSpec
 from znorm.lab.tasks import TASKS
 from znorm.lab.training import checkpoint
 from znorm.lab.training.checkpoint import Position
-from znorm.lab.training.evaluation import Evaluator, predict_cases
+from znorm.lab.training.evaluation import Evaluator, chosen_threshold, predict_cases
 from znorm.lab.training.gradient_statistics import GradientStatistics, clipped_share
 from znorm.lab.training.graph import CapturedWork
 from znorm.lab.training.pipeline import Pipeline
@@ -436,6 +436,9 @@ class _Loop:
             "batches": self.position.batches,
             "final_weights": checkpoint.hash_weights(self.model),
         }
-        weights = dump(self.model, self.pipeline.dataset) if status == "done" else None
+        weights, dataset = None, self.pipeline.dataset
+        if status == "done":
+            chosen = chosen_threshold(self.spec, self.model, self.pipeline, dataset.validation)
+            weights = dump(self.model, dataset, chosen)
         threads = self.position.threads or None
         return Outcome(status, metrics, hashes, self._seconds(), step, cases, weights, threads)

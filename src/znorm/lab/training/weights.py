@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from znorm.lab.datasets import Dataset
 from znorm.lab.errors import DataError
-from znorm.lab.numbers import is_count
+from znorm.lab.numbers import is_count, is_number
 
 __all__ = ["RESERVED", "Trained", "dump", "load"]
 
@@ -37,6 +37,9 @@ class Trained:
         Channels of the net's output.
     image_size : tuple of int
         Height and width.
+    threshold : float or None
+        The probability of what is marked, or of the second of two classes, that was best on
+        validation data; None of several classes, and of runs of earlier versions.
     """
 
     state: dict[str, Tensor]
@@ -45,9 +48,10 @@ class Trained:
     classes: tuple[str, ...]
     outputs: int
     image_size: tuple[int, int]
+    threshold: float | None = None
 
 
-def dump(model: nn.Module, dataset: Dataset) -> bytes:
+def dump(model: nn.Module, dataset: Dataset, threshold: float | None = None) -> bytes:
     """Both as a file holds them."""
     mean, std = dataset.statistics
     content = {
@@ -57,6 +61,7 @@ def dump(model: nn.Module, dataset: Dataset) -> bytes:
         "classes": list(dataset.classes),
         "outputs": dataset.outputs,
         "image_size": list(dataset.image_size),
+        "threshold": threshold,
     }
     buffer = io.BytesIO()
     torch.save(content, buffer)
@@ -86,6 +91,7 @@ def load(content: bytes, name: str = "weights.pt") -> Trained:
         tuple(loaded["classes"]),
         loaded["outputs"],
         tuple(loaded["image_size"]),
+        loaded.get("threshold"),
     )
 
 
@@ -128,6 +134,9 @@ def _why_not(loaded: Any) -> str | None:
         or not all(is_count(side) and side <= _LARGEST_SIDE for side in size)
     ):
         return "image_size is not a height and a width"
+    threshold = loaded.get("threshold")
+    if threshold is not None and not (is_number(threshold) and 0 < threshold < 1):
+        return "threshold is not a probability"
     return None
 
 

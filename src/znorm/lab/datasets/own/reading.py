@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from functools import lru_cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +16,17 @@ from PIL import ImageOps
 from znorm.lab.datasets.files import open_picture, several_pages, stat_file
 from znorm.lab.errors import ConfigurationError, DataError
 
-__all__ = ["KINDS", "Facts", "facts_of", "kind_of", "read_slice"]
+__all__ = [
+    "DICOM",
+    "KINDS",
+    "VOLUMES",
+    "Facts",
+    "facts_of",
+    "kind_of",
+    "mask_pixels",
+    "read_slice",
+    "volume_of",
+]
 
 PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 VOLUMES = (".nii", ".nii.gz")
@@ -140,6 +152,32 @@ def read_slice(path: Path, number: int = 0) -> npt.NDArray[Any]:
     return pixels[..., None] if pixels.ndim == 2 else pixels
 
 
+def mask_pixels(path: Path, number: int = 0) -> npt.NDArray[Any]:
+    """One mask of a file: (H, W).
+
+    Of a palette the numbers, unless it is one of greys.
+
+    Raises
+    ------
+    DataError
+        If it cannot be decoded, or has colours.
+    """
+    if kind_of(path) in PICTURES:
+        with open_picture(path, of_user=True) as picture:
+            if picture.mode == "P" and not _is_grey(picture.getpalette() or []):
+                return np.asarray(ImageOps.exif_transpose(picture))
+    pixels = read_slice(path, number)
+    if pixels.shape[2] == 3 and (pixels == pixels[..., :1]).all():
+        pixels = pixels[..., :1]
+    if pixels.shape[2] != 1:
+        raise DataError(f"{path}: expected a mask in grey, found colours; save it in grey")
+    return pixels[..., 0]
+
+
+def _is_grey(palette: list[int]) -> bool:
+    return palette[0::3] == palette[1::3] == palette[2::3]
+
+
 def _array(path: Path) -> npt.NDArray[Any]:
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -194,6 +232,35 @@ def _read_volume(
     columns, rows = (float(np.linalg.norm(affine[:3, axis])) for axis in (0, 1))
     # The first axis runs along a row.
     return np.ascontiguousarray(array.transpose(1, 0, 2)), (rows, columns)
+
+
+def volume_of(path: Path, slices: Sequence[npt.NDArray[Any]]) -> bytes:
+    """A volume in the place of another, as a file: its slices stacked, its affine and units kept.
+
+    Parameters
+    ----------
+    path : Path
+        Of the volume whose place it has.
+    slices : sequence of array of shape (H, W)
+        As many as that has.
+
+    Returns
+    -------
+    bytes
+        Of a ``.nii.gz`` file; the same each time.
+    """
+    import gzip
+
+    nibabel: Any = import_module("nibabel")
+    # A volume's first axis runs along a row.
+    stacked = np.stack([one.T for one in slices], axis=2)
+    there = nibabel.load(path)
+    header = nibabel.Nifti1Header()
+    header.set_xyzt_units(*there.header.get_xyzt_units())
+    made = nibabel.Nifti1Image(stacked, there.affine, header)
+    made.set_qform(there.affine, int(there.header["qform_code"]) or 1)
+    made.set_sform(there.affine, int(there.header["sform_code"]) or 1)
+    return gzip.compress(made.to_bytes(), mtime=0)
 
 
 def _header(path: Path) -> Any:

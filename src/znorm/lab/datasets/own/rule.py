@@ -13,6 +13,7 @@ import torch
 from torch.nn import functional
 
 from znorm.lab.datasets.own.reading import Facts, read_slice
+from znorm.lab.datasets.tiles import corners
 from znorm.lab.errors import ConfigurationError, DataError
 
 __all__ = ["Rule", "rule_of"]
@@ -40,24 +41,41 @@ class Rule(NamedTuple):
     size : tuple of int
         Height and width: by bilinear interpolation of what is averaged over the pixels that it
         stands for; masks take their nearest pixel.
+    overlap : float or None
+        Pictures are not resized but cut into tiles of that size, of which neighbours share so much
+        of their side; what is smaller than a tile is filled up with 0.
+    labels : mapping or None
+        The values that masks have for what they mark, by name; None where they mark one thing.
     """
 
     channels: int
     window: tuple[float, float] | None
     size: tuple[int, int]
+    overlap: float | None = None
+    labels: Mapping[str, int] | None = None
 
     @property
     def text(self) -> str:
         kind = "grey" if self.channels == 1 else "in colour"
         height, width = self.size
         parts = [f"{height}x{width} pixels, {kind}"]
+        if self.overlap is not None:
+            share = f"{100 * self.overlap:g} %"
+            parts = [f"tiles of {height}x{width} pixels that overlap by {share}, {kind}"]
         if self.window is not None:
             low, high = self.window
             parts.append(f"values from {low:g} to {high:g} as 0 to 255, with 256 steps between")
+        if self.labels is not None:
+            named = ", ".join(f"{name} {value}" for name, value in self.labels.items())
+            parts.append(f"in masks {named}")
         return "; ".join(parts)
 
-    def picture(self, pixels: npt.NDArray[Any]) -> Pixels:
-        """From (H, W, C) of any kind to (height, width, channels)."""
+    def places(self, height: int, width: int) -> list[tuple[int, int]] | None:
+        """The upper left corners of a picture's tiles; None where it is resized."""
+        return None if self.overlap is None else corners(height, width, self.size, self.overlap)
+
+    def pictures(self, pixels: npt.NDArray[Any]) -> Pixels:
+        """From (H, W, C) of any kind to (images, height, width, channels): one, or its tiles."""
         values = torch.from_numpy(np.ascontiguousarray(pixels).astype(np.float32)).permute(2, 0, 1)
         if self.channels == 1 and len(values) == 3:
             values = (values * torch.tensor([0.299, 0.587, 0.114])[:, None, None]).sum(0)[None]
@@ -65,23 +83,36 @@ class Rule(NamedTuple):
             low, high = self.window
             values = (values.nan_to_num(nan=low) - low) * (255 / (high - low))
         values = values.clamp(0, 255)
-        if values.shape[1:] != self.size:
+        if self.overlap is None and values.shape[1:] != self.size:
             values = functional.interpolate(
                 values[None], self.size, mode="bilinear", antialias=True
             )[0]
-        rounded = values.round().clamp(0, 255).to(torch.uint8)
-        return rounded.expand(self.channels, -1, -1).permute(1, 2, 0).numpy()
+        rounded = values.round().clamp(0, 255).to(torch.uint8).expand(self.channels, -1, -1)
+        return self._cut(rounded.permute(1, 2, 0).numpy())
 
-    def mask(self, marked: Pixels) -> Pixels:
-        """From (H, W) of 0 and 1 to (height, width)."""
-        if marked.shape == self.size:
-            return marked
-        values = torch.from_numpy(marked)[None, None].to(torch.float32)
-        return (
-            functional.interpolate(values, self.size, mode="nearest-exact")[0, 0]
-            .to(torch.uint8)
-            .numpy()
-        )
+    def shown(self, pixels: npt.NDArray[Any]) -> Pixels:
+        """From (H, W, C) of any kind to the same in 8 bits, its size as it is."""
+        height, width = pixels.shape[:2]
+        whole: Pixels = self._replace(size=(height, width), overlap=None).pictures(pixels)[0]
+        return whole
+
+    def masks(self, numbers: Pixels) -> Pixels:
+        """From (H, W) of numbers to (images, height, width)."""
+        if self.overlap is not None or numbers.shape == self.size:
+            return self._cut(numbers)
+        values = torch.from_numpy(numbers)[None, None].to(torch.float32)
+        nearest = functional.interpolate(values, self.size, mode="nearest-exact")[0]
+        resized: Pixels = nearest.to(torch.uint8).numpy()
+        return resized
+
+    def _cut(self, pixels: Pixels) -> Pixels:
+        places = self.places(*pixels.shape[:2])
+        if places is None:
+            return pixels[None]
+        height, width = self.size
+        down, across = (max(0, side - pixels.shape[axis]) for axis, side in enumerate(self.size))
+        padded = np.pad(pixels, [(0, down), (0, across), (0, 0)][: pixels.ndim])
+        return np.stack([padded[y : y + height, x : x + width] for y, x in places])
 
 
 def rule_of(
@@ -100,7 +131,7 @@ def rule_of(
         Of the training images the file, and the slice in it: a window is taken from these alone.
     output : "classes" or "mask"
     chosen : mapping
-        ``size``, ``channels`` and ``window``, where the user has chosen them.
+        ``size``, ``channels``, ``window``, ``overlap`` and ``labels``, where they are chosen.
 
     Raises
     ------
@@ -120,7 +151,20 @@ def rule_of(
     window = _window(chosen.get("window"))
     if window is None and kind != "uint8":
         window = _window_of(facts, training)
-    return Rule(channels, window, _size(facts, output, chosen.get("size")))
+    overlap = _overlap(chosen.get("overlap"), output)
+    return Rule(
+        channels, window, _size(facts, output, chosen.get("size")), overlap, chosen.get("labels")
+    )
+
+
+def _overlap(value: Any, output: str) -> float | None:
+    if value is None:
+        return None
+    if output != "mask":
+        raise ConfigurationError("data.overlap: tiles are for masks; classes are of whole pictures")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 0.75:
+        raise ConfigurationError(f"data.overlap: expected a share from 0 to 0.75, found {value!r}")
+    return float(value)
 
 
 def _alike(facts: Mapping[Path, Facts], name: str, advice: str) -> Any:
