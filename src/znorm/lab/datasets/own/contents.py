@@ -133,7 +133,7 @@ def _values(listing: Listing, facts: Mapping[Path, Facts]) -> list[tuple[float, 
 
 
 def _rarest(values: Sequence[tuple[float, ...]]) -> list[int]:
-    """For each mask the value that the fewest masks have, as a whole number; 0 where it is empty."""
+    """For each mask the value that the fewest masks have, as a whole number; 0 if it is empty."""
     counts = Counter(value for of_mask in values for value in of_mask if value)
     return [
         int(min((value for value in of_mask if value), key=lambda v: (counts[v], v), default=0))

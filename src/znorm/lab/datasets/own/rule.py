@@ -66,7 +66,7 @@ class Rule(NamedTuple):
             low, high = self.window
             parts.append(f"values from {low:g} to {high:g} as 0 to 255, with 256 steps between")
         if self.labels is not None:
-            named = ", ".join(f"{name} {value}" for name, value in self.labels.items())
+            named = ", ".join(f"{value} is {name}" for name, value in self.labels.items())
             parts.append(f"in masks {named}")
         return "; ".join(parts)
 
