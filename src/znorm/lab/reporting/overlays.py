@@ -119,9 +119,24 @@ def draw_cases(cases: Sequence[Case], file: Any = None) -> str:
             # A file's name.
             panels[0].set_ylabel(readable(one.title), fontsize=8, parse_math=False)
         if file is None:
-            return as_svg(figure)
+            label = f"Outlines on {len(cases)} pictures: {', '.join(titles[1:])}"
+            return as_svg(figure, label=label, description=_in_words(cases))
         figure.savefig(file, format="png", dpi=150, facecolor="white")
         return ""
+
+
+def _in_words(cases: Sequence[Case]) -> str:
+    """The score of each outline."""
+    rows = []
+    for one in cases:
+        texts = [
+            f"{name} {float(dice(torch.from_numpy(mask)[None], one.truth[None])):.3f}"
+            for name, mask in one.predictions.items()
+            if one.truth is not None
+        ]
+        scores = f"Dice {', '.join(texts)}" if texts else "no true mask"
+        rows.append(f"{one.title}: {scores}".replace("\n", " "))
+    return f"{'; '.join(rows)}."
 
 
 def _outline(axes: Any, mask: Mask, colour: str) -> None:

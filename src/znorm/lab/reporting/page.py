@@ -23,6 +23,7 @@ from znorm.lab.reporting.evidence import evidence
 from znorm.lab.reporting.figures import curves, patches
 from znorm.lab.reporting.gradients import gradients_by_depth
 from znorm.lab.reporting.masks import mask_figure
+from znorm.lab.reporting.strokes import Stroke, strokes_of
 from znorm.lab.reporting.tables import Table, gather, images_of
 from znorm.lab.reporting.trivial_baseline import TRIVIAL_BASELINES
 from znorm.lab.reporting.tuning import tuning_evidence, under_way
@@ -123,9 +124,13 @@ def write_page(
     """
     frame = frame or Frame()
     tables = sorted(gather(root, runs, question, tunings), key=frame.place)
+    strokes = strokes_of(row.label for table in tables for row in table.rows)
     sections = [
-        _section(root, table, datasets[table.spec.data_key], frame, images=images)
-        for table in tables
+        {
+            **_section(root, table, datasets[table.spec.data_key], frame, strokes, images=images),
+            "anchor": f"runs-{number}",
+        }
+        for number, table in enumerate(tables, start=1)
     ]
     notes = {section["table"].spec.configuration: section["data"].notes for section in sections}
     page = (
@@ -136,7 +141,8 @@ def write_page(
             frame=frame,
             frame_sections=frame.sections(tables, notes),
             images=images,
-            workloads=over_workloads(tables),
+            strokes=strokes,
+            workloads=over_workloads(tables, strokes),
             under_way=under_way(runs, tunings or {}),
             damaged=[
                 {
@@ -156,7 +162,13 @@ def write_page(
 
 
 def _section(
-    root: Path, table: Table, dataset: Dataset | DataError, frame: Frame, *, images: bool
+    root: Path,
+    table: Table,
+    dataset: Dataset | DataError,
+    frame: Frame,
+    strokes: Mapping[str, Stroke],
+    *,
+    images: bool,
 ) -> dict[str, Any]:
     """The section of a table, as the template takes it."""
     trained_on = images_of(table.runs)
@@ -177,15 +189,16 @@ def _section(
         "exchanged": exchanged,
         "table": table,
         "task": task,
+        "name": f"{task.label}, {table.spec.model}{table.suffix}",
         "baseline": TRIVIAL_BASELINES[task.output],
         "card": card_of(table),
         "evidence": evidence(table),
         "cases": _cases(table),
         "definitions": _definitions(table),
-        "curves": curves(table),
+        "curves": curves(table, strokes),
         "gradients": gradients_by_depth(table),
-        "why": why(table),
-        "tuning": tuning_evidence(root, table, validation_images),
+        "why": why(table, strokes),
+        "tuning": tuning_evidence(root, table, validation_images, strokes),
     }
 
 

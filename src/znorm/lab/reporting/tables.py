@@ -13,7 +13,7 @@ from rich.table import Table as RichTable
 
 from znorm.lab.evidence.acceleration import Acceleration, acceleration
 from znorm.lab.evidence.comparison import Comparison, compare_pairs, hold_together
-from znorm.lab.evidence.endings import ENDINGS
+from znorm.lab.evidence.endings import ENDINGS, last_epoch
 from znorm.lab.evidence.pairs import REFERENCE, pairs_of
 from znorm.lab.evidence.question import WORTH, Question
 from znorm.lab.evidence.tuning import Tuning, workload_key
@@ -343,7 +343,7 @@ def _rows(
             if differences_mixed:
                 difference = Cell(None, "no mean", "", ())
             else:
-                difference = _difference(headline, comparisons["last epoch"])
+                difference = _difference(root, headline, comparisons["last epoch"])
         arrived = acceleration(mine, reference, headline.key)
         troubles = tuple(
             Value(run.spec.seed, _trouble(run), _link(root, run)) for run in mine if run not in done
@@ -403,11 +403,21 @@ def _held_together(rows: Sequence[Row]) -> tuple[Row, ...]:
     )
 
 
-def _difference(headline: Column, comparison: Comparison) -> Cell:
-    interval = comparison.interval
-    if interval is None:
+def _difference(root: Path, headline: Column, comparison: Comparison) -> Cell:
+    """The mean difference, and each pair's with the method's run of it."""
+    if comparison.interval is None:
         return Cell(None, "–", "", ())
-    return _of_interval(headline, interval, (), sign=True)
+    key = headline.key
+    values = tuple(
+        Value(pair.seed, _signed(headline.show(of_pair)), _link(root, pair.run))
+        for pair in comparison.pairs.made
+        if math.isfinite(of_pair := last_epoch(pair.run, key) - last_epoch(pair.reference, key))
+    )
+    return _of_interval(headline, comparison.interval, values, sign=True)
+
+
+def _signed(text: str) -> str:
+    return text.replace("-", "−") if text.startswith("-") else f"+{text}"
 
 
 def _epochs_to_baseline(root: Path, arrived: Acceleration | None) -> Cell:
