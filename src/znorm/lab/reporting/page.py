@@ -18,6 +18,7 @@ from znorm.lab.evidence.question import Question
 from znorm.lab.evidence.tuning import Tuning
 from znorm.lab.metrics.scores import definition_of
 from znorm.lab.reporting.card import card_of
+from znorm.lab.reporting.confusion import confusions
 from znorm.lab.reporting.data_card import data_card
 from znorm.lab.reporting.evidence import evidence
 from znorm.lab.reporting.figures import curves, patches
@@ -183,9 +184,10 @@ def _section(
         pictures["patches"] = patches(dataset)
         pictures["masks"] = mask_figure(table, dataset, frame.cases)
     task = TASKS[table.spec.task]
+    data = data_card(root, table.spec, dataset, trained_on)
     return {
         **pictures,
-        "data": data_card(root, table.spec, dataset, trained_on),
+        "data": data,
         "exchanged": exchanged,
         "table": table,
         "task": task,
@@ -196,6 +198,7 @@ def _section(
         "cases": _cases(table),
         "definitions": _definitions(table),
         "curves": curves(table, strokes),
+        "confusions": confusions(root, table, data.classes),
         "gradients": gradients_by_depth(table),
         "why": why(table, strokes),
         "tuning": tuning_evidence(root, table, validation_images, strokes),

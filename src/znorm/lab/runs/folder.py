@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -311,6 +311,16 @@ class Run:
         """Write cases.csv: counts and distances of each test image, for any score later."""
         write_table(self.folder / "cases.csv", cases.rows())
 
+    def save_confusion(self, counts: Sequence[Sequence[int]], classes: Sequence[str]) -> None:
+        """Write confusion.csv: test images by true class, the row of ``counts``, and predicted."""
+        rows = [
+            {"true": true, "predicted": predicted, "cases": cases}
+            for true, line in zip(classes, counts, strict=True)
+            for predicted, cases in zip(classes, line, strict=True)
+            if cases
+        ]
+        write_table(self.folder / "confusion.csv", rows)
+
     def save_weights(self, content: bytes) -> None:
         """Write weights.pt: the trained net, a third of its last checkpoint under Adam."""
         write_atomically(self.folder / "weights.pt", content)
@@ -330,6 +340,32 @@ class Run:
             return None
         except ValueError as error:
             raise DataError(f"{path}: cannot be read ({error}); train the run anew") from None
+
+    def confusion(self) -> dict[tuple[str, str], int] | None:
+        """Test images by true and predicted class; None where there is no confusion.csv.
+
+        Pairs of classes that no image has are left out. Runs of earlier versions did not keep it.
+
+        Raises
+        ------
+        DataError
+            If it is there and cannot be read.
+        """
+        path = self.folder / "confusion.csv"
+        found: dict[tuple[str, str], int] = {}
+        try:
+            for row in csvfiles.load(read_file(path)):
+                pair = row["true"], row["predicted"]
+                if pair in found or not row["cases"].isdecimal():
+                    raise ValueError(f"{row['cases']!r} cases of {' as '.join(pair)}")
+                found[pair] = int(row["cases"])
+            if not found:
+                raise ValueError("no rows")
+        except FileNotFoundError:
+            return None
+        except (KeyError, ValueError) as error:
+            raise DataError(f"{path}: cannot be read ({error}); train the run anew") from None
+        return found
 
     def take_back(self) -> None:
         """Forget how the run ended, so that it goes on from its checkpoint or starts anew."""

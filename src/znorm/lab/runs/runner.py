@@ -221,7 +221,7 @@ class _Hands:
                 raise NoRoomError from None
             run.finish(_failed(run.spec, dataset, error, no_memory))
             return
-        _finish(run, outcome)
+        _finish(run, outcome, dataset.classes)
 
     def _beside(self, spec: RunSpec) -> SideBySide | None:
         if self.side_by_side == 1:
@@ -284,7 +284,7 @@ def _failed(
     return {"status": "failed", "error": text, "reason": reason, "metrics": {}}
 
 
-def _finish(run: Run, outcome: Outcome) -> None:
+def _finish(run: Run, outcome: Outcome, classes: Sequence[str]) -> None:
     result: dict[str, Any] = {
         "status": outcome.status,
         "metrics": outcome.metrics,
@@ -297,6 +297,8 @@ def _finish(run: Run, outcome: Outcome) -> None:
         result["diverged_step"] = outcome.diverged_step
     if outcome.cases is not None:
         run.save_cases(outcome.cases)
+    if outcome.confusion is not None:
+        run.save_confusion(outcome.confusion.tolist(), classes)
     if outcome.weights is not None:
         run.save_weights(outcome.weights)
         result["hashes"]["weights_file"] = hashlib.sha256(outcome.weights).hexdigest()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from znorm.lab.datasets import Split
-from znorm.lab.metrics import Cases, classification_scores, count
+from znorm.lab.metrics import Cases, classification_scores, confusion_matrix, count
 from znorm.lab.metrics.scores import MASK_SCORES
 from znorm.lab.spec import RunSpec
 from znorm.lab.training.graph import CapturedWork
@@ -68,6 +68,22 @@ class Evaluator:
             return {"loss": mean_loss, **scores}
 
         return read
+
+    @torch.no_grad()
+    def confusion(self, split: Split) -> Tensor:
+        """The cases of a split by true class, in rows, and predicted class.
+
+        Returns
+        -------
+        Tensor of shape (classes, classes), int64, on the CPU
+        """
+        self._model.eval()
+        found = [
+            (self._evaluate(images, truth)[0].argmax(1), truth)
+            for images, truth in self._pipeline.evaluation_batches(split)
+        ]
+        predicted, true = (torch.cat(parts).cpu() for parts in zip(*found, strict=True))
+        return confusion_matrix(predicted, true, len(self._pipeline.dataset.classes))
 
     def _evaluate(self, images: Tensor, truth: Tensor) -> tuple[Tensor, ...]:
         if self._captured is None:

@@ -71,6 +71,8 @@ class Outcome:
         or the evaluation at its end were not.
     cases : Cases or None
         Of masks, the counts and distances of each test image.
+    confusion : Tensor of shape (classes, classes), int64, or None
+        Of classes, the test images by true class, in rows, and predicted class.
     weights : bytes or None
         What :func:`znorm.lab.training.weights.dump` makes of the trained net, unless the run
         diverged.
@@ -84,6 +86,7 @@ class Outcome:
     seconds: float
     diverged_step: int | None = None
     cases: Cases | None = None
+    confusion: Tensor | None = None
     weights: bytes | None = None
     threads: int | None = None
 
@@ -330,10 +333,12 @@ class _Loop:
             position.epoch, position.step, position.losses = position.epoch + 1, 0, []
             self._checkpoint()
             self.watch.epoch(entry)
-        cases = None
+        cases = confusion = None
         if dataset.test.has_masks:
             cases = predict_cases(self.spec, self.model, self.pipeline, dataset.test)
-        return self._outcome("done", self._metrics(cases), None, cases)
+        elif len(dataset.test):
+            confusion = self.evaluator.confusion(dataset.test)
+        return self._outcome("done", self._metrics(cases), None, cases, confusion)
 
     def _train_epoch(self) -> Generator[None, None, int]:
         """Train what remains of the epoch, with a pause after each step; the number of all."""
@@ -429,6 +434,7 @@ class _Loop:
         metrics: dict[str, float],
         step: int | None,
         cases: Cases | None = None,
+        confusion: Tensor | None = None,
     ) -> Outcome:
         hashes = {
             "data": self.position.data,
@@ -438,4 +444,6 @@ class _Loop:
         }
         weights = dump(self.model, self.pipeline.dataset) if status == "done" else None
         threads = self.position.threads or None
-        return Outcome(status, metrics, hashes, self._seconds(), step, cases, weights, threads)
+        return Outcome(
+            status, metrics, hashes, self._seconds(), step, cases, confusion, weights, threads
+        )
