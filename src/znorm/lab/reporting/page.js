@@ -92,7 +92,6 @@
   for (const table of all("table")) {
     // As blocks on a narrow screen a table would be none to a screen reader without these.
     table.setAttribute("role", "table");
-    table.caption?.setAttribute("role", "caption");
     all("thead, tbody", table).forEach((part) => part.setAttribute("role", "rowgroup"));
     all("tr", table).forEach((row) => row.setAttribute("role", "row"));
     all("td", table).forEach((cell) => cell.setAttribute("role", "cell"));
