@@ -21,6 +21,7 @@ from znorm.lab.reporting.card import card_of
 from znorm.lab.reporting.confusion import confusions
 from znorm.lab.reporting.data_card import data_card
 from znorm.lab.reporting.evidence import evidence
+from znorm.lab.reporting.exports import exports
 from znorm.lab.reporting.figures import curves, patches
 from znorm.lab.reporting.gradients import gradients_by_depth
 from znorm.lab.reporting.masks import mask_figure
@@ -127,11 +128,10 @@ def write_page(
     tables = sorted(gather(root, runs, question, tunings), key=frame.place)
     strokes = strokes_of(row.label for table in tables for row in table.rows)
     sections = [
-        {
-            **_section(root, table, datasets[table.spec.data_key], frame, strokes, images=images),
-            "anchor": f"runs-{number}",
-        }
-        for number, table in enumerate(tables, start=1)
+        _section(
+            root, table, datasets[table.spec.data_key], frame, strokes, f"runs-{n}", images=images
+        )
+        for n, table in enumerate(tables, start=1)
     ]
     notes = {section["table"].spec.configuration: section["data"].notes for section in sections}
     page = (
@@ -168,6 +168,7 @@ def _section(
     dataset: Dataset | DataError,
     frame: Frame,
     strokes: Mapping[str, Stroke],
+    anchor: str,
     *,
     images: bool,
 ) -> dict[str, Any]:
@@ -185,16 +186,19 @@ def _section(
         pictures["masks"] = mask_figure(table, dataset, frame.cases)
     task = TASKS[table.spec.task]
     data = data_card(root, table.spec, dataset, trained_on)
+    found = evidence(table)
     return {
         **pictures,
         "data": data,
         "exchanged": exchanged,
         "table": table,
+        "anchor": anchor,
         "task": task,
         "name": f"{task.label}, {table.spec.model}{table.suffix}",
         "baseline": TRIVIAL_BASELINES[task.output],
         "card": card_of(table),
-        "evidence": evidence(table),
+        "evidence": found,
+        "exports": exports(table, found, anchor),
         "cases": _cases(table),
         "definitions": _definitions(table),
         "curves": curves(table, strokes),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -62,6 +62,8 @@ _AT_BEST_VALIDATION = {
         "best_validation_test_f1", "Test F1 at best validation", 4, optional=False, place=70
     ),
 }
+# The files of a run with counts of its test images, by masks or by classes.
+_COUNTS = ("cases.csv", "confusion.csv")
 # Those that a terminal has room for.
 TERMINAL = {
     "classes": ("test_accuracy", "train_loss", "seconds"),
@@ -116,6 +118,9 @@ class Row:
     clipped : float or None
         The share of steps in which its clip acted, the mean over tensors and runs; None where it
         has none, or runs of earlier versions did not count.
+    counts : tuple of Value
+        The seed of each finished run that kept counts of its test images, by which scores can be
+        worked out again, and the file of them.
     """
 
     method: str
@@ -128,6 +133,7 @@ class Row:
     epochs_to_baseline: Cell
     troubles: tuple[Value, ...]
     clipped: float | None = None
+    counts: tuple[Value, ...] = ()
 
     @property
     def remark(self) -> str | None:
@@ -372,6 +378,7 @@ def _rows(
                 reached,
                 troubles,
                 _clipped(mine),
+                tuple(_counts(root, done)),
             )
         )
     return _held_together(rows)
@@ -388,6 +395,13 @@ def _clipped(runs: Sequence[Run]) -> float | None:
         if "clipped" in entry or of_layers:
             shares.append(entry["clipped"] if "clipped" in entry else statistics.fmean(of_layers))
     return statistics.fmean(shares) if shares else None
+
+
+def _counts(root: Path, runs: Sequence[Run]) -> Iterator[Value]:
+    for run in runs:
+        for name in _COUNTS:
+            if (run.folder / name).exists():
+                yield Value(run.spec.seed, str(run.spec.seed), link(root, run.folder / name))
 
 
 def _held_together(rows: Sequence[Row]) -> tuple[Row, ...]:
