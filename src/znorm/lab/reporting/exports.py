@@ -151,7 +151,7 @@ def exports(table: Table, evidence: Evidence | None, name: str) -> dict[str, Exp
                     )
                     for row in table.rows
                 ),
-                *_floor(table, [headline.key, None, None]),
+                *_floor(table, [headline.key, "", ""]),
             ),
             tuple(_scores(table)),
         ),
@@ -177,16 +177,14 @@ def exports(table: Table, evidence: Evidence | None, name: str) -> dict[str, Exp
     return found
 
 
-def _floor(table: Table, keys: Sequence[str | None]) -> list[tuple[str, ...]]:
+def _floor(table: Table, keys: Sequence[str]) -> list[tuple[str, ...]]:
     """The row of what a net must beat, if any of these scores is known of it."""
     known = (table.trivial_baseline or {}).get("metrics", {})
     if not any(key in known for key in keys):
         return []
     columns = {column.key: column for column in table.columns}
     label = f"Floor: {TRIVIAL_BASELINES[TASKS[table.spec.task].output].label}"
-    texts = (
-        "" if key is None or key not in known else columns[key].show(known[key]) for key in keys
-    )
+    texts = (columns[key].show(known[key]) if key in known else "" for key in keys)
     return [(label, *texts)]
 
 

@@ -25,6 +25,7 @@ from znorm.lab.reporting.exports import exports
 from znorm.lab.reporting.figures import curves, patches
 from znorm.lab.reporting.gradients import gradients_by_depth
 from znorm.lab.reporting.masks import mask_figure
+from znorm.lab.reporting.methods_paragraph import methods_paragraph
 from znorm.lab.reporting.strokes import Stroke, strokes_of
 from znorm.lab.reporting.tables import Table, gather, images_of
 from znorm.lab.reporting.trivial_baseline import TRIVIAL_BASELINES
@@ -198,6 +199,7 @@ def _section(
         "baseline": TRIVIAL_BASELINES[task.output],
         "card": card_of(table),
         "evidence": found,
+        "paragraph": methods_paragraph(table, data),
         "exports": exports(table, found, anchor),
         "cases": _cases(table),
         "definitions": _definitions(table),

@@ -138,6 +138,24 @@ class Run:
         return {} if result is None else result["metrics"]
 
     @property
+    def environment(self) -> dict[str, Any]:
+        """The content of env.json; empty before the run has begun.
+
+        Raises
+        ------
+        DataError
+            If it is there and cannot be read.
+        """
+        path = self.folder / "env.json"
+        try:
+            content = read_json(path)
+        except FileNotFoundError:
+            return {}
+        if not isinstance(content, dict):
+            raise DataError(f"{path}: not the environment of a run; move it away")
+        return content
+
+    @property
     def status(self) -> str:
         """ "done", "diverged", "failed", "running", "interrupted" or "waiting"."""
         result = self.result
