@@ -220,8 +220,8 @@ def test_the_table_the_card_and_the_page(tmp_path: Path, trained: object) -> Non
     on_test = [one + 0.001 * (TRIAL_SEED % 3) for one in scores]
     on_test[0] += 0.2
     its_own = on_test[scores.index(max(scores))]
-    assert of_znorm.test == f"{100 * its_own:.2f}"
-    assert of_znorm.best_on_test == f"{100 * max(on_test):.2f}"
+    assert of_znorm.test.text == f"{100 * its_own:.2f}"
+    assert of_znorm.best_on_test.text == f"{100 * max(on_test):.2f}"
     # 16 images, of which a standard error is the root of p (1 - p) / 16.
     of_sixteen = tuning_evidence(tmp_path, tuned, validation_images=16)
     assert of_sixteen is not None

@@ -147,7 +147,7 @@ def compare(options: CompareOptions) -> list[Run]:
         tuning = tuning_asked(options, specs)
 
         def checked() -> None:
-            if any(one.result is None for one in runs):
+            if not all((one.folder / "result.json").exists() for one in runs):
                 first_look(specs, Path(options.out), display.note)
             if question is not None:
                 keep(question, Path(options.out), display.note)

@@ -27,7 +27,7 @@ with style():
     from matplotlib.figure import Figure
     figure = Figure()
     figure.subplots().set_title("a title")
-    print(as_svg(figure))
+    print(as_svg(figure, label="a title"))
 """
 
 

@@ -119,13 +119,13 @@ def test_curves_of_runs_on_different_images_are_not_averaged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[Any] = []
-    original = figures._draw_mean
+    original = figures._line
 
-    def noted(axes: Any, row: Any, runs: Any, *rest: Any) -> None:
+    def noted(label: Any, runs: Any, *rest: Any) -> Any:
         drawn.append([run.spec.seed for run in runs])
-        original(axes, row, runs, *rest)
+        return original(label, runs, *rest)
 
-    monkeypatch.setattr(figures, "_draw_mean", noted)
+    monkeypatch.setattr(figures, "_line", noted)
     (table,) = gather(tmp_path, made(tmp_path / "two", {0: "a" * 64, 1: "b" * 64}))
     curves(table)
     assert drawn == [[0], [1]] * 4  # two methods, two panels

@@ -43,13 +43,13 @@ def test_lines_are_the_norms_of_layers_that_all_methods_have(
     found = gradients_by_depth(table)
     assert found is not None
     assert (found.panels, found.seed) == (("svg",) * 3, 1)
-    titles = [title for title, _, _ in drawn]
+    titles = [title for title, *_ in drawn]
     assert titles == ["Baseline: gradient", "ZNorm: gradient", "ZNorm: what the optimizer gets"]
-    baseline, before, after = (lines for _, lines, _ in drawn)
+    baseline, before, after = (lines for _, lines, *_ in drawn)
     assert str(baseline) == "[(1, [1.0, nan]), (2, [4.0, 2.0])]"  # zero has no logarithm
     assert before == [(1, [0.5, 8.0])]
     assert after == [(1, [5.0, 80.0])]
-    assert {limits for _, _, limits in drawn} == {(0.25, 160.0)}
+    assert {limits for _, _, limits, _ in drawn} == {(0.25, 160.0)}
 
 
 def test_a_panel_has_a_line_an_epoch(tmp_path: Path) -> None:
@@ -58,11 +58,11 @@ def test_a_panel_has_a_line_an_epoch(tmp_path: Path) -> None:
     found = gradients_by_depth(table)
     assert found is not None
     (panel,) = found.panels
-    assert panel.startswith("<svg")
+    assert panel.svg.startswith("<svg")
     # Powers of ten are set as such, not as the text of a formula.
-    assert "mathdefault" not in re.sub("<!--.*?-->", "", panel)
+    assert "mathdefault" not in re.sub("<!--.*?-->", "", panel.svg)
     for text in ("Baseline: gradient", "layer, from the input on", "norm", "epoch"):
-        assert f">{text}<" in panel
+        assert f">{text}<" in panel.svg
 
 
 def test_without_receipts_there_is_no_figure(tmp_path: Path) -> None:
@@ -81,7 +81,7 @@ def test_a_damaged_receipt_is_left_out(
     made(tmp_path, "znorm", 0, [receipt({"w": 2.0})])
     (table,) = gather(tmp_path, [Run.open(p.parent) for p in tmp_path.rglob("spec.json")])
     assert gradients_by_depth(table) is not None
-    assert [lines for _, lines, _ in drawn] == [
+    assert [lines for _, lines, *_ in drawn] == [
         [(1, [1.0]), (3, [3.0])],
         [(1, [2.0])],
         [(1, [2.0])],

@@ -7,6 +7,7 @@ masks.
 from __future__ import annotations
 
 from znorm.lab.metrics.cases import Cases
+from znorm.lab.metrics.class_cases import ClassCases
 from znorm.lab.metrics.classification import (
     accuracy,
     auroc,
@@ -25,6 +26,7 @@ from znorm.lab.metrics.segmentation import Counts, count, dice, iou, tversky
 __all__ = [
     "DEFINITIONS",
     "Cases",
+    "ClassCases",
     "Counts",
     "accuracy",
     "auroc",

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
-from znorm.lab.datasets import Dataset
+from znorm.lab.datasets import Dataset, Split
 from znorm.lab.errors import DataError
 from znorm.lab.runs.files import check_within, read_file, write_atomically
 from znorm.lab.spec import RunSpec
@@ -31,11 +31,16 @@ class DataCard:
         Of "training", "validation" and "test", how many images each class has.
     notes : tuple of str
         What a reader must know: that it is a part of a set, limited, synthetic.
+    groups : mapping or None
+        Of the same names, how many groups, such as patients, the images are of; of "all" how many
+        in all of them: fewer than their sum where a group is in several. None where they are not
+        known.
     """
 
     classes: tuple[str, ...]
     images: Mapping[str, tuple[int, ...]]
     notes: tuple[str, ...]
+    groups: Mapping[str, int] | None = None
 
 
 def data_card(
@@ -68,8 +73,11 @@ def data_card(
             dataset.classes,
             {name: tuple(part.class_counts(number)) for name, part in splits.items()},
             dataset.notes,
+            _groups(splits),
         )
-        content = (json.dumps(asdict(card), indent=2) + "\n").encode()
+        # Cards of earlier versions have no groups.
+        shown = {key: value for key, value in asdict(card).items() if value is not None}
+        content = (json.dumps(shown, indent=2) + "\n").encode()
         path = _place(root, spec, dataset.fingerprint) if trained_on else unnamed
         if content not in (_kept(path), _kept(unnamed)):
             check_within(root, path)
@@ -79,6 +87,16 @@ def data_card(
         with suppress(ValidationError):
             return TypeAdapter(DataCard).validate_json(_kept(path) or b"")
     return DataCard((), {}, (f"The images are not here: {dataset}",))
+
+
+def _groups(splits: Mapping[str, Split]) -> dict[str, int] | None:
+    if not any(split.patients for split in splits.values()):
+        return None
+    together = {group for split in splits.values() for group in split.patients}
+    return {
+        **{name: len(set(part.patients)) for name, part in splits.items()},
+        "all": len(together),
+    }
 
 
 def _place(root: Path, spec: RunSpec, fingerprint: str) -> Path:

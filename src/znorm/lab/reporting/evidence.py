@@ -30,9 +30,10 @@ TITLES = (
 
 @dataclass(frozen=True)
 class EvidenceLine:
-    """A method, and a text for each of the titles."""
+    """A method, its pairs of runs with the baseline, and a text for each of the titles."""
 
     label: str
+    pairs: int
     texts: tuple[str, ...]
 
 
@@ -74,7 +75,7 @@ def _line(headline: Column, row: Row) -> EvidenceLine:
         _half_there(row),
         "–" if math.isnan(one.ratio) else f"{one.ratio:.2f}",
     )
-    return EvidenceLine(row.label, texts)
+    return EvidenceLine(row.label, len(one.differences), texts)
 
 
 def difference(headline: Column, interval: Interval | None) -> str:

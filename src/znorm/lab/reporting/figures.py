@@ -5,26 +5,21 @@ from __future__ import annotations
 import base64
 import io
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import cycle
 from typing import Any
 
 from PIL import Image
 
 from znorm.lab.datasets import Dataset
-from znorm.lab.evidence.pairs import REFERENCE
-from znorm.lab.reporting.svg import BLUE, GREY, ORANGE, as_svg, style
+from znorm.lab.reporting.panels import Line, Panel, line_panel
+from znorm.lab.reporting.strokes import Legend, Stroke, legend_of
 from znorm.lab.reporting.tables import Row, Table, images_of
 from znorm.lab.reporting.trivial_baseline import TRIVIAL_BASELINES
 from znorm.lab.runs.folder import Run
 from znorm.lab.tasks import TASKS
 
 __all__ = ["Curves", "curves", "patches"]
-
-# Okabe and Ito's colours, which colour-blind readers can tell apart, at a lightness that shows on
-# white and on black.
-COLOURS = (GREY, BLUE, ORANGE, "#009e73", "#c46fa3", "#d9480f", "#7a6ff0", "#a07b00")
 
 _PANELS = {
     "classes": (("test_accuracy", "Test accuracy, %", 100.0), ("train_loss", "Train loss", 1.0)),
@@ -34,79 +29,66 @@ _PANELS = {
 
 @dataclass(frozen=True)
 class Curves:
-    """Panels as SVG, and what their colours stand for."""
+    """Panels, and what the looks of their lines stand for."""
 
-    panels: tuple[str, ...]
-    legend: tuple[tuple[str, str], ...]
+    panels: tuple[Panel, ...]
+    legend: Legend
 
 
-def curves(table: Table) -> Curves:
-    """The headline and the train loss by epoch: the mean over seeds, and their range."""
+def curves(table: Table, strokes: Mapping[str, Stroke] | None = None) -> Curves:
+    """The headline and the train loss by epoch: the mean over seeds, and their range.
+
+    ``strokes`` are the looks of a page's methods by their labels; by default the table's own.
+    """
     panels = _PANELS[TASKS[table.spec.task].output]
     present = [row for row in table.rows if any(run.history for run in row.runs)]
-    coloured = list(zip(present, cycle(COLOURS), strict=False))
+    looks = legend_of((row.label for row in table.rows), strokes)
+    stroked = [
+        (row, stroke) for row, (_, stroke) in zip(table.rows, looks, strict=True) if row in present
+    ]
     return Curves(
-        tuple(_panel(table, key, title, scale, coloured) for key, title, scale in panels),
-        tuple((row.label, colour) for row, colour in coloured),
+        tuple(_panel(table, key, title, scale, stroked) for key, title, scale in panels),
+        tuple((row.label, stroke) for row, stroke in stroked),
     )
 
 
 def _panel(
-    table: Table, key: str, title: str, scale: float, coloured: Sequence[tuple[Row, str]]
-) -> str:
-    with style():
-        from matplotlib.figure import Figure
-        from matplotlib.ticker import MaxNLocator
-
-        figure = Figure(figsize=(4.7, 3.3), layout="constrained")
-        axes = figure.subplots()
-        axes.set_title(title, loc="left", fontsize=11)
-        axes.set_xlabel("epoch")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.grid(axis="y", color=GREY, alpha=0.25, linewidth=0.6)
-        for row, colour in coloured:
-            _draw(axes, row, key, scale, colour)
-        if axes.dataLim.width == 0:
-            axes.set_xticks([1])  # a single epoch
-        score = (table.trivial_baseline or {}).get("metrics", {}).get(key)
-        if score is not None:
-            axes.axhline(scale * score, color=GREY, linewidth=1, linestyle=":")
-            axes.annotate(
-                f"floor: {TRIVIAL_BASELINES[TASKS[table.spec.task].output].label}",
-                (1, scale * score),
-                xycoords=("axes fraction", "data"),
-                ha="right",
-                va="bottom",
-                fontsize=9,
-            )
-        return as_svg(figure)
+    table: Table, key: str, title: str, scale: float, stroked: Sequence[tuple[Row, Stroke]]
+) -> Panel:
+    lines = [line for row, stroke in stroked for line in _lines(row, key, scale, stroke)]
+    score = (table.trivial_baseline or {}).get("metrics", {}).get(key)
+    level = None
+    if score is not None:
+        label = TRIVIAL_BASELINES[TASKS[table.spec.task].output].label
+        level = f"floor: {label}", scale * score
+    return line_panel(title, "epoch", lines, level=level)
 
 
-def _draw(axes: Any, row: Row, key: str, scale: float, colour: str) -> None:
+def _lines(row: Row, key: str, scale: float, stroke: Stroke) -> list[Line]:
     """The mean of a method's runs; each by itself where they were trained on different images."""
-    together = [row.runs] if len(images_of(row.runs)) < 2 else [(run,) for run in row.runs]
-    for runs in together:
-        _draw_mean(axes, row, runs, key, scale, colour)
+    together = [(row.label, row.runs)]
+    if len(images_of(row.runs)) > 1:
+        together = [(f"{row.label}, seed {run.spec.seed}", (run,)) for run in row.runs]
+    made = [_line(label, runs, key, scale, stroke) for label, runs in together]
+    return [line for line in made if line is not None]
 
 
-def _draw_mean(
-    axes: Any, row: Row, runs: Sequence[Run], key: str, scale: float, colour: str
-) -> None:
+def _line(label: str, runs: Sequence[Run], key: str, scale: float, stroke: Stroke) -> Line | None:
     by_epoch: dict[int, list[float]] = {}
     for run in runs:
         for entry in run.history:
             if key in entry:
                 by_epoch.setdefault(entry["epoch"], []).append(scale * entry[key])
     if not by_epoch:
-        return
-    epochs = sorted(by_epoch)
-    means = [statistics.fmean(by_epoch[epoch]) for epoch in epochs]
-    mark = "." if len(epochs) <= 20 else ""
-    style = "--" if row.method == REFERENCE else "-"
-    axes.plot(epochs, means, style, color=colour, linewidth=1.8, marker=mark)
-    low = [min(by_epoch[epoch]) for epoch in epochs]
-    high = [max(by_epoch[epoch]) for epoch in epochs]
-    axes.fill_between(epochs, low, high, color=colour, alpha=0.08, linewidth=0)
+        return None
+    found = sorted(by_epoch.items())
+    return Line(
+        label,
+        stroke,
+        {epoch: statistics.fmean(values) for epoch, values in found},
+        {epoch: min(values) for epoch, values in found},
+        {epoch: max(values) for epoch, values in found},
+    )
 
 
 def patches(dataset: Dataset, each: int = 8) -> list[tuple[str, list[str]]]:

@@ -7,8 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from znorm.lab.reporting.svg import BLUE, GREY, ORANGE, as_svg, style
+from znorm.lab.reporting.panels import Panel, plot_area, shown
+from znorm.lab.reporting.svg import AMBER, BLUE, GREY, as_svg, style
 from znorm.lab.reporting.tables import Row, Table
+from znorm.lab.text import readable
 
 __all__ = ["Gradients", "gradients_by_depth"]
 
@@ -20,9 +22,9 @@ _LARGEST = 1e100
 
 @dataclass(frozen=True)
 class Gradients:
-    """Panels as SVG, and the seed that they are of."""
+    """Panels, and the seed that they are of."""
 
-    panels: tuple[str, ...]
+    panels: tuple[Panel, ...]
     seed: int
 
 
@@ -58,7 +60,8 @@ def gradients_by_depth(table: Table) -> Gradients | None:
             panels.append((f"{row.label}: what the optimizer gets", after))
     sizes = [size for _, lines in panels for _, line in lines for size in line if size > 0]
     limits = (min(sizes) / 2, max(sizes) * 2) if sizes else None
-    return Gradients(tuple(_panel(title, lines, limits) for title, lines in panels), seed)
+    drawn = tuple(_panel(title, lines, limits, layers) for title, lines in panels)
+    return Gradients(drawn, seed)
 
 
 def _norms_of(entry: Mapping[str, Any]) -> Receipt:
@@ -86,13 +89,14 @@ def _panel(
     title: str,
     lines: Sequence[tuple[int, Sequence[float]]],
     limits: tuple[float, float] | None,
-) -> str:
+    layers: Sequence[str],
+) -> Panel:
     with style():
         from matplotlib.cm import ScalarMappable
         from matplotlib.colors import LinearSegmentedColormap, Normalize
         from matplotlib.figure import Figure
 
-        colours = LinearSegmentedColormap.from_list("epochs", [BLUE, GREY, ORANGE])
+        colours = LinearSegmentedColormap.from_list("epochs", [BLUE, GREY, AMBER])
         first, last = lines[0][0], lines[-1][0]
         scale = Normalize(first, max(last, first + 1))
         figure = Figure(figsize=(4.7, 3.3), layout="constrained")
@@ -109,4 +113,22 @@ def _panel(
         if len(lines) > 1:
             bar = figure.colorbar(ScalarMappable(scale, colours), ax=axes, label="epoch")
             bar.outline.set_visible(False)
-        return as_svg(figure)
+        # The first epoch, the one in the middle and the last.
+        few = [lines[place] for place in sorted({0, len(lines) // 2, len(lines) - 1})]
+        texts = [(f"epoch {epoch}", _texts(sizes)) for epoch, sizes in few]
+        words = "; ".join(
+            f"{name}: {values[0] or 'nothing'} at the input to {values[-1] or 'nothing'} at the end"
+            for name, values in texts
+        )
+        svg = as_svg(figure, label=f"{title}, norm by layer", description=f"{words}.")
+        readout = {
+            **plot_area(figure, axes, range(1, len(layers) + 1)),
+            "what": "layer",
+            "at": [readable(name) for name in layers],
+            "lines": [{"key": None, "label": name, "values": values} for name, values in texts],
+        }
+        return Panel(svg, readout)
+
+
+def _texts(sizes: Sequence[float]) -> list[str | None]:
+    return [None if math.isnan(size) else shown(size) for size in sizes]

@@ -129,7 +129,8 @@ def draw_cases(cases: Sequence[Case], file: Any = None, labels: Sequence[str] = 
             # A file's name.
             panels[0].set_ylabel(readable(one.title), fontsize=8, parse_math=False)
         if file is None:
-            return as_svg(figure)
+            label = f"Outlines on {len(cases)} pictures: {', '.join(titles[1:])}"
+            return as_svg(figure, label=label, description=_in_words(cases, labels))
         figure.savefig(file, format="png", dpi=150, facecolor="white")
         return ""
 
@@ -142,6 +143,20 @@ def _numbers(mask: Mask) -> list[int]:
 def _dice(mask: Mask, truth: Mask, labels: Sequence[str]) -> float:
     predicted, true = torch.from_numpy(mask)[None], torch.from_numpy(truth)[None]
     return float(Cases.of(predicted, true, ["case"], labels=labels or None).dice())
+
+
+def _in_words(cases: Sequence[Case], labels: Sequence[str]) -> str:
+    """The score of each outline."""
+    rows = []
+    for one in cases:
+        texts = [
+            f"{name} {_dice(mask, one.truth, labels):.3f}"
+            for name, mask in one.predictions.items()
+            if one.truth is not None
+        ]
+        scores = f"Dice {', '.join(texts)}" if texts else "no true mask"
+        rows.append(f"{one.title}: {scores}".replace("\n", " "))
+    return f"{'; '.join(rows)}."
 
 
 def _outline(axes: Any, mask: npt.NDArray[np.bool_], colour: str) -> None:

@@ -18,11 +18,15 @@ from znorm.lab.evidence.question import Question
 from znorm.lab.evidence.tuning import Tuning
 from znorm.lab.metrics.scores import definition_of
 from znorm.lab.reporting.card import card_of
+from znorm.lab.reporting.confusion import confusions
 from znorm.lab.reporting.data_card import data_card
 from znorm.lab.reporting.evidence import evidence
+from znorm.lab.reporting.exports import exports
 from znorm.lab.reporting.figures import curves, patches
 from znorm.lab.reporting.gradients import gradients_by_depth
 from znorm.lab.reporting.masks import mask_figure
+from znorm.lab.reporting.methods_paragraph import methods_paragraph
+from znorm.lab.reporting.strokes import Stroke, strokes_of
 from znorm.lab.reporting.tables import Table, gather, images_of
 from znorm.lab.reporting.trivial_baseline import TRIVIAL_BASELINES
 from znorm.lab.reporting.tuning import tuning_evidence, under_way
@@ -123,9 +127,12 @@ def write_page(
     """
     frame = frame or Frame()
     tables = sorted(gather(root, runs, question, tunings), key=frame.place)
+    strokes = strokes_of(row.label for table in tables for row in table.rows)
     sections = [
-        _section(root, table, datasets[table.spec.data_key], frame, images=images)
-        for table in tables
+        _section(
+            root, table, datasets[table.spec.data_key], frame, strokes, f"runs-{n}", images=images
+        )
+        for n, table in enumerate(tables, start=1)
     ]
     notes = {section["table"].spec.configuration: section["data"].notes for section in sections}
     page = (
@@ -136,7 +143,8 @@ def write_page(
             frame=frame,
             frame_sections=frame.sections(tables, notes),
             images=images,
-            workloads=over_workloads(tables),
+            strokes=strokes,
+            workloads=over_workloads(tables, strokes),
             under_way=under_way(runs, tunings or {}),
             damaged=[
                 {
@@ -156,7 +164,14 @@ def write_page(
 
 
 def _section(
-    root: Path, table: Table, dataset: Dataset | DataError, frame: Frame, *, images: bool
+    root: Path,
+    table: Table,
+    dataset: Dataset | DataError,
+    frame: Frame,
+    strokes: Mapping[str, Stroke],
+    anchor: str,
+    *,
+    images: bool,
 ) -> dict[str, Any]:
     """The section of a table, as the template takes it."""
     trained_on = images_of(table.runs)
@@ -171,21 +186,28 @@ def _section(
         pictures["patches"] = patches(dataset)
         pictures["masks"] = mask_figure(table, dataset, frame.cases)
     task = TASKS[table.spec.task]
+    data = data_card(root, table.spec, dataset, trained_on)
+    found = evidence(table)
     return {
         **pictures,
-        "data": data_card(root, table.spec, dataset, trained_on),
+        "data": data,
         "exchanged": exchanged,
         "table": table,
+        "anchor": anchor,
         "task": task,
+        "name": f"{task.label}, {table.spec.model}{table.suffix}",
         "baseline": TRIVIAL_BASELINES[task.output],
         "card": card_of(table),
-        "evidence": evidence(table),
+        "evidence": found,
+        "paragraph": methods_paragraph(table, data),
+        "exports": exports(table, found, anchor),
         "cases": _cases(table),
         "definitions": _definitions(table),
-        "curves": curves(table),
+        "curves": curves(table, strokes),
+        "confusions": confusions(root, table, data.classes),
         "gradients": gradients_by_depth(table),
-        "why": why(table),
-        "tuning": tuning_evidence(root, table, validation_images),
+        "why": why(table, strokes),
+        "tuning": tuning_evidence(root, table, validation_images, strokes),
     }
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from znorm.lab.errors import ConfigurationError
-from znorm.lab.reporting.svg import BLUE, GREY, ORANGE, drawing
+from znorm.lab.reporting.svg import AMBER, BLUE, GREY, drawing
 from znorm.lab.text import readable
 
 __all__ = ["draw_receipt"]
@@ -71,7 +71,7 @@ def draw_receipt(receipt: Mapping[str, Mapping[str, float]], file: str | Path) -
         angles.set_ylim(min(0.0, *cosines) - 0.05, 1.05)
         if clipped:
             shares = [100 * values["clipped"] for values in receipt.values()]
-            panels[3].bar(positions, shares, color=ORANGE)
+            panels[3].bar(positions, shares, color=AMBER)
             panels[3].set_ylabel("steps in which\na clip acted, %")
             panels[3].set_ylim(0, 105)
         for axes in panels:
@@ -95,7 +95,7 @@ def _lines(
 ) -> None:
     """Sizes on a logarithmic axis, which has no place for zeros."""
     # The first has larger marks, to be seen where the second covers it.
-    looks = ((BLUE, 9), (ORANGE, 4))
+    looks = ((BLUE, 9), (AMBER, 4))
     for (key, name), (colour, mark) in zip(fields.items(), looks, strict=True):
         sizes = [abs(values[key]) or math.nan for values in receipt.values()]
         axes.plot(range(len(sizes)), sizes, ".-", color=colour, label=name, markersize=mark)

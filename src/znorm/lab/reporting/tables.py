@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from rich.table import Table as RichTable
 
 from znorm.lab.evidence.acceleration import Acceleration, acceleration
 from znorm.lab.evidence.comparison import Comparison, compare_pairs, hold_together
-from znorm.lab.evidence.endings import ENDINGS
+from znorm.lab.evidence.endings import ENDINGS, last_epoch
 from znorm.lab.evidence.pairs import REFERENCE, pairs_of
 from znorm.lab.evidence.question import WORTH, Question
 from znorm.lab.evidence.tuning import Tuning, workload_key
@@ -62,6 +62,8 @@ _AT_BEST_VALIDATION = {
         "best_validation_test_f1", "Test F1 at best validation", 4, optional=False, place=70
     ),
 }
+# The files of a run with counts of its test images, by masks or by classes.
+_COUNTS = ("cases.csv",)
 # Those that a terminal has room for.
 TERMINAL = {
     "classes": ("test_accuracy", "train_loss", "seconds"),
@@ -119,6 +121,9 @@ class Row:
     clipped : float or None
         The share of steps in which its clip acted, the mean over tensors and runs; None where it
         has none, or runs of earlier versions did not count.
+    counts : tuple of Value
+        The seed of each finished run that kept counts of its test images, by which scores can be
+        worked out again, and the file of them.
     """
 
     method: str
@@ -131,6 +136,7 @@ class Row:
     epochs_to_baseline: Cell
     troubles: tuple[Value, ...]
     clipped: float | None = None
+    counts: tuple[Value, ...] = ()
 
     @property
     def remark(self) -> str | None:
@@ -346,7 +352,7 @@ def _rows(
             if differences_mixed:
                 difference = Cell(None, "no mean", "", ())
             else:
-                difference = _difference(headline, comparisons["last epoch"])
+                difference = _difference(root, headline, comparisons["last epoch"])
         arrived = acceleration(mine, reference, headline.key)
         troubles = tuple(
             Value(run.spec.seed, _trouble(run), _link(root, run)) for run in mine if run not in done
@@ -375,6 +381,7 @@ def _rows(
                 reached,
                 troubles,
                 _clipped(mine),
+                tuple(_counts(root, done)),
             )
         )
     return _held_together(rows)
@@ -393,6 +400,13 @@ def _clipped(runs: Sequence[Run]) -> float | None:
     return statistics.fmean(shares) if shares else None
 
 
+def _counts(root: Path, runs: Sequence[Run]) -> Iterator[Value]:
+    for run in runs:
+        for name in _COUNTS:
+            if (run.folder / name).exists():
+                yield Value(run.spec.seed, str(run.spec.seed), link(root, run.folder / name))
+
+
 def _held_together(rows: Sequence[Row]) -> tuple[Row, ...]:
     """The rows, with p values that count how many methods are compared."""
     together: dict[str, dict[int, Comparison]] = {}
@@ -406,11 +420,21 @@ def _held_together(rows: Sequence[Row]) -> tuple[Row, ...]:
     )
 
 
-def _difference(headline: Column, comparison: Comparison) -> Cell:
-    interval = comparison.interval
-    if interval is None:
+def _difference(root: Path, headline: Column, comparison: Comparison) -> Cell:
+    """The mean difference, and each pair's with the method's run of it."""
+    if comparison.interval is None:
         return Cell(None, "–", "", ())
-    return _of_interval(headline, interval, (), sign=True)
+    key = headline.key
+    values = tuple(
+        Value(pair.seed, _signed(headline.show(of_pair)), _link(root, pair.run))
+        for pair in comparison.pairs.made
+        if math.isfinite(of_pair := last_epoch(pair.run, key) - last_epoch(pair.reference, key))
+    )
+    return _of_interval(headline, comparison.interval, values, sign=True)
+
+
+def _signed(text: str) -> str:
+    return text.replace("-", "−") if text.startswith("-") else f"+{text}"
 
 
 def _epochs_to_baseline(root: Path, arrived: Acceleration | None) -> Cell:

@@ -7,7 +7,6 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,9 @@ from znorm.lab.evidence.tuning import (
 )
 from znorm.lab.methods import label as label_of
 from znorm.lab.metrics.score import Column
-from znorm.lab.reporting.figures import COLOURS
-from znorm.lab.reporting.svg import GREY, as_svg, style
+from znorm.lab.reporting.panels import Line, Panel, line_panel
+from znorm.lab.reporting.strokes import Legend, Stroke, legend_of
+from znorm.lab.reporting.svg import GREY, as_svg, mark, style
 from znorm.lab.reporting.tables import Row, Table, Value
 from znorm.lab.runs.folder import Run
 from znorm.lab.stats import expected_best
@@ -33,7 +33,8 @@ __all__ = ["TunedMethod", "TuningEvidence", "tuning_evidence", "under_way"]
 # Of the range of learning rates, in logarithms: within so much of its ends a better one may lie
 # beyond.
 _NEAR_AN_END = 0.1
-_MARKS = {"constant": "o", "cosine": "^"}
+# Schedules, by how their markers are filled.
+_FILLS = ("full", "none", "left", "top")
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,10 @@ class TunedMethod:
     ----------
     label : str
     chosen : Hyperparameters
-    validation, test, best_on_test : str
-        The chosen trial's scores, and the highest test score among its trials.
+    validation : str
+        The chosen trial's score.
+    test, best_on_test : Value
+        The chosen trial's score on the test part, and the highest there among all trials.
     trials : tuple of Value
         The validation score of each, in the order drawn; a failure's in words.
     curve : tuple of float
@@ -57,8 +60,8 @@ class TunedMethod:
     label: str
     chosen: Hyperparameters
     validation: str
-    test: str
-    best_on_test: str
+    test: Value
+    best_on_test: Value
     trials: tuple[Value, ...]
     curve: tuple[float, ...]
     remark: str
@@ -72,15 +75,14 @@ class TuningEvidence:
     ----------
     methods : tuple of TunedMethod
     lines : tuple of str
-    panels : tuple of str
-        As SVG.
-    legend : tuple of (str, str)
+    panels : tuple of Panel
+    legend : tuple of (str, Stroke)
     """
 
     methods: tuple[TunedMethod, ...]
     lines: tuple[str, ...]
-    panels: tuple[str, ...]
-    legend: tuple[tuple[str, str], ...]
+    panels: tuple[Panel, ...]
+    legend: Legend
 
 
 @dataclass(frozen=True)
@@ -105,11 +107,15 @@ class _Trials:
 
 
 def tuning_evidence(
-    root: Path, table: Table, validation_images: int | None = None
+    root: Path,
+    table: Table,
+    validation_images: int | None = None,
+    strokes: Mapping[str, Stroke] | None = None,
 ) -> TuningEvidence | None:
     """The evidence of a tuned table; None of another.
 
-    ``validation_images`` is how many the choice was made on, where that is known.
+    ``validation_images`` is how many the choice was made on, where that is known; ``strokes`` are
+    the looks of a page's methods by their labels, by default the table's own.
     """
     tuning = table.tuning
     if tuning is None:
@@ -120,16 +126,17 @@ def tuning_evidence(
     searched = [one for one in searched if len(one.runs) == len(tuning.drawn[one.key])]
     if not searched:
         return None
-    coloured = list(zip(searched, cycle(COLOURS), strict=False))
+    looks = dict(legend_of((row.label for row in table.rows), strokes))
+    stroked = [(one, looks[one.label]) for one in searched]
     return TuningEvidence(
         tuple(_method(root, headline, tuning, one) for one in searched),
         tuple(_lines(table, tuning, searched, validation_images)),
         (
-            _on_validation(headline, coloured),
-            _on_test(headline, coloured),
-            _scatter(headline, coloured),
+            _on_validation(headline, stroked),
+            _on_test(headline, stroked),
+            _scatter(headline, stroked),
         ),
-        tuple((one.label, colour) for one, colour in coloured),
+        tuple((one.label, stroke) for one, stroke in stroked),
     )
 
 
@@ -155,19 +162,26 @@ def _method(root: Path, headline: Column, tuning: Tuning, one: _Trials) -> Tuned
         one.label,
         one.chosen,
         headline.show(one.validation[one.best]),
-        headline.show(one.test[one.best]),
-        headline.show(max(one.test)),
+        _of_trial(root, one, one.best, headline.show(one.test[one.best])),
+        _of_trial(root, one, one.test.index(max(one.test)), headline.show(max(one.test))),
         tuple(
-            Value(
-                run.spec.seed,
-                run.status if score == -math.inf else headline.show(score),
-                link(root, run.folder / ("spec.json" if run.result is None else "result.json")),
+            _of_trial(
+                root,
+                one,
+                place,
+                one.runs[place].status if score == -math.inf else headline.show(score),
             )
-            for run, score in zip(one.runs, one.validation, strict=True)
+            for place, score in enumerate(one.validation)
         ),
         one.curve,
         _remark(tuning, one),
     )
+
+
+def _of_trial(root: Path, one: _Trials, place: int, text: str) -> Value:
+    run = one.runs[place]
+    name = "spec.json" if run.result is None else "result.json"
+    return Value(run.spec.seed, text, link(root, run.folder / name))
 
 
 def _remark(tuning: Tuning, one: _Trials) -> str:
@@ -264,66 +278,77 @@ def _crossings(searched: Sequence[_Trials]) -> list[str]:
     ]
 
 
-def _on_validation(headline: Column, coloured: Sequence[tuple[_Trials, str]]) -> str:
+def _on_validation(headline: Column, stroked: Sequence[tuple[_Trials, Stroke]]) -> Panel:
     """The expected validation score of the best of so many trials."""
-    curves = [(one.curve, colour, "-") for one, colour in coloured]
-    return _curves(_validation_title(headline), headline, curves)
+    lines = [_curve(headline, one.label, stroke, one.curve) for one, stroke in stroked]
+    return line_panel(_validation_title(headline), "best of so many trials", lines)
 
 
-def _on_test(headline: Column, coloured: Sequence[tuple[_Trials, str]]) -> str:
+def _on_test(headline: Column, stroked: Sequence[tuple[_Trials, Stroke]]) -> Panel:
     """The expected test score of that trial, and of the one that is best on the test."""
-    curves = []
-    for one, colour in coloured:
-        curves.append((expected_best(one.validation, one.test), colour, "-"))
-        curves.append((expected_best(one.test), colour, ":"))
-    return _curves(headline.title, headline, curves)
+    lines = []
+    for one, stroke in stroked:
+        chosen = expected_best(one.validation, one.test)
+        lines.append(_curve(headline, one.label, stroke, chosen))
+        there = f"{one.label}, picked on the test part"
+        lines.append(_curve(headline, there, stroke, expected_best(one.test), dotted=True))
+    return line_panel(headline.title, "best of so many trials", lines)
 
 
-def _curves(
-    title: str, headline: Column, curves: Sequence[tuple[Sequence[float], str, str]]
-) -> str:
-    with style():
-        from matplotlib.figure import Figure
-        from matplotlib.ticker import MaxNLocator
-
-        figure = Figure(figsize=(4.7, 3.3), layout="constrained")
-        axes: Any = figure.subplots()
-        axes.set_title(title, loc="left", fontsize=10.5)
-        axes.set_xlabel("best of so many trials")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.grid(axis="y", color=GREY, alpha=0.25, linewidth=0.6)
-        for curve, colour, dashes in curves:
-            scaled = [headline.scale * value for value in curve]
-            axes.plot(range(1, len(curve) + 1), scaled, f".{dashes}", color=colour, linewidth=1.8)
-        return as_svg(figure)
+def _curve(
+    headline: Column, label: str, stroke: Stroke, curve: Sequence[float], *, dotted: bool = False
+) -> Line:
+    points = {size: headline.scale * value for size, value in enumerate(curve, start=1)}
+    return Line(label, stroke, points, dotted=dotted)
 
 
-def _scatter(headline: Column, coloured: Sequence[tuple[_Trials, str]]) -> str:
-    """Each trial's validation score by its learning rate."""
+def _scatter(headline: Column, stroked: Sequence[tuple[_Trials, Stroke]]) -> Panel:
+    """Each trial's validation score by its learning rate; an empty marker is another schedule."""
     with style():
         from matplotlib.figure import Figure
         from matplotlib.lines import Line2D
 
         figure = Figure(figsize=(4.7, 3.3), layout="constrained")
         axes: Any = figure.subplots()
-        axes.set_title(_validation_title(headline), loc="left", fontsize=10.5)
+        title = _validation_title(headline)
+        axes.set_title(title, loc="left", fontsize=10.5)
         axes.set_xlabel("learning rate of the trial")
         axes.set_xscale("log")
         axes.grid(axis="y", color=GREY, alpha=0.25, linewidth=0.6)
-        schedules: dict[str, str] = {}
-        for one, colour in coloured:
-            for run, score in zip(one.runs, one.validation, strict=True):
-                if score == -math.inf:
-                    continue
-                mark = schedules.setdefault(run.spec.schedule, _MARKS.get(run.spec.schedule, "s"))
-                x, y = run.spec.learning_rate, headline.scale * score
-                axes.plot([x], [y], mark, color=colour, markersize=5, alpha=0.85)
+        fills: dict[str, str] = {}
+        best = []
+        for one, stroke in stroked:
+            points = [
+                (run, headline.scale * score)
+                for run, score in zip(one.runs, one.validation, strict=True)
+                if score != -math.inf
+            ]
+            for run, y in points:
+                fill = fills.setdefault(run.spec.schedule, _FILLS[len(fills) % len(_FILLS)])
+                x = run.spec.learning_rate
+                drawn = axes.plot([x], [y], **_point(stroke.mark, stroke.colour, fill))
+                mark(drawn, stroke.key)
+            chosen = one.runs[one.best].spec
+            best.append(
+                f"{one.label} {headline.show(one.validation[one.best])} at a learning rate of "
+                f"{chosen.learning_rate:g}, {chosen.schedule}"
+            )
         handles = [
-            Line2D([], [], linestyle="", marker=mark, color=GREY, label=name)
-            for name, mark in schedules.items()
+            Line2D([], [], **_point("o", GREY, fill), label=name) for name, fill in fills.items()
         ]
         axes.legend(handles=handles, frameon=False, fontsize=9)
-        return as_svg(figure)
+        words = f"A point a trial. The best: {'; '.join(best)}."
+        return Panel(as_svg(figure, label=f"{title} by learning rate", description=words))
+
+
+def _point(mark: str, colour: str, fill: str) -> dict[str, Any]:
+    return {
+        "linestyle": "",
+        "marker": mark,
+        "color": colour,
+        "fillstyle": fill,
+        "markersize": 5,
+    }
 
 
 def _validation_title(headline: Column) -> str:

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import cycle
-from typing import Any
 
 from znorm.lab.evidence.pairs import REFERENCE
 from znorm.lab.methods import label as label_of
 from znorm.lab.reporting.evidence import difference
-from znorm.lab.reporting.figures import COLOURS
-from znorm.lab.reporting.svg import GREY, as_svg, style
+from znorm.lab.reporting.panels import Line, Panel, line_panel
+from znorm.lab.reporting.strokes import Legend, Stroke, legend_of
 from znorm.lab.reporting.tables import Row, Table
 
 __all__ = ["Why", "why"]
@@ -28,32 +26,42 @@ CONTROLS: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class Why:
-    """Sentences, and panels as SVG with what their colours stand for."""
+    """Sentences, and panels with what the looks of their lines stand for."""
 
     lines: tuple[str, ...]
-    panels: tuple[str, ...]
-    legend: tuple[tuple[str, str], ...]
+    panels: tuple[Panel, ...]
+    legend: Legend
 
 
 # By epoch the median norm over layers, the mean over seeds.
 Series = dict[int, float]
 
 
-def why(table: Table) -> Why | None:
-    """The reasons of the table's result; None where nothing of them is known."""
+def why(table: Table, strokes: Mapping[str, Stroke] | None = None) -> Why | None:
+    """The reasons of the table's result; None where nothing of them is known.
+
+    ``strokes`` are the looks of a page's methods by their labels; by default the table's own.
+    """
     before = {row.label: _series(row, "norm_before") for row in table.rows}
     after = {row.label: _series(row, "norm_after") for row in table.rows}
-    kept = [row for row in table.rows if before[row.label]]
     lines = [*_scales(table, before, after), *_controls(table), *_clips(table)]
-    panels: tuple[str, ...] = ()
-    legend: tuple[tuple[str, str], ...] = ()
-    if kept:
-        coloured = list(zip(kept, cycle(COLOURS), strict=False))
-        panels = (
-            _panel("Gradients, as they come", [(before[r.label], c) for r, c in coloured]),
-            _panel("What the optimizer gets", [(after[r.label], c) for r, c in coloured]),
+    looks = legend_of((row.label for row in table.rows), strokes)
+    legend = tuple((label, stroke) for label, stroke in looks if before[label])
+    panels: tuple[Panel, ...] = ()
+    if legend:
+        panels = tuple(
+            line_panel(
+                title,
+                "epoch",
+                [Line(label, stroke, series[label]) for label, stroke in legend],
+                y_title="norm, median over layers",
+                logarithmic=True,
+            )
+            for title, series in (
+                ("Gradients, as they come", before),
+                ("What the optimizer gets", after),
+            )
         )
-        legend = tuple((row.label, colour) for row, colour in coloured)
     return Why(tuple(lines), panels, legend) if lines or panels else None
 
 
@@ -131,22 +139,3 @@ def _clips(table: Table) -> list[str]:
         for row in table.rows
         if row.clipped is not None
     ]
-
-
-def _panel(title: str, lines: Sequence[tuple[Series, str]]) -> str:
-    with style():
-        from matplotlib.figure import Figure
-        from matplotlib.ticker import MaxNLocator
-
-        figure = Figure(figsize=(4.7, 3.3), layout="constrained")
-        axes: Any = figure.subplots()
-        axes.set_title(title, loc="left", fontsize=10.5)
-        axes.set_xlabel("epoch")
-        axes.set_ylabel("norm, median over layers")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        for series, colour in lines:
-            mark = "." if len(series) <= 20 else ""
-            axes.plot(list(series), list(series.values()), color=colour, linewidth=1.6, marker=mark)
-        axes.set_yscale("log")
-        axes.grid(axis="y", color=GREY, alpha=0.25, linewidth=0.6)
-        return as_svg(figure)

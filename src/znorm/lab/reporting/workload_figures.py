@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from itertools import cycle
 from typing import Any
 
-from znorm.lab.reporting.figures import COLOURS
-from znorm.lab.reporting.svg import GREY, as_svg, style
+from znorm.lab.reporting.strokes import Stroke, legend_of
+from znorm.lab.reporting.svg import GREY, as_svg, mark, style
 
 __all__ = ["profiles", "ranks_on_a_line"]
 
@@ -84,16 +83,27 @@ def ranks_on_a_line(
                 fontsize=9,
                 annotation_clip=False,
             )
-        return as_svg(figure)
+        words = "; ".join(f"{label} {ranks[label]:.2f}" for label in order)
+        together = "; ".join(" and ".join(group) for group in groups)
+        return as_svg(
+            figure,
+            label="Mean ranks of methods, the best first",
+            description=f"{words}. Not told apart: {together or 'none'}.",
+        )
 
 
-def profiles(curves: Mapping[str, Sequence[tuple[float, float]]]) -> str:
+def profiles(
+    curves: Mapping[str, Sequence[tuple[float, float]]],
+    strokes: Mapping[str, Stroke] | None = None,
+) -> str:
     """Performance profiles: the share of workloads within each factor of the fastest.
 
     Parameters
     ----------
     curves : mapping
         Of each method, by its label, the factors at which the share changes, and the share there.
+    strokes : mapping, optional
+        The looks of a page's methods by their labels.
     """
     with style():
         from matplotlib.figure import Figure
@@ -105,17 +115,26 @@ def profiles(curves: Mapping[str, Sequence[tuple[float, float]]]) -> str:
         axes.set_xlabel("times the fastest method's epochs")
         axes.set_xscale("log")
         most = max([2.0, *(factor for curve in curves.values() for factor, _ in curve)])
-        styles = cycle(("-", "--", "-.", ":"))
-        for (label, curve), colour, dashes in zip(curves.items(), cycle(COLOURS), styles):
+        for label, stroke in legend_of(curves, strokes):
+            curve = curves[label]
             factors = [*(factor for factor, _ in curve), most * 1.1]
             shares = [*(100 * share for _, share in curve), 100 * curve[-1][1]]
-            axes.step(
-                factors, shares, dashes, where="post", color=colour, linewidth=1.8, label=label
-            )
+            settings = stroke.settings(len(factors))
+            drawn = axes.step(factors, shares, where="post", label=label, **settings)
+            mark(drawn, stroke.key)
         axes.set_xlim(1, most * 1.1)
         axes.set_ylim(-3, 103)
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.xaxis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.grid(axis="y", color=GREY, alpha=0.25, linewidth=0.6)
         figure.legend(frameon=False, fontsize=8.5, loc="outside lower center", ncols=2)
-        return as_svg(figure)
+        words = "; ".join(
+            f"{label}: {100 * curve[0][1]:.0f} % at once, {100 * curve[-1][1]:.0f} % within "
+            f"{curve[-1][0]:.3g} times"
+            for label, curve in curves.items()
+        )
+        return as_svg(
+            figure,
+            label="Share of workloads by how many times the fastest method's epochs",
+            description=f"{words}.",
+        )

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from znorm.lab.reporting.evidence import p_value
+from znorm.lab.reporting.strokes import Stroke
 from znorm.lab.reporting.tables import Row, Table
 from znorm.lab.reporting.workload_figures import profiles, ranks_on_a_line
 from znorm.lab.runs.folder import Run
@@ -67,7 +68,9 @@ class Workloads:
     panels: tuple[str, ...]
 
 
-def over_workloads(tables: Sequence[Table]) -> Workloads | None:
+def over_workloads(
+    tables: Sequence[Table], strokes: Mapping[str, Stroke] | None = None
+) -> Workloads | None:
     """The standings of the methods that all tables have; None for fewer than two of either.
 
     A run that diverged or failed counts as a score of 0: a method whose survivors are ahead is not.
@@ -96,7 +99,8 @@ def over_workloads(tables: Sequence[Table]) -> Workloads | None:
         for method in methods
     ]
     remarks = []
-    panels = [profiles({labels[method]: _profile(times, method) for method in methods})]
+    of_each = {labels[method]: _profile(times, method) for method in methods}
+    panels = [profiles(of_each, strokes)]
     if len(methods) > 2:
         distance = nemenyi_distance(len(methods), len(rows))
         by_label = {labels[method]: ranks[method] for method in methods}

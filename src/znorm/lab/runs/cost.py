@@ -117,10 +117,8 @@ def _cost(spec: RunSpec, dataset: Dataset, runs: int, left: int) -> Cost:
     pace, seen = measured
     steps = math.ceil(len(dataset.train) / batch) * math.ceil(batch / (fits or size))
     epoch = pace.fixed * steps + pace.each * len(dataset.train)
-    looked_at = spec.epochs * (len(dataset.validation) + len(dataset.test))
-    looked_at += len(dataset.validation)  # once more at the end, for the threshold
-    if dataset.test.has_masks:
-        looked_at += len(dataset.test)  # once more at the end, case by case
+    # At the end once more, for the threshold and case by case.
+    looked_at = (spec.epochs + 1) * (len(dataset.validation) + len(dataset.test))
     seconds = spec.epochs * epoch + looked_at * seen
     micro_batch = None if fits == size else (fits or 0)
     rate = len(dataset.train) / epoch

@@ -5,17 +5,18 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 from znorm.lab import csvfiles
 from znorm.lab.errors import DataError
-from znorm.lab.metrics import Cases
+from znorm.lab.metrics import Cases, ClassCases
 from znorm.lab.runs.checks import is_epoch, why_no_result
 from znorm.lab.runs.environment import environment
 from znorm.lab.runs.files import (
@@ -31,6 +32,8 @@ from znorm.lab.spec import RunSpec
 from znorm.lab.tasks import TASKS
 
 __all__ = ["CHECKPOINTS", "Run"]
+
+T = TypeVar("T")
 
 CHECKPOINTS = ("checkpoint.pt", "checkpoint.before.pt")  # the last, and the one before
 _LARGEST_SPEC = 1 << 24  # a split of a set by patient can be long
@@ -136,6 +139,24 @@ class Run:
         """The metrics of result.json; empty before the run has ended."""
         result = self.result
         return {} if result is None else result["metrics"]
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        """The content of env.json; empty before the run has begun.
+
+        Raises
+        ------
+        DataError
+            If it is there and cannot be read.
+        """
+        path = self.folder / "env.json"
+        try:
+            content = read_json(path)
+        except FileNotFoundError:
+            return {}
+        if not isinstance(content, dict):
+            raise DataError(f"{path}: not the environment of a run; move it away")
+        return content
 
     @property
     def status(self) -> str:
@@ -307,8 +328,8 @@ class Run:
         except OSError as error:
             raise cannot_write(path, error) from error
 
-    def save_cases(self, cases: Cases) -> None:
-        """Write cases.csv: counts and distances of each test image, for any score later."""
+    def save_cases(self, cases: Cases | ClassCases) -> None:
+        """Write cases.csv: of each test image counts and distances, or its classes."""
         write_table(self.folder / "cases.csv", cases.rows())
 
     def save_weights(self, content: bytes) -> None:
@@ -316,16 +337,38 @@ class Run:
         write_atomically(self.folder / "weights.pt", content)
 
     def cases(self) -> Cases | None:
-        """The cases that :meth:`save_cases` wrote; None if there is no such file.
+        """The cases of a run on masks that :meth:`save_cases` wrote; None if there is no such file.
 
         Raises
         ------
         DataError
             If it is there and cannot be read.
         """
+        return self._cases(Cases.from_rows) if self._marks else None
+
+    def class_cases(self) -> ClassCases | None:
+        """As :meth:`cases`, of a run on classes. Runs of earlier versions did not keep them."""
+        return None if self._marks else self._cases(ClassCases.from_rows)
+
+    def confusion(self) -> Mapping[tuple[str, str], int] | None:
+        """Test images by true and predicted class, those that there are; None as `class_cases`.
+
+        Raises
+        ------
+        DataError
+            If the cases are there and cannot be read.
+        """
+        cases = self.class_cases()
+        return None if cases is None else Counter(zip(cases.truth, cases.predicted, strict=True))
+
+    @property
+    def _marks(self) -> bool:
+        return TASKS[self.spec.task].output == "mask"
+
+    def _cases(self, from_rows: Callable[[list[dict[str, str]]], T]) -> T | None:
         path = self.folder / "cases.csv"
         try:
-            return Cases.from_rows(csvfiles.load(read_file(path, 1 << 30)))
+            return from_rows(csvfiles.load(read_file(path, 1 << 30)))
         except FileNotFoundError:
             return None
         except ValueError as error:

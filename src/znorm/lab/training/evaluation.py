@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from znorm.lab.datasets import Split
 from znorm.lab.datasets.tiles import Tiles
-from znorm.lab.metrics import Cases, classification_scores, count, masks_of
+from znorm.lab.metrics import Cases, ClassCases, classification_scores, count, masks_of
 from znorm.lab.metrics.scores import MASK_SCORES
 from znorm.lab.spec import RunSpec
 from znorm.lab.training.graph import CapturedWork
@@ -18,7 +18,7 @@ from znorm.lab.training.pipeline import Pipeline
 from znorm.lab.training.step import evaluation_loss, forward
 from znorm.lab.training.threshold import best_threshold
 
-__all__ = ["Evaluator", "chosen_threshold", "predict_cases"]
+__all__ = ["Evaluator", "chosen_threshold", "predict_cases", "predict_classes"]
 
 Scores = dict[str, float]
 
@@ -104,6 +104,19 @@ def chosen_threshold(
     if split.has_masks:
         return best_threshold(outputs, truths, "dice")
     return best_threshold((one[:, 1] - one[:, 0] for one in outputs), truths, "accuracy")
+
+
+@torch.no_grad()
+def predict_classes(
+    spec: RunSpec, model: nn.Module, pipeline: Pipeline, split: Split
+) -> ClassCases | None:
+    """The classes of each case of a split; None for an empty one."""
+    if not len(split):
+        return None
+    model.eval()
+    outputs = [forward(spec, model, i).cpu() for i, _ in pipeline.evaluation_batches(split)]
+    classes, patients = pipeline.dataset.classes, split.case_patients
+    return ClassCases.of(torch.cat(outputs), split.targets, classes, split.case_names, patients)
 
 
 @torch.no_grad()

@@ -15,13 +15,18 @@ import znorm
 from znorm.lab.datasets import Dataset, Split
 from znorm.lab.errors import DataError, Interrupted
 from znorm.lab.methods import make_transform
-from znorm.lab.metrics import Cases
+from znorm.lab.metrics import Cases, ClassCases
 from znorm.lab.optimizers import READ_THEIR_RATE, learning_rate
 from znorm.lab.spec import RunSpec
 from znorm.lab.tasks import TASKS
 from znorm.lab.training import checkpoint
 from znorm.lab.training.checkpoint import Position
-from znorm.lab.training.evaluation import Evaluator, chosen_threshold, predict_cases
+from znorm.lab.training.evaluation import (
+    Evaluator,
+    chosen_threshold,
+    predict_cases,
+    predict_classes,
+)
 from znorm.lab.training.gradient_statistics import GradientStatistics, clipped_share
 from znorm.lab.training.graph import CapturedWork
 from znorm.lab.training.pipeline import Pipeline
@@ -69,8 +74,9 @@ class Outcome:
     diverged_step : int or None
         The first step, from 1, whose loss was not finite; the last of its epoch where only weights
         or the evaluation at its end were not.
-    cases : Cases or None
-        Of masks, the counts and distances of each test image.
+    cases : Cases or ClassCases or None
+        Of masks, the counts and distances of each test image; of classes, the true one, the
+        predicted one and what the true one was given.
     weights : bytes or None
         What :func:`znorm.lab.training.weights.dump` makes of the trained net, unless the run
         diverged.
@@ -83,7 +89,7 @@ class Outcome:
     hashes: dict[str, str]
     seconds: float
     diverged_step: int | None = None
-    cases: Cases | None = None
+    cases: Cases | ClassCases | None = None
     weights: bytes | None = None
     threads: int | None = None
 
@@ -330,9 +336,8 @@ class _Loop:
             position.epoch, position.step, position.losses = position.epoch + 1, 0, []
             self._checkpoint()
             self.watch.epoch(entry)
-        cases = None
-        if dataset.test.has_masks:
-            cases = predict_cases(self.spec, self.model, self.pipeline, dataset.test)
+        predict = predict_cases if dataset.test.has_masks else predict_classes
+        cases = predict(self.spec, self.model, self.pipeline, dataset.test)
         return self._outcome("done", self._metrics(cases), None, cases)
 
     def _train_epoch(self) -> Generator[None, None, int]:
@@ -393,7 +398,7 @@ class _Loop:
         finite = torch.stack([p.isfinite().all() for p in self.model.parameters()]).all()
         return None if finite else first + steps - 1
 
-    def _metrics(self, cases: Cases | None) -> dict[str, float]:
+    def _metrics(self, cases: Cases | ClassCases | None) -> dict[str, float]:
         """The last epoch's scores, and those of the epoch that was best on validation."""
         history, score = self.position.history, self.score
         metrics = {
@@ -401,7 +406,7 @@ class _Loop:
             for key, value in history[-1].items()
             if key not in ("clipped", "epoch", "receipt", "seconds")
         }
-        if cases is not None:
+        if isinstance(cases, Cases):
             metrics.update({f"test_{key}": value for key, value in cases.scores().items()})
         if f"validation_{score}" in history[-1]:
             best = max(history, key=lambda entry: entry[f"validation_{score}"])
@@ -428,7 +433,7 @@ class _Loop:
         status: str,
         metrics: dict[str, float],
         step: int | None,
-        cases: Cases | None = None,
+        cases: Cases | ClassCases | None = None,
     ) -> Outcome:
         hashes = {
             "data": self.position.data,
