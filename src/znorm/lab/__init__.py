@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from znorm.lab import data, metrics, models
-    from znorm.lab.api import compare, report, run, status
+    from znorm.lab.api import compare, export_numbers, report, run, status, verify
     from znorm.lab.catalogue import names
     from znorm.lab.errors import (
         ConfigurationError,
@@ -41,6 +41,7 @@ __all__ = [
     "data",
     "doctor",
     "draw_receipt",
+    "export_numbers",
     "metrics",
     "models",
     "names",
@@ -50,10 +51,11 @@ __all__ = [
     "resolve",
     "run",
     "status",
+    "verify",
 ]
 
 _HOMES = {
-    "api": ("compare", "report", "run", "status"),
+    "api": ("compare", "export_numbers", "report", "run", "status", "verify"),
     "catalogue": ("names",),
     "data": ("data",),
     "errors": (

@@ -23,6 +23,7 @@ from znorm.lab.reporting.evidence import evidence
 from znorm.lab.reporting.figures import curves, patches
 from znorm.lab.reporting.gradients import gradients_by_depth
 from znorm.lab.reporting.masks import mask_figure
+from znorm.lab.reporting.record import record_of
 from znorm.lab.reporting.tables import Table, gather, images_of
 from znorm.lab.reporting.trivial_baseline import TRIVIAL_BASELINES
 from znorm.lab.reporting.tuning import tuning_evidence, under_way
@@ -34,7 +35,7 @@ from znorm.lab.runs.survey import Damaged
 from znorm.lab.tasks import TASKS
 from znorm.lab.text import link
 
-__all__ = ["Frame", "Section", "templates", "write_page"]
+__all__ = ["Frame", "Section", "render_page", "templates", "write_page"]
 
 # By a configuration: what is to be known of its images.
 Notes: TypeAlias = Mapping[str, Sequence[str]]
@@ -102,7 +103,35 @@ def write_page(
     question: Question | None = None,
     tunings: Mapping[str, Tuning] | None = None,
 ) -> Path:
-    """Write ``report.html`` under ``root``; links to the runs are relative to it.
+    """Write ``report.html`` under ``root``; parameters as :func:`render_page`."""
+    path = root / "report.html"
+    page = render_page(
+        root,
+        runs,
+        datasets,
+        frame,
+        images=images,
+        damaged=damaged,
+        question=question,
+        tunings=tunings,
+    )
+    # Names of folders and texts of runs can hold what UTF-8 cannot.
+    write_atomically(path, page.encode(errors="replace"))
+    return path
+
+
+def render_page(
+    root: Path,
+    runs: Sequence[Run],
+    datasets: Mapping[str, Dataset | DataError],
+    frame: Frame | None = None,
+    *,
+    images: bool = True,
+    damaged: Sequence[Damaged] = (),
+    question: Question | None = None,
+    tunings: Mapping[str, Tuning] | None = None,
+) -> str:
+    """The page of runs; links to them are relative to ``root``.
 
     Parameters
     ----------
@@ -128,7 +157,7 @@ def write_page(
         for table in tables
     ]
     notes = {section["table"].spec.configuration: section["data"].notes for section in sections}
-    page = (
+    return (
         templates()
         .get_template("page.html.j2")
         .render(
@@ -147,12 +176,9 @@ def write_page(
                 for entry in damaged
             ],
             version=znorm.__version__,
+            record=record_of(root, runs),
         )
     )
-    path = root / "report.html"
-    # Names of folders and texts of runs can hold what UTF-8 cannot.
-    write_atomically(path, page.encode(errors="replace"))
-    return path
 
 
 def _section(
@@ -165,7 +191,8 @@ def _section(
     )
     if exchanged:
         dataset = DataError("others have been put in their place")
-    validation_images = len(dataset.validation) if isinstance(dataset, Dataset) else None
+    data = data_card(root, table.spec, dataset, trained_on)
+    validation_images = sum(data.images["validation"]) if "validation" in data.images else None
     pictures: dict[str, Any] = {"patches": (), "masks": None}
     if images and isinstance(dataset, Dataset):
         pictures["patches"] = patches(dataset)
@@ -173,7 +200,7 @@ def _section(
     task = TASKS[table.spec.task]
     return {
         **pictures,
-        "data": data_card(root, table.spec, dataset, trained_on),
+        "data": data,
         "exchanged": exchanged,
         "table": table,
         "task": task,

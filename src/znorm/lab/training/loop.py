@@ -21,6 +21,7 @@ from znorm.lab.spec import RunSpec
 from znorm.lab.tasks import TASKS
 from znorm.lab.training import checkpoint
 from znorm.lab.training.checkpoint import Position
+from znorm.lab.training.ending import final_metrics
 from znorm.lab.training.evaluation import Evaluator, predict_cases
 from znorm.lab.training.gradient_statistics import GradientStatistics, clipped_share
 from znorm.lab.training.graph import CapturedWork
@@ -333,7 +334,9 @@ class _Loop:
         cases = None
         if dataset.test.has_masks:
             cases = predict_cases(self.spec, self.model, self.pipeline, dataset.test)
-        return self._outcome("done", self._metrics(cases), None, cases)
+        by_case = None if cases is None else cases.scores()
+        metrics = final_metrics(position.history, self.score, by_case)
+        return self._outcome("done", metrics, None, cases)
 
     def _train_epoch(self) -> Generator[None, None, int]:
         """Train what remains of the epoch, with a pause after each step; the number of all."""
@@ -392,23 +395,6 @@ class _Loop:
                 return first + number
         finite = torch.stack([p.isfinite().all() for p in self.model.parameters()]).all()
         return None if finite else first + steps - 1
-
-    def _metrics(self, cases: Cases | None) -> dict[str, float]:
-        """The last epoch's scores, and those of the epoch that was best on validation."""
-        history, score = self.position.history, self.score
-        metrics = {
-            key: value
-            for key, value in history[-1].items()
-            if key not in ("clipped", "epoch", "receipt", "seconds")
-        }
-        if cases is not None:
-            metrics.update({f"test_{key}": value for key, value in cases.scores().items()})
-        if f"validation_{score}" in history[-1]:
-            best = max(history, key=lambda entry: entry[f"validation_{score}"])
-            metrics["best_validation_epoch"] = best["epoch"]
-            metrics[f"best_validation_{score}"] = best[f"validation_{score}"]
-            metrics[f"best_validation_test_{score}"] = best[f"test_{score}"]
-        return metrics
 
     def _seconds(self) -> float:
         now = time.perf_counter()
