@@ -22,6 +22,8 @@ from znorm.lab.datasets import DataSpec
 from znorm.lab.device import resolve_device, resolve_precision, why_not_captured
 from znorm.lab.errors import ConfigurationError
 from znorm.lab.losses import LOSSES
+from znorm.lab.metrics import DEFINITIONS
+from znorm.lab.own_code import check_names, is_own
 from znorm.lab.registry import lookup, unknown
 from znorm.lab.tasks import TASKS
 
@@ -39,7 +41,8 @@ class RunSpec(BaseModel):
     Parameters
     ----------
     task, model, method, loss : str
-        Names that ``znorm list`` prints; a method may be the user's own.
+        Names that ``znorm list`` prints; a method may be the user's own, a loss
+        "package.module:function".
     model_options : mapping
         The model's own, such as {"stem": "cifar"}.
     transform : tuple of mapping
@@ -69,6 +72,8 @@ class RunSpec(BaseModel):
     receipt : bool or None
         Whether each epoch's receipt of gradients is kept, in events.jsonl: norms, moments and
         angles of each layer's weights, before and after the transform.
+    metrics : tuple of str or None
+        Further scores, each "package.module:function".
     data : DataSpec
     """
 
@@ -95,6 +100,7 @@ class RunSpec(BaseModel):
     deterministic: bool
     cuda_graph: bool | None = None
     receipt: bool | None = None
+    metrics: tuple[str, ...] | None = None
     data: DataSpec
 
     @field_validator("learning_rate", "epochs", "batch_size", "seed", mode="before")
@@ -113,8 +119,16 @@ class RunSpec(BaseModel):
     @classmethod
     def _known(cls, value: str, info: ValidationInfo) -> str:
         registry: Mapping[str, Any] = TASKS if info.field_name == "task" else LOSSES
-        lookup(str(info.field_name), value, registry)
+        if info.field_name == "task" or not is_own(value):
+            lookup(str(info.field_name), value, registry)
         return value
+
+    @field_validator("metrics", mode="before")
+    @classmethod
+    def _several(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            value = [part.strip() for part in value.split(",") if part.strip()]
+        return value or None
 
     @field_validator("model")
     @classmethod
@@ -136,6 +150,7 @@ class RunSpec(BaseModel):
             # A class elsewhere is looked for when it is needed, not when its runs are listed.
             optimizers.check(self.optimizer, self.optimizer_options, self.weight_decay)
         TASKS[self.task].check(self.model, self.loss)
+        check_names(self.metrics or (), DEFINITIONS)
         if self.cuda_graph and self.device != "cuda":
             raise ValueError(f"cuda_graph: needs device cuda, found {self.device}")
         return self
@@ -225,7 +240,8 @@ def resolve(choices: Mapping[str, Any]) -> RunSpec:
     }
     values.update({key: value for key, value in nested.items() if value is not None})
     values["task"] = name
-    lookup("loss", values["loss"], LOSSES)
+    if not is_own(values["loss"]):
+        lookup("loss", values["loss"], LOSSES)
     values["model_options"] = models.options_of(values["model"], values.get("model_options") or {})
     task.check(values["model"], values["loss"])
     values["transform"], values["weight_decay"] = methods.resolve(
@@ -237,7 +253,9 @@ def resolve(choices: Mapping[str, Any]) -> RunSpec:
     values["device"] = resolve_device(values["device"])
     values["precision"] = resolve_precision(values["precision"], values["device"], values["model"])
     if values.get("cuda_graph") is None:
-        reason = why_not_captured(values["model"], values["optimizer"], values["transform"])
+        reason = why_not_captured(
+            values["model"], values["optimizer"], values["transform"], values["loss"]
+        )
         values["cuda_graph"] = values["device"] == "cuda" and reason is None
     values["data"] = {
         "augment": data.pop("augment", None) or task.augment,

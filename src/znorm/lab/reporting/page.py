@@ -230,10 +230,15 @@ def _cases(table: Table) -> dict[str, Any] | None:
 
 def _definitions(table: Table) -> list[tuple[str, str]]:
     """A sentence on the score of each column that has one."""
+    # Those of the user's own metrics are in the results: their code is not imported for a page.
+    own = [(run.result or {}).get("definitions") for run in table.runs]
+    written = next((one for one in own if isinstance(one, dict)), {})
     sentences = [
-        (column.title, definition_of(column.key.removeprefix("test_"))) for column in table.columns
+        (column.title, definition_of(name) or written.get(name))
+        for column in table.columns
+        for name in [column.key.removeprefix("test_")]
     ]
-    return [(title, sentence) for title, sentence in sentences if sentence is not None]
+    return [(title, sentence) for title, sentence in sentences if isinstance(sentence, str)]
 
 
 def _relative(root: Path, folder: Path) -> str:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from znorm.lab.datasets import Split
 from znorm.lab.metrics import Cases, classification_scores, count
 from znorm.lab.metrics.scores import MASK_SCORES
+from znorm.lab.own_code import own_scores, probabilities
 from znorm.lab.spec import RunSpec
 from znorm.lab.training.graph import CapturedWork
 from znorm.lab.training.pipeline import Pipeline
@@ -47,13 +48,15 @@ class Evaluator:
         """
         self._model.eval()
         # All stays on the device until the end: no batch waits for it.
-        outputs, truths, losses, sizes = [], [], [], []
+        outputs, truths, losses, sizes, whole = [], [], [], [], []
         for images, truth in self._pipeline.evaluation_batches(split):
             output, loss = self._evaluate(images, truth)
             losses.append(loss)
             sizes.append(len(images))
             outputs.append(output[:, 0] > 0 if split.has_masks else output)
             truths.append(truth)
+            if self._spec.metrics:
+                whole.append(probabilities(output))
 
         def read() -> Scores:
             if not sizes:
@@ -61,11 +64,15 @@ class Evaluator:
             predicted, targets = torch.cat(outputs).cpu(), torch.cat(truths).cpu()
             shares = torch.tensor(sizes, dtype=torch.float64) / len(split)
             mean_loss = float(torch.dot(torch.stack(losses).cpu().double(), shares))
+            own: Scores = {}
+            if self._spec.metrics:
+                # What is nan is left out, as of the scores by name.
+                own = own_scores(self._spec.metrics, torch.cat(whole).cpu(), targets)
             if not split.has_masks:
-                return {**classification_scores(predicted, targets), "loss": mean_loss}
+                return {**classification_scores(predicted, targets), **own, "loss": mean_loss}
             counts = count(predicted, targets).pooled()
             scores = {name: float(score.compute(counts)) for name, score in MASK_SCORES.items()}
-            return {"loss": mean_loss, **scores}
+            return {"loss": mean_loss, **scores, **own}
 
         return read
 

@@ -10,6 +10,7 @@ from znorm.lab.datasets import Dataset
 from znorm.lab.errors import ConfigurationError
 from znorm.lab.methods import make_transform
 from znorm.lab.optimizers import make_optimizer
+from znorm.lab.own_code import is_own, try_loss, try_metrics
 from znorm.lab.spec import RunSpec
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "on_device",
     "set_up",
     "try_model",
+    "try_own_code",
 ]
 
 
@@ -140,3 +142,25 @@ def try_model(spec: RunSpec, dataset: Dataset) -> None:
             f"model {spec.model}: task {spec.task} needs outputs of shape {expected} for two "
             f"images, found {shape}"
         )
+
+
+def try_own_code(spec: RunSpec, dataset: Dataset) -> None:
+    """See that a loss and metrics of the user's own take what a net gives for these images.
+
+    They get outputs drawn at random, beside targets of the test part: as many as there are, up to a
+    batch, spread over it so that every class is among them.
+
+    Raises
+    ------
+    ConfigurationError
+    """
+    trust.check(spec)
+    if not is_own(spec.loss) and not spec.metrics:
+        return
+    targets = dataset.test.limited(spec.batch_size).targets
+    shape = (len(targets), dataset.outputs, *targets.shape[1:])
+    outputs = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    if is_own(spec.loss):
+        try_loss(spec.loss, outputs.to(spec.device), targets.to(spec.device))
+    if spec.metrics:
+        try_metrics(spec.metrics, outputs, targets)
