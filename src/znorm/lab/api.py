@@ -100,6 +100,12 @@ def compare(options: CompareOptions) -> list[Run]:
     retry : bool
         Whether runs that failed are trained again, whatever it was; those that ran out of memory or
         of disk are by themselves. Runs that diverged are left as they are.
+    patience : int, optional
+        Epochs without a better score on the validation part after which a run ends, whatever its
+        method. Schedules keep the length of ``epochs``.
+    best_epoch : bool
+        Whether a run's scores and weights are those of the epoch that was best on the validation
+        part, the first of several; by default those of its last epoch.
     worth : float, optional
         The smallest gain in the headline score that is worth adopting a method, by default 0.01, a
         point of accuracy. It is kept in ``question.json`` before the first run, and the report's

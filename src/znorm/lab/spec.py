@@ -74,6 +74,10 @@ class RunSpec(BaseModel):
         angles of each layer's weights, before and after the transform.
     metrics : tuple of str or None
         Further scores, each "package.module:function".
+    patience : int or None
+        Epochs without a better score on the validation part after which the run ends.
+    best_epoch : bool or None
+        Whether scores and weights are those of the epoch that was best there.
     data : DataSpec
     """
 
@@ -101,16 +105,18 @@ class RunSpec(BaseModel):
     cuda_graph: bool | None = None
     receipt: bool | None = None
     metrics: tuple[str, ...] | None = None
+    patience: int | None = Field(default=None, ge=1, le=MOST_EPOCHS)
+    best_epoch: bool | None = None
     data: DataSpec
 
-    @field_validator("learning_rate", "epochs", "batch_size", "seed", mode="before")
+    @field_validator("learning_rate", "epochs", "batch_size", "seed", "patience", mode="before")
     @classmethod
     def _number(cls, value: Any) -> Any:
         if isinstance(value, bool):
             raise ValueError("expected a number")
         return value
 
-    @field_validator("cuda_graph", "receipt")
+    @field_validator("cuda_graph", "receipt", "best_epoch")
     @classmethod
     def _said_or_not(cls, value: bool | None) -> bool | None:
         return value or None  # what is left out changes no hash

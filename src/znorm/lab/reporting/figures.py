@@ -13,6 +13,7 @@ from typing import Any
 from PIL import Image
 
 from znorm.lab.datasets import Dataset
+from znorm.lab.evidence.endings import carried_on
 from znorm.lab.evidence.pairs import REFERENCE
 from znorm.lab.reporting.svg import BLUE, GREY, ORANGE, as_svg, style
 from znorm.lab.reporting.tables import Row, Table, images_of
@@ -93,8 +94,9 @@ def _draw_mean(
     axes: Any, row: Row, runs: Sequence[Run], key: str, scale: float, colour: str
 ) -> None:
     by_epoch: dict[int, list[float]] = {}
+    longest = max(run.epochs if run.status == "done" else len(run.history) for run in runs)
     for run in runs:
-        for entry in run.history:
+        for entry in carried_on(run, longest):
             if key in entry:
                 by_epoch.setdefault(entry["epoch"], []).append(scale * entry[key])
     if not by_epoch:

@@ -14,6 +14,7 @@ import znorm
 from znorm.lab.datasets import Dataset
 from znorm.lab.errors import DataError
 from znorm.lab.evidence.cases import case_evidence
+from znorm.lab.evidence.endings import rule_of
 from znorm.lab.evidence.question import Question
 from znorm.lab.evidence.tuning import Tuning
 from znorm.lab.metrics.scores import definition_of
@@ -206,6 +207,7 @@ def _section(
         "task": task,
         "baseline": TRIVIAL_BASELINES[task.output],
         "card": card_of(table),
+        "rule": rule_of(table.runs),
         "evidence": evidence(table),
         "cases": _cases(table),
         "definitions": _definitions(table),

@@ -484,9 +484,9 @@ def _lacks_epochs(run: Run) -> str | None:
     """A word on events of a finished run that are missing, if they are there at all."""
     there = (run.folder / "events.jsonl").exists()
     epochs = len(run.history)
-    if not there or epochs >= run.spec.epochs:
+    if not there or epochs >= run.epochs:
         return None
-    return f"events.jsonl is damaged: {epochs} of {run.spec.epochs} epochs can be read"
+    return f"events.jsonl is damaged: {epochs} of {run.epochs} epochs can be read"
 
 
 def _trouble(run: Run) -> str:

@@ -173,8 +173,9 @@ def _metrics(run: Run) -> Iterator[tuple[str, Any, Any]]:
     history, metrics = run.history, run.metrics
     cases = run.cases()
     scores = None if cases is None else cases.scores()
-    if len(history) == run.spec.epochs:
-        found = final_metrics(history, TASKS[run.spec.task].score, scores)
+    if len(history) == run.epochs:
+        score, best = TASKS[run.spec.task].score, bool(run.spec.best_epoch)
+        found = final_metrics(history, score, scores, best_epoch=best)
     else:
         found = {f"test_{key}": value for key, value in (scores or {}).items()}
         # A run without its epochs shows what its cases do not.

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from znorm.lab import csvfiles
 from znorm.lab.errors import DataError
 from znorm.lab.metrics import Cases
+from znorm.lab.numbers import is_count
 from znorm.lab.runs.checks import is_epoch, why_no_result
 from znorm.lab.runs.environment import environment
 from znorm.lab.runs.files import (
@@ -136,6 +137,12 @@ class Run:
         """The metrics of result.json; empty before the run has ended."""
         result = self.result
         return {} if result is None else result["metrics"]
+
+    @property
+    def epochs(self) -> int:
+        """The epochs of the whole run: fewer than the specification's where its patience ended."""
+        ended = (self.result or {}).get("epochs") if self.spec.patience else None
+        return ended if is_count(ended) and ended is not None else self.spec.epochs
 
     @property
     def status(self) -> str:

@@ -296,6 +296,8 @@ def _finish(run: Run, outcome: Outcome) -> None:
         "hashes": outcome.hashes,
         "seconds": outcome.seconds,
     }
+    if run.spec.patience:
+        result["epochs"] = outcome.epochs
     if run.spec.metrics:
         result["definitions"] = definitions(run.spec.metrics)
     if outcome.threads is not None:

@@ -21,7 +21,7 @@ from znorm.lab.spec import RunSpec
 from znorm.lab.tasks import TASKS
 from znorm.lab.training import checkpoint
 from znorm.lab.training.checkpoint import Position
-from znorm.lab.training.ending import final_metrics
+from znorm.lab.training.ending import best_of, final_metrics, has_no_patience_left
 from znorm.lab.training.evaluation import Evaluator, predict_cases
 from znorm.lab.training.gradient_statistics import GradientStatistics, clipped_share
 from znorm.lab.training.graph import CapturedWork
@@ -77,6 +77,8 @@ class Outcome:
         diverged.
     threads : int or None
         Of torch, on a CPU.
+    epochs : int
+        Those that it was trained for.
     """
 
     status: str
@@ -87,6 +89,7 @@ class Outcome:
     cases: Cases | None = None
     weights: bytes | None = None
     threads: int | None = None
+    epochs: int = 0
 
 
 @dataclass(frozen=True)
@@ -299,7 +302,9 @@ class _Loop:
     def run(self) -> Generator[None, None, Outcome]:
         """Train to the end, and pause after each step and where the device is waited for next."""
         spec, position, dataset = self.spec, self.position, self.pipeline.dataset
-        while position.epoch < spec.epochs:
+        while position.epoch < spec.epochs and not has_no_patience_left(
+            position.history, self.score, spec.patience
+        ):
             steps = yield from self._train_epoch()
             # Queued before anything is read, so that the device never waits for this.
             scores = {
@@ -328,14 +333,19 @@ class _Loop:
                     entry["clipped"] = clipped_share(position.receipt)
                 position.receipt = {}
             position.history.append(entry)
+            self._keep_best()
             position.epoch, position.step, position.losses = position.epoch + 1, 0, []
             self._checkpoint()
             self.watch.epoch(entry)
+        if position.best is not None:
+            self.model.load_state_dict(position.best)
         cases = None
         if dataset.test.has_masks:
             cases = predict_cases(self.spec, self.model, self.pipeline, dataset.test)
         by_case = None if cases is None else cases.scores()
-        metrics = final_metrics(position.history, self.score, by_case)
+        metrics = final_metrics(
+            position.history, self.score, by_case, best_epoch=bool(spec.best_epoch)
+        )
         return self._outcome("done", metrics, None, cases)
 
     def _train_epoch(self) -> Generator[None, None, int]:
@@ -396,6 +406,18 @@ class _Loop:
         finite = torch.stack([p.isfinite().all() for p in self.model.parameters()]).all()
         return None if finite else first + steps - 1
 
+    def _keep_best(self) -> None:
+        """Note how the epoch that has just ended stands: its weights, if it is the best so far."""
+        position = self.position
+        if self.spec.patience:
+            position.batches_by_epoch.append(position.batches[:16])
+        best = best_of(position.history, self.score)
+        if self.spec.best_epoch and best is position.history[-1]:
+            position.best = {
+                name: tensor.detach().to("cpu", copy=True)
+                for name, tensor in self.model.state_dict().items()
+            }
+
     def _seconds(self) -> float:
         now = time.perf_counter()
         self.position.seconds += now - self.clock
@@ -422,6 +444,19 @@ class _Loop:
             "batches": self.position.batches,
             "final_weights": checkpoint.hash_weights(self.model),
         }
+        if self.position.batches_by_epoch:
+            # Runs of one seed that end at different epochs share those that both had.
+            hashes["batches_by_epoch"] = " ".join(self.position.batches_by_epoch)
         weights = dump(self.model, self.pipeline.dataset) if status == "done" else None
         threads = self.position.threads or None
-        return Outcome(status, metrics, hashes, self._seconds(), step, cases, weights, threads)
+        return Outcome(
+            status,
+            metrics,
+            hashes,
+            self._seconds(),
+            step,
+            cases,
+            weights,
+            threads,
+            len(self.position.history),
+        )

@@ -115,6 +115,11 @@ def check_images(spec: RunSpec, dataset: Dataset) -> None:
             f"task {spec.task}: {len(dataset.train)} training and {len(dataset.test)} test "
             "images are too few; lower data.validation or raise data.limit"
         )
+    if (spec.patience or spec.best_epoch) and not len(dataset.validation):
+        raise ConfigurationError(
+            "patience, best_epoch: which epoch is best is told by validation images, and there are "
+            "none; raise data.validation"
+        )
     models.check(
         spec.model,
         channels=dataset.channels,
