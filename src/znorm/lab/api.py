@@ -106,6 +106,10 @@ def compare(options: CompareOptions) -> list[Run]:
     best_epoch : bool
         Whether a run's scores and weights are those of the epoch that was best on the validation
         part, the first of several; by default those of its last epoch.
+    start : path, optional
+        A file of weights that the net of every method and seed starts from: a state_dict as torch
+        saves it, or ``.safetensors``, with the net's names and shapes. A head for another number of
+        classes stays as the seed draws it.
     worth : float, optional
         The smallest gain in the headline score that is worth adopting a method, by default 0.01, a
         point of accuracy. It is kept in ``question.json`` before the first run, and the report's

@@ -127,6 +127,9 @@ class CompareOptions(SharedOptions):
     best_epoch: bool = option(
         False, "Scores and weights of the epoch best on validation, not the last.", key="best_epoch"
     )
+    start: PathLike | None = option(
+        None, "A state_dict (.pt, .safetensors) that every run starts from.", key="start"
+    )
     worth: float | None = option(
         None, "The smallest gain worth adopting a method, 0.01 for a point.  [default: 0.01]"
     )

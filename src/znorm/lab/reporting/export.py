@@ -129,15 +129,22 @@ def _without_paths(path: Path, content: bytes) -> bytes:
     if path.name == "events.jsonl":
         lines = content.splitlines(keepends=True)
         return b"".join(line for line in lines if _is_of_an_epoch(line))
+    if path.name == "spec.json":
+        return _without(content, ("start",))
     if path.name == "env.json" or path.parent.name.startswith(("colour_statistics__", "threshold")):
-        try:
-            loaded: Any = json.loads(content)
-        except (ValueError, RecursionError):
-            return content  # whoever reads it says so
-        if isinstance(loaded, dict):
-            kept = {key: value for key, value in loaded.items() if key not in ("command", "data")}
-            return (json.dumps(kept, indent=2, sort_keys=True) + "\n").encode()
+        return _without(content, ("command", "data"))
     return content
+
+
+def _without(content: bytes, keys: Sequence[str]) -> bytes:
+    try:
+        loaded: Any = json.loads(content)
+    except (ValueError, RecursionError):
+        return content  # whoever reads it says so
+    if not isinstance(loaded, dict) or not any(key in loaded for key in keys):
+        return content
+    kept = {key: value for key, value in loaded.items() if key not in keys}
+    return (json.dumps(kept, indent=2, sort_keys=True) + "\n").encode()
 
 
 def _is_of_an_epoch(line: bytes) -> bool:

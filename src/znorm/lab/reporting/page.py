@@ -208,6 +208,7 @@ def _section(
         "baseline": TRIVIAL_BASELINES[task.output],
         "card": card_of(table),
         "rule": rule_of(table.runs),
+        "start": _start(table),
         "evidence": evidence(table),
         "cases": _cases(table),
         "definitions": _definitions(table),
@@ -228,6 +229,19 @@ def _cases(table: Table) -> dict[str, Any] | None:
     except DataError as error:
         return {"label": row.label, "problem": str(error), "found": None}
     return None if found is None else {"label": row.label, "problem": "", "found": found}
+
+
+def _start(table: Table) -> str:
+    """A sentence on the weights that all runs started from; "" where these were drawn."""
+    if table.spec.start_digest is None:
+        return ""
+    text = f"every method and seed from the same weights (sha256 {table.spec.start_digest[:12]})"
+    heads = {str(head) for run in table.runs if (head := (run.result or {}).get("new_head"))}
+    if heads:
+        text += (
+            f"; {', '.join(sorted(heads))} drawn anew by the seed, for another number of classes"
+        )
+    return text
 
 
 def _definitions(table: Table) -> list[tuple[str, str]]:

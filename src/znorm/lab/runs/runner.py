@@ -85,7 +85,7 @@ def execute(
     for one in runs:
         check_images(one.spec, load_once(one.spec, datasets))
     for one in {_net_key(one.spec): one for one in runs}.values():
-        if models.is_external(one.spec.model):
+        if models.is_external(one.spec.model) or one.spec.start_digest is not None:
             try_model(one.spec, load_once(one.spec, datasets))
     for spec in {
         (one.spec.loss, one.spec.metrics, one.spec.data_key): one.spec for one in runs
@@ -270,9 +270,10 @@ def _threads_shared(runs: Sequence[Run], jobs: int, display: Display) -> Iterato
         torch.set_num_threads(threads)
 
 
-def _net_key(spec: RunSpec) -> tuple[str, str, str]:
+def _net_key(spec: RunSpec) -> tuple[str, str, str, str | None]:
     """The same for runs whose nets are built alike."""
-    return spec.model, repr(sorted(spec.model_options.items())), spec.data_key
+    options = sorted(spec.model_options.items())
+    return spec.model, repr(options), spec.data_key, spec.start_digest
 
 
 def _failed(
@@ -298,6 +299,8 @@ def _finish(run: Run, outcome: Outcome) -> None:
     }
     if run.spec.patience:
         result["epochs"] = outcome.epochs
+    if outcome.new_head is not None:
+        result["new_head"] = outcome.new_head
     if run.spec.metrics:
         result["definitions"] = definitions(run.spec.metrics)
     if outcome.threads is not None:

@@ -6,13 +6,14 @@ import hashlib
 import io
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, cast
+from typing import Any
 
 import torch
 from pydantic import TypeAdapter
 from torch import Tensor, nn
 
 from znorm.lab.errors import DataError
+from znorm.lab.models.start import hash_state
 
 __all__ = ["Position", "dump", "hash_state", "hash_weights", "load"]
 
@@ -124,13 +125,3 @@ def _check_best(best: Mapping[str, Any] | None, state: Mapping[str, Tensor]) -> 
 def hash_weights(model: nn.Module) -> str:
     """sha256 over the name, type, shape and bytes of each parameter and buffer."""
     return hash_state(model.state_dict())
-
-
-def hash_state(state: Mapping[str, Tensor]) -> str:
-    """As :func:`hash_weights`, of what ``model.state_dict()`` gave."""
-    digest = hashlib.sha256()
-    for name, tensor in state.items():
-        plain = tensor.detach().cpu().contiguous()
-        digest.update(f"{name} {plain.dtype} {tuple(plain.shape)}".encode())
-        digest.update(cast(Any, plain.reshape(-1).view(torch.uint8).numpy()))
-    return digest.hexdigest()

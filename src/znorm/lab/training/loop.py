@@ -16,6 +16,7 @@ from znorm.lab.datasets import Dataset, Split
 from znorm.lab.errors import DataError, Interrupted
 from znorm.lab.methods import make_transform
 from znorm.lab.metrics import Cases
+from znorm.lab.models.start import new_head
 from znorm.lab.optimizers import READ_THEIR_RATE, learning_rate
 from znorm.lab.spec import RunSpec
 from znorm.lab.tasks import TASKS
@@ -27,7 +28,7 @@ from znorm.lab.training.gradient_statistics import GradientStatistics, clipped_s
 from znorm.lab.training.graph import CapturedWork
 from znorm.lab.training.pipeline import Pipeline
 from znorm.lab.training.sampler import batches
-from znorm.lab.training.setup import set_up
+from znorm.lab.training.setup import set_up, start_of
 from znorm.lab.training.step import take_step
 from znorm.lab.training.surroundings import Surroundings
 from znorm.lab.training.weights import dump
@@ -79,6 +80,8 @@ class Outcome:
         Of torch, on a CPU.
     epochs : int
         Those that it was trained for.
+    new_head : str or None
+        The module that was drawn anew, since the weights of the start were for other classes.
     """
 
     status: str
@@ -90,6 +93,7 @@ class Outcome:
     weights: bytes | None = None
     threads: int | None = None
     epochs: int = 0
+    new_head: str | None = None
 
 
 @dataclass(frozen=True)
@@ -296,6 +300,15 @@ class _Loop:
             self.rate = torch.zeros((), device=pipeline.device)
         self.evaluator = Evaluator(spec, model, pipeline)
         self.statistics = _statistics(spec, model, optimizer)
+        self.new_head = None
+        if spec.start_digest is not None:
+            outputs = pipeline.dataset.outputs
+            self.new_head = new_head(model.state_dict(), start_of(spec), outputs)
+        if self.new_head is not None and not (position.epoch or position.step):
+            watch.note(
+                f"{self.new_head} is drawn anew: the weights that the run starts from are for "
+                "another number of classes"
+            )
         self.clock = time.perf_counter()
         self.saved_at = self.clock
 
@@ -459,4 +472,5 @@ class _Loop:
             weights,
             threads,
             len(self.position.history),
+            self.new_head,
         )

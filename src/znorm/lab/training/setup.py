@@ -9,6 +9,7 @@ from znorm.lab import models, tasks, trust
 from znorm.lab.datasets import Dataset
 from znorm.lab.errors import ConfigurationError
 from znorm.lab.methods import make_transform
+from znorm.lab.models.start import read_start, start_from
 from znorm.lab.optimizers import make_optimizer
 from znorm.lab.own_code import is_own, try_loss, try_metrics
 from znorm.lab.spec import RunSpec
@@ -20,6 +21,7 @@ __all__ = [
     "load_once",
     "on_device",
     "set_up",
+    "start_of",
     "try_model",
     "try_own_code",
 ]
@@ -59,7 +61,10 @@ def set_up(spec: RunSpec, dataset: Dataset) -> tuple[nn.Module, torch.optim.Opti
     ConfigurationError
         As :func:`build_net`.
     """
-    model = on_device(_net_for(spec, dataset), spec.device)
+    model = _net_for(spec, dataset)
+    if spec.start_digest is not None:
+        start_from(model, start_of(spec), dataset.outputs)
+    model = on_device(model, spec.device)
     optimizer = make_optimizer(
         spec.optimizer,
         spec.optimizer_options,
@@ -71,6 +76,19 @@ def set_up(spec: RunSpec, dataset: Dataset) -> tuple[nn.Module, torch.optim.Opti
         capturable=bool(spec.cuda_graph),
     )
     return model, optimizer
+
+
+def start_of(spec: RunSpec) -> dict[str, Tensor]:
+    """The weights that a specification's runs start from.
+
+    Raises
+    ------
+    ConfigurationError, DataError
+        If the file is not named, or not there as it was.
+    """
+    if spec.start is None or spec.start_digest is None:
+        raise ConfigurationError("start: the specification has the hash of weights, and no file")
+    return read_start(spec.start, spec.start_digest)
 
 
 def _net_for(spec: RunSpec, dataset: Dataset) -> nn.Module:
@@ -130,13 +148,15 @@ def check_images(spec: RunSpec, dataset: Dataset) -> None:
 
 
 def try_model(spec: RunSpec, dataset: Dataset) -> None:
-    """Build a model of another library, and see that its outputs fit the task.
+    """Build a model, and see that its outputs fit the task, and weights that it starts from it.
 
     Raises
     ------
-    ConfigurationError
+    ConfigurationError, DataError
     """
     model = _net_for(spec, dataset).eval()
+    if spec.start_digest is not None:
+        start_from(model, start_of(spec), dataset.outputs)
     with torch.no_grad():
         shape = tuple(model(torch.zeros(2, dataset.channels, *dataset.image_size)).shape)
     expected: tuple[int, ...] = (2, dataset.outputs)
