@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     )
     from znorm.lab.paper.reproduce import reproduce
     from znorm.lab.prediction import predict
+    from znorm.lab.prediction.onnx_file import export_onnx
     from znorm.lab.reporting.receipt import draw_receipt
     from znorm.lab.runs.folder import Run
     from znorm.lab.spec import RunSpec, resolve
@@ -42,6 +43,7 @@ __all__ = [
     "doctor",
     "draw_receipt",
     "export_numbers",
+    "export_onnx",
     "metrics",
     "models",
     "names",
@@ -69,6 +71,7 @@ _HOMES = {
     "models": ("models",),
     "paper.reproduce": ("reproduce",),
     "prediction": ("predict",),
+    "prediction.onnx_file": ("export_onnx",),
     "reporting.receipt": ("draw_receipt",),
     "runs.folder": ("Run",),
     "spec": ("RunSpec", "resolve"),

@@ -33,6 +33,7 @@ from znorm.lab.paper import reproduce as paper
 from znorm.lab.paper.grids import TARGETS
 from znorm.lab.paper.record import Record
 from znorm.lab.paper.tables import paper_on_terminal, paper_tables, remarks
+from znorm.lab.prediction.onnx_file import export_onnx
 from znorm.lab.registry import unknown
 from znorm.lab.reporting.card import card_of
 from znorm.lab.reporting.export import LEFT_OUT, PACKED
@@ -281,6 +282,17 @@ def predict(run: Path, folder: Path | None, out: Path | None, trust_models: bool
     """
     display = choose(_console(sys.stderr))
     click.echo(prediction.predict(run, folder, out=out, trust_models=trust_models, display=display))
+    return 0
+
+
+@cli.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--out", type=_Folder(), metavar="FILE.onnx", help="[default: model.onnx, in RUN]")
+@click.option("--float-input", is_flag=True, help="Input in float32, not uint8; still 0 to 255.")
+@_TRUST
+def export(run: Path, out: Path | None, float_input: bool, trust_models: bool) -> int:
+    """Write the run in folder RUN as an ONNX file: pictures in, probabilities out."""
+    click.echo(export_onnx(run, out, float_input=float_input, trust_models=trust_models))
     return 0
 
 
