@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from znorm.lab import data, metrics, models
-    from znorm.lab.api import compare, report, run, status
+    from znorm.lab.api import compare, export_numbers, report, run, status, verify
     from znorm.lab.catalogue import names
     from znorm.lab.errors import (
         ConfigurationError,
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     )
     from znorm.lab.paper.reproduce import reproduce
     from znorm.lab.prediction import predict
+    from znorm.lab.prediction.onnx_file import export_onnx
     from znorm.lab.reporting.receipt import draw_receipt
     from znorm.lab.runs.folder import Run
     from znorm.lab.spec import RunSpec, resolve
@@ -41,6 +42,8 @@ __all__ = [
     "data",
     "doctor",
     "draw_receipt",
+    "export_numbers",
+    "export_onnx",
     "metrics",
     "models",
     "names",
@@ -50,10 +53,11 @@ __all__ = [
     "resolve",
     "run",
     "status",
+    "verify",
 ]
 
 _HOMES = {
-    "api": ("compare", "report", "run", "status"),
+    "api": ("compare", "export_numbers", "report", "run", "status", "verify"),
     "catalogue": ("names",),
     "data": ("data",),
     "errors": (
@@ -67,6 +71,7 @@ _HOMES = {
     "models": ("models",),
     "paper.reproduce": ("reproduce",),
     "prediction": ("predict",),
+    "prediction.onnx_file": ("export_onnx",),
     "reporting.receipt": ("draw_receipt",),
     "runs.folder": ("Run",),
     "spec": ("RunSpec", "resolve"),

@@ -1,4 +1,4 @@
-"""The verbs on runs as functions: compare, run, report, status."""
+"""The verbs on runs as functions: compare, run, report, verify, status."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from znorm.lab.errors import ConfigurationError
 from znorm.lab.looking import first_look
 from znorm.lab.options import CompareOptions, PathLike, keywords
 from znorm.lab.paper.page import frame_of_folder
+from znorm.lab.reporting.export import pack
 from znorm.lab.reporting.report import write_report
+from znorm.lab.reporting.verify import Verification, verify_numbers
+from znorm.lab.runs.files import write_atomically
 from znorm.lab.runs.folder import Run
 from znorm.lab.runs.grid import grid
 from znorm.lab.runs.progress import Display, Silent
@@ -23,7 +26,16 @@ from znorm.lab.runs.survey import Damaged, survey
 from znorm.lab.spec import RunSpec, resolve
 from znorm.lab.tuning import further_runs, tuned_runs, tuning_asked
 
-__all__ = ["compare", "planned", "report", "report_and_damaged", "run", "status"]
+__all__ = [
+    "compare",
+    "export_numbers",
+    "planned",
+    "report",
+    "report_and_damaged",
+    "run",
+    "status",
+    "verify",
+]
 
 
 def planned(options: CompareOptions) -> tuple[list[RunSpec], tuple[int, int]]:
@@ -94,6 +106,16 @@ def compare(options: CompareOptions) -> list[Run]:
     retry : bool
         Whether runs that failed are trained again, whatever it was; those that ran out of memory or
         of disk are by themselves. Runs that diverged are left as they are.
+    patience : int, optional
+        Epochs without a better score on the validation part after which a run ends, whatever its
+        method. Schedules keep the length of ``epochs``.
+    best_epoch : bool
+        Whether a run's scores and weights are those of the epoch that was best on the validation
+        part, the first of several; by default those of its last epoch.
+    start : path, optional
+        A file of weights that the net of every method and seed starts from: a state_dict as torch
+        saves it, or ``.safetensors``, with the net's names and shapes. A head for another number of
+        classes stays as the seed draws it.
     worth : float, optional
         The smallest gain in the headline score that is worth adopting a method, by default 0.01, a
         point of accuracy. It is kept in ``question.json`` before the first run, and the report's
@@ -265,6 +287,68 @@ def report_and_damaged(
     """As :func:`report`, and the folders that cannot be read."""
     root = Path(out)
     return write_report(root, images=images, trust_models=trust_models, frame=frame_of_folder(root))
+
+
+def export_numbers(out: PathLike, file: PathLike) -> list[Damaged]:
+    """Pack the numbers of all runs below ``out`` into one zip file; the folders left out of it.
+
+    It holds each run's specification, scores by epoch and at the end, counts of test cases with
+    their names and patients, and versions of packages; no weights and no pictures. The same content
+    has the same bytes.
+
+    Parameters
+    ----------
+    out : path
+    file : path
+        A name that ends in ``.zip``; what is there is replaced.
+
+    Raises
+    ------
+    ConfigurationError
+        For another name.
+    DataError
+        If there are no runs, or the file cannot be written.
+    """
+    path = Path(file)
+    if path.suffix.lower() != ".zip" or path.is_dir():
+        raise ConfigurationError(f"export: expected the name of a file, ending in .zip: {file}")
+    content, damaged = pack(Path(out))
+    write_atomically(path, content)
+    return damaged
+
+
+def verify(source: PathLike, page: PathLike | None = None) -> Verification:
+    """Work out every number of a report again from the files of its runs, on any machine.
+
+    Parameters
+    ----------
+    source : path
+        A folder of runs, or the zip file that :func:`export_numbers` made of one.
+    page : path, optional
+        The report; by default the one in the folder. Without any, the files alone are compared with
+        each other: scores with epochs and with counts of cases.
+
+    Returns
+    -------
+    Verification
+        True where all agree; ``differing`` has a line for each number that does not.
+
+    Raises
+    ------
+    DataError
+        If one of the two cannot be read.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from znorm import lab
+    >>> out = tempfile.mkdtemp()
+    >>> _ = lab.compare(methods=["baseline"], seeds=1, epochs=1, limit=8, out=out)
+    >>> lab.verify(out).differing
+    ()
+    """
+    path = None if page is None else Path(page)
+    return verify_numbers(Path(source), path, frame_of_folder)
 
 
 def status(out: PathLike = "runs") -> list[dict[str, Any]]:

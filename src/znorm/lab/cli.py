@@ -33,8 +33,10 @@ from znorm.lab.paper import reproduce as paper
 from znorm.lab.paper.grids import TARGETS
 from znorm.lab.paper.record import Record
 from znorm.lab.paper.tables import paper_on_terminal, paper_tables, remarks
+from znorm.lab.prediction.onnx_file import export_onnx
 from znorm.lab.registry import unknown
 from znorm.lab.reporting.card import card_of
+from znorm.lab.reporting.export import LEFT_OUT, PACKED
 from znorm.lab.reporting.prospects import prospects_on_terminal
 from znorm.lab.reporting.tables import gather, on_terminal
 from znorm.lab.runs import cost
@@ -51,6 +53,7 @@ from znorm.lab.settings import (
 )
 from znorm.lab.spec import RunSpec
 from znorm.lab.system import doctor as examine
+from znorm.lab.text import readable
 
 __all__ = ["cli", "run"]
 
@@ -226,13 +229,45 @@ def run_one(spec: Path, out: Path, **options: Any) -> int:
 @cli.command()
 @click.argument("runs", type=click.Path(path_type=Path))
 @click.option("--no-images", is_flag=True, help="No pictures of the data on the page.")
+@click.option("--export", type=_Folder(), metavar="FILE.zip", help="Pack all numbers, too.")
+@click.option(
+    "--verify",
+    is_flag=False,
+    flag_value="",
+    metavar="[REPORT.html]",
+    help="Write nothing: work out every number of the page again, and say which differ.",
+)
 @_TRUST
-def report(runs: Path, no_images: bool, trust_models: bool) -> int:
-    """Write the report of all runs in a folder."""
+def report(
+    runs: Path, no_images: bool, export: Path | None, verify: str | None, trust_models: bool
+) -> int:
+    """Write the report of all runs in a folder.
+
+    With --verify RUNS may also be a file that --export made.
+    """
+    if verify is not None:
+        if export is not None or no_images:
+            raise click.UsageError("--verify writes nothing; leave --export and --no-images out")
+        return _verify(runs, Path(verify) if verify else None)
     page, damaged = api.report_and_damaged(runs, images=not no_images, trust_models=trust_models)
     click.echo(page)
+    if export is not None:
+        api.export_numbers(runs, export)
+        click.echo(f"{export}: holds {PACKED}; not {LEFT_OUT}")
     if damaged:
         return _fail(f"{len(damaged)} folders cannot be read; the page names them", 1)
+    return 0
+
+
+def _verify(source: Path, page: Path | None) -> int:
+    found = api.verify(source, page)
+    for remark in found.remarks:
+        click.echo(readable(remark))
+    for line in found.differing:
+        click.echo(readable(line))
+    if not found:
+        return _fail(f"{len(found.differing)} of {found.checked:,} numbers and files differ", 1)
+    click.echo(f"{found.checked:,} numbers checked: all agree")
     return 0
 
 
@@ -254,6 +289,17 @@ def predict(run: Path, folder: Path | None, **options: Any) -> int:
     """
     display = choose(_console(sys.stderr))
     click.echo(prediction.predict(run, folder, **options, display=display))
+    return 0
+
+
+@cli.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--out", type=_Folder(), metavar="FILE.onnx", help="[default: model.onnx, in RUN]")
+@click.option("--float-input", is_flag=True, help="Input in float32, not uint8; still 0 to 255.")
+@_TRUST
+def export(run: Path, out: Path | None, float_input: bool, trust_models: bool) -> int:
+    """Write the run in folder RUN as an ONNX file: pictures in, probabilities out."""
+    click.echo(export_onnx(run, out, float_input=float_input, trust_models=trust_models))
     return 0
 
 

@@ -10,6 +10,7 @@ import torch
 from znorm.lab.errors import ConfigurationError
 from znorm.lab.models import MODELS, is_external
 from znorm.lab.optimizers import OPTIMIZERS
+from znorm.lab.own_code import is_own
 from znorm.lab.registry import lookup
 from znorm.transforms import TRANSFORMS
 
@@ -62,7 +63,10 @@ def resolve_precision(name: str, device: str, model: str) -> str:
 
 
 def why_not_captured(
-    model: str, optimizer: str, transform: Iterable[Mapping[str, object]]
+    model: str,
+    optimizer: str,
+    transform: Iterable[Mapping[str, object]],
+    loss: str = "cross_entropy",
 ) -> str | None:
     """The reason why steps on a GPU are not captured where the user leaves it open; None: they are.
 
@@ -72,7 +76,7 @@ def why_not_captured(
 
     Parameters
     ----------
-    model, optimizer : str
+    model, optimizer, loss : str
         As a specification names them.
     transform : iterable of mapping
         The method's links, each by its name.
@@ -80,6 +84,7 @@ def why_not_captured(
     own = [name for link in transform for name in link if not _is_built_in(name)]
     others = [model] if is_external(model) else []
     others += [] if optimizer in OPTIMIZERS else [optimizer]
+    others += [loss] if is_own(loss) else []
     others += own
     if not others:
         return None

@@ -119,6 +119,17 @@ class CompareOptions(SharedOptions):
     schedule: str | None = option(
         None, "constant, cosine or multistep:30,35.  [default: the task's]", key="schedule"
     )
+    patience: int | None = option(
+        None,
+        "End a run after N epochs without a better validation score.  [default: never]",
+        key="patience",
+    )
+    best_epoch: bool = option(
+        False, "Scores and weights of the epoch best on validation, not the last.", key="best_epoch"
+    )
+    start: PathLike | None = option(
+        None, "A state_dict (.pt, .safetensors) that every run starts from.", key="start"
+    )
     worth: float | None = option(
         None, "The smallest gain worth adopting a method, 0.01 for a point.  [default: 0.01]"
     )

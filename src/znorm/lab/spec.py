@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import (
@@ -20,8 +22,11 @@ from pydantic import (
 from znorm.lab import methods, models, optimizers
 from znorm.lab.datasets import DataSpec
 from znorm.lab.device import resolve_device, resolve_precision, why_not_captured
-from znorm.lab.errors import ConfigurationError
+from znorm.lab.errors import ConfigurationError, DataError
 from znorm.lab.losses import LOSSES
+from znorm.lab.metrics import DEFINITIONS
+from znorm.lab.models.start import digest_of
+from znorm.lab.own_code import check_names, is_own
 from znorm.lab.registry import lookup, unknown
 from znorm.lab.tasks import TASKS
 
@@ -39,7 +44,8 @@ class RunSpec(BaseModel):
     Parameters
     ----------
     task, model, method, loss : str
-        Names that ``znorm list`` prints; a method may be the user's own.
+        Names that ``znorm list`` prints; a method may be the user's own, a loss
+        "package.module:function".
     model_options : mapping
         The model's own, such as {"stem": "cifar"}.
     transform : tuple of mapping
@@ -69,6 +75,16 @@ class RunSpec(BaseModel):
     receipt : bool or None
         Whether each epoch's receipt of gradients is kept, in events.jsonl: norms, moments and
         angles of each layer's weights, before and after the transform.
+    metrics : tuple of str or None
+        Further scores, each "package.module:function".
+    patience : int or None
+        Epochs without a better score on the validation part after which the run ends.
+    best_epoch : bool or None
+        Whether scores and weights are those of the epoch that was best there.
+    start : str or None
+        A file of weights that every run starts from; where it lies is no part of the hash.
+    start_digest : str or None
+        The hash of these weights.
     data : DataSpec
     """
 
@@ -95,16 +111,21 @@ class RunSpec(BaseModel):
     deterministic: bool
     cuda_graph: bool | None = None
     receipt: bool | None = None
+    metrics: tuple[str, ...] | None = None
+    patience: int | None = Field(default=None, ge=1, le=MOST_EPOCHS)
+    best_epoch: bool | None = None
+    start: str | None = None
+    start_digest: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
     data: DataSpec
 
-    @field_validator("learning_rate", "epochs", "batch_size", "seed", mode="before")
+    @field_validator("learning_rate", "epochs", "batch_size", "seed", "patience", mode="before")
     @classmethod
     def _number(cls, value: Any) -> Any:
         if isinstance(value, bool):
             raise ValueError("expected a number")
         return value
 
-    @field_validator("cuda_graph", "receipt")
+    @field_validator("cuda_graph", "receipt", "best_epoch")
     @classmethod
     def _said_or_not(cls, value: bool | None) -> bool | None:
         return value or None  # what is left out changes no hash
@@ -113,8 +134,16 @@ class RunSpec(BaseModel):
     @classmethod
     def _known(cls, value: str, info: ValidationInfo) -> str:
         registry: Mapping[str, Any] = TASKS if info.field_name == "task" else LOSSES
-        lookup(str(info.field_name), value, registry)
+        if info.field_name == "task" or not is_own(value):
+            lookup(str(info.field_name), value, registry)
         return value
+
+    @field_validator("metrics", mode="before")
+    @classmethod
+    def _several(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            value = [part.strip() for part in value.split(",") if part.strip()]
+        return value or None
 
     @field_validator("model")
     @classmethod
@@ -136,6 +165,9 @@ class RunSpec(BaseModel):
             # A class elsewhere is looked for when it is needed, not when its runs are listed.
             optimizers.check(self.optimizer, self.optimizer_options, self.weight_decay)
         TASKS[self.task].check(self.model, self.loss)
+        check_names(self.metrics or (), DEFINITIONS)
+        if self.start is not None and self.start_digest is None:
+            raise ValueError("start: needs start_digest, the hash of the weights in the file")
         if self.cuda_graph and self.device != "cuda":
             raise ValueError(f"cuda_graph: needs device cuda, found {self.device}")
         return self
@@ -145,16 +177,15 @@ class RunSpec(BaseModel):
 
         What is None is left out, so that a later key that nobody sets changes no hash.
         """
-        content = self.model_dump(
-            mode="json", exclude=None if seed else {"seed"}, exclude_none=True
-        )
+        left_out = {"start"} if seed else {"start", "seed"}
+        content = self.model_dump(mode="json", exclude=left_out, exclude_none=True)
         return json.dumps(content, sort_keys=True, separators=(",", ":"))
 
     @property
     def configuration(self) -> str:
         """The same for runs that differ in nothing but method and seed."""
         content = self.model_dump(
-            mode="json", exclude={"method", "seed", "transform", "weight_decay"}
+            mode="json", exclude={"method", "seed", "start", "transform", "weight_decay"}
         )
         return json.dumps(content, sort_keys=True)
 
@@ -165,6 +196,7 @@ class RunSpec(BaseModel):
         Kept in files, so that what is None is left out, as in `canonical`.
         """
         varied = {"method", "seed", "transform", "weight_decay", "learning_rate", "schedule"}
+        varied.add("start")
         content = self.model_dump(mode="json", exclude=varied, exclude_none=True)
         return json.dumps(content, sort_keys=True)
 
@@ -225,7 +257,8 @@ def resolve(choices: Mapping[str, Any]) -> RunSpec:
     }
     values.update({key: value for key, value in nested.items() if value is not None})
     values["task"] = name
-    lookup("loss", values["loss"], LOSSES)
+    if not is_own(values["loss"]):
+        lookup("loss", values["loss"], LOSSES)
     values["model_options"] = models.options_of(values["model"], values.get("model_options") or {})
     task.check(values["model"], values["loss"])
     values["transform"], values["weight_decay"] = methods.resolve(
@@ -237,8 +270,12 @@ def resolve(choices: Mapping[str, Any]) -> RunSpec:
     values["device"] = resolve_device(values["device"])
     values["precision"] = resolve_precision(values["precision"], values["device"], values["model"])
     if values.get("cuda_graph") is None:
-        reason = why_not_captured(values["model"], values["optimizer"], values["transform"])
+        reason = why_not_captured(
+            values["model"], values["optimizer"], values["transform"], values["loss"]
+        )
         values["cuda_graph"] = values["device"] == "cuda" and reason is None
+    if values.get("start") is not None:
+        values |= _started(values["start"], values.get("start_digest"))
     values["data"] = {
         "augment": data.pop("augment", None) or task.augment,
         "limit": data.pop("limit", None),
@@ -252,6 +289,17 @@ def resolve(choices: Mapping[str, Any]) -> RunSpec:
         return RunSpec.model_validate(values)
     except ValidationError as error:
         raise ConfigurationError(_first_line(error)) from None
+
+
+def _started(path: Any, digest: str | None) -> dict[str, str]:
+    """The file of weights and their hash."""
+    if not isinstance(path, str | os.PathLike) or not os.fspath(path):
+        raise ConfigurationError(f"start: expected a file of weights, found {path!r}")
+    place = str(Path(path).expanduser().absolute())
+    found = digest_of(place)
+    if digest is not None and digest != found:
+        raise DataError(f"start: {place}: holds other weights than start_digest says")
+    return {"start": place, "start_digest": found}
 
 
 def _nested(choices: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,9 +1,9 @@
 """Whose code may run: names in a specification from a folder are data, as its weights are.
 
-A model ``package.module:function``, one of another library, a transform ``package.module:Class`` or
-an optimizer by its class's path is imported and called. That is done where the user's own command
-or code names it, or allows it (``--trust-models``), and not because a folder of runs says so, which
-anybody may have sent.
+A model, loss or metric ``package.module:function``, a model of another library, a transform
+``package.module:Class`` or an optimizer by its class's path is imported and called. That is done
+where the user's own command or code names it, or allows it (``--trust-models``), and not because a
+folder of runs says so, which anybody may have sent.
 """
 
 from __future__ import annotations
@@ -31,15 +31,18 @@ def external_names(spec: RunSpec | Mapping[str, Any]) -> list[str]:
     ['nets:make']
     """
     names = []
-    for key in ("model", "optimizer"):
+    for key in ("model", "optimizer", "loss"):
         named = spec.get(key) if isinstance(spec, Mapping) else getattr(spec, key)
         name = named.get("name") if isinstance(named, Mapping) else named
         if not isinstance(name, str):
             continue
         # torch's own optimizers are part of what runs anyway.
         elsewhere = "." in name and not name.startswith("torch.optim.")
-        if is_external(name) if key == "model" else elsewhere:
+        if elsewhere if key == "optimizer" else is_external(name):
             names.append(name)
+    metrics = spec.get("metrics") if isinstance(spec, Mapping) else spec.metrics
+    several = metrics.split(",") if isinstance(metrics, str) else metrics or ()
+    names += [name.strip() for name in several if isinstance(name, str)]
     transform = spec.get("transform") if isinstance(spec, Mapping) else spec.transform
     return names + methods.external(transform)
 

@@ -8,6 +8,7 @@ from typing import Literal
 from znorm.lab import models
 from znorm.lab.datasets.source import DataSource
 from znorm.lab.errors import ConfigurationError
+from znorm.lab.own_code import is_own
 
 __all__ = ["Task"]
 
@@ -63,7 +64,8 @@ class Task:
             raise ConfigurationError(
                 f"model {model}: {self.label} needs {wanted}; such as {', '.join(fitting)}"
             )
-        if loss not in _LOSSES[self.output]:
+        # One of the user's own is tried on the images before anything is trained.
+        if loss not in _LOSSES[self.output] and not is_own(loss):
             raise ConfigurationError(
                 f"loss {loss}: {self.label} needs one of {', '.join(_LOSSES[self.output])}"
             )

@@ -25,7 +25,7 @@ class Arrival:
     seconds : float or None
         From its start to the end of that epoch.
     watched : int
-        Epochs that it was trained for.
+        Epochs that it was given.
     watched_seconds : float
     """
 
@@ -63,7 +63,8 @@ class Acceleration:
 def acceleration(runs: Sequence[Run], reference: Sequence[Run], key: str) -> Acceleration | None:
     """The arrivals of runs at the final scores of the baseline's runs of their seeds.
 
-    A run that diverged, failed or ended below never arrives.
+    A run that diverged, failed or ended below never arrives, whether it was trained for all of its
+    epochs or its patience had ended before.
 
     Parameters
     ----------
@@ -89,7 +90,7 @@ def acceleration(runs: Sequence[Run], reference: Sequence[Run], key: str) -> Acc
         if why_no_pair(run, other) is not None:
             continue
         history = run.history
-        if run.status == "done" and len(history) < run.spec.epochs:
+        if run.status == "done" and len(history) < run.epochs:
             return None
         first = next((entry for entry in history if entry.get(key, -1.0) >= final), None)
         if run.status != "done":

@@ -136,6 +136,8 @@ def why_no_pair(run: Run, reference: Run) -> str | None:
     whole = run.status == reference.status == "done"
     for key, text in SHARED.items():
         mine, theirs = _hash(run, key), _hash(reference, key)
+        if key == "batches" and _has_epochs(run) and _has_epochs(reference):
+            mine, theirs = _shared_epochs(run, reference)
         if mine and theirs and mine != theirs and (key != "batches" or whole):
             return f"other {text} than the baseline's"
     return None
@@ -144,3 +146,14 @@ def why_no_pair(run: Run, reference: Run) -> str | None:
 def _hash(run: Run, key: str) -> str | None:
     found = (run.result or {}).get("hashes", {}).get(key)
     return found if isinstance(found, str) and found else None
+
+
+def _has_epochs(run: Run) -> bool:
+    return _hash(run, "batches_by_epoch") is not None
+
+
+def _shared_epochs(run: Run, reference: Run) -> tuple[str, str]:
+    """The batches of the epochs that both were trained for: either may have ended early."""
+    mine, theirs = ((_hash(one, "batches_by_epoch") or "").split() for one in (run, reference))
+    count = min(len(mine), len(theirs))
+    return " ".join(mine[:count]), " ".join(theirs[:count])

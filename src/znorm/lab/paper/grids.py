@@ -206,6 +206,12 @@ def deviations(spec: RunSpec, task: str) -> list[str]:
     differences += against_stated(spec, task)
     if spec.loss != stated.loss:
         differences.append(f"loss {spec.loss}, not {stated.loss}")
+    if spec.patience is not None:
+        differences.append(f"an end after {spec.patience} epochs that are no better")
+    if spec.start_digest is not None:
+        differences.append("weights from a file at the start")
+    if spec.best_epoch:
+        differences.append("scores of the epoch best on validation")
     if spec.micro_batch is not None:
         differences.append(f"batches in pieces of {spec.micro_batch}")
     usual = models.options_of(spec.model, {})

@@ -277,7 +277,8 @@ def _basis(table: Table, comparison: Comparison) -> Line | None:
     names = {"data": "images", "initial_weights": "initial weights", "batches": "augmented batches"}
     known = [name for key, name in names.items() if all(key in one.verified for one in pairs.made)]
     unknown = [name for name in names.values() if name not in known]
-    text = f"{_pairs(len(pairs.made))}; {spec.task}, {spec.model}, {spec.epochs} epochs."
+    epochs = f"up to {spec.epochs}" if spec.patience else f"{spec.epochs}"
+    text = f"{_pairs(len(pairs.made))}; {spec.task}, {spec.model}, {epochs} epochs."
     if table.tuning is not None and pairs.made:
         text += f" {_own_settings(table.tuning, comparison)}"
     if pairs.made and known:

@@ -52,7 +52,8 @@ def evidence(table: Table) -> Evidence | None:
     if not rows:
         return None
     sequential = any(row.comparison.sequential for row in rows if row.comparison is not None)
-    return Evidence(TITLES, tuple(_line(table.columns[0], row) for row in rows), sequential)
+    titles = ("Best epoch", *TITLES[1:]) if table.spec.best_epoch else TITLES
+    return Evidence(titles, tuple(_line(table.columns[0], row) for row in rows), sequential)
 
 
 def _line(headline: Column, row: Row) -> EvidenceLine:

@@ -12,6 +12,7 @@ from typing import Any
 from PIL import Image
 
 from znorm.lab.datasets import Dataset
+from znorm.lab.evidence.endings import carried_on
 from znorm.lab.reporting.panels import Line, Panel, line_panel
 from znorm.lab.reporting.strokes import Legend, Stroke, legend_of
 from znorm.lab.reporting.tables import Row, Table, images_of
@@ -75,8 +76,9 @@ def _lines(row: Row, key: str, scale: float, stroke: Stroke) -> list[Line]:
 
 def _line(label: str, runs: Sequence[Run], key: str, scale: float, stroke: Stroke) -> Line | None:
     by_epoch: dict[int, list[float]] = {}
+    longest = max(run.epochs if run.status == "done" else len(run.history) for run in runs)
     for run in runs:
-        for entry in run.history:
+        for entry in carried_on(run, longest):
             if key in entry:
                 by_epoch.setdefault(entry["epoch"], []).append(scale * entry[key])
     if not by_epoch:

@@ -14,6 +14,7 @@ import znorm
 from znorm.lab.datasets import Dataset
 from znorm.lab.errors import DataError
 from znorm.lab.evidence.cases import case_evidence
+from znorm.lab.evidence.endings import rule_of
 from znorm.lab.evidence.question import Question
 from znorm.lab.evidence.tuning import Tuning
 from znorm.lab.metrics.scores import definition_of
@@ -26,6 +27,7 @@ from znorm.lab.reporting.figures import curves, patches
 from znorm.lab.reporting.gradients import gradients_by_depth
 from znorm.lab.reporting.masks import mask_figure
 from znorm.lab.reporting.methods_paragraph import methods_paragraph
+from znorm.lab.reporting.record import record_of
 from znorm.lab.reporting.strokes import Stroke, strokes_of
 from znorm.lab.reporting.tables import Table, gather, images_of
 from znorm.lab.reporting.trivial_baseline import TRIVIAL_BASELINES
@@ -38,7 +40,7 @@ from znorm.lab.runs.survey import Damaged
 from znorm.lab.tasks import TASKS
 from znorm.lab.text import link
 
-__all__ = ["Frame", "Section", "templates", "write_page"]
+__all__ = ["Frame", "Section", "render_page", "templates", "write_page"]
 
 # By a configuration: what is to be known of its images.
 Notes: TypeAlias = Mapping[str, Sequence[str]]
@@ -106,7 +108,35 @@ def write_page(
     question: Question | None = None,
     tunings: Mapping[str, Tuning] | None = None,
 ) -> Path:
-    """Write ``report.html`` under ``root``; links to the runs are relative to it.
+    """Write ``report.html`` under ``root``; parameters as :func:`render_page`."""
+    path = root / "report.html"
+    page = render_page(
+        root,
+        runs,
+        datasets,
+        frame,
+        images=images,
+        damaged=damaged,
+        question=question,
+        tunings=tunings,
+    )
+    # Names of folders and texts of runs can hold what UTF-8 cannot.
+    write_atomically(path, page.encode(errors="replace"))
+    return path
+
+
+def render_page(
+    root: Path,
+    runs: Sequence[Run],
+    datasets: Mapping[str, Dataset | DataError],
+    frame: Frame | None = None,
+    *,
+    images: bool = True,
+    damaged: Sequence[Damaged] = (),
+    question: Question | None = None,
+    tunings: Mapping[str, Tuning] | None = None,
+) -> str:
+    """The page of runs; links to them are relative to ``root``.
 
     Parameters
     ----------
@@ -135,7 +165,7 @@ def write_page(
         for n, table in enumerate(tables, start=1)
     ]
     notes = {section["table"].spec.configuration: section["data"].notes for section in sections}
-    page = (
+    return (
         templates()
         .get_template("page.html.j2")
         .render(
@@ -155,12 +185,9 @@ def write_page(
                 for entry in damaged
             ],
             version=znorm.__version__,
+            record=record_of(root, runs),
         )
     )
-    path = root / "report.html"
-    # Names of folders and texts of runs can hold what UTF-8 cannot.
-    write_atomically(path, page.encode(errors="replace"))
-    return path
 
 
 def _section(
@@ -180,7 +207,8 @@ def _section(
     )
     if exchanged:
         dataset = DataError("others have been put in their place")
-    validation_images = len(dataset.validation) if isinstance(dataset, Dataset) else None
+    data = data_card(root, table.spec, dataset, trained_on)
+    validation_images = sum(data.images["validation"]) if "validation" in data.images else None
     pictures: dict[str, Any] = {"patches": (), "masks": None}
     if images and isinstance(dataset, Dataset):
         pictures["patches"] = patches(dataset)
@@ -198,6 +226,8 @@ def _section(
         "name": f"{task.label}, {table.spec.model}{table.suffix}",
         "baseline": TRIVIAL_BASELINES[task.output],
         "card": card_of(table),
+        "rule": rule_of(table.runs),
+        "start": _start(table),
         "evidence": found,
         "paragraph": methods_paragraph(table, data),
         "exports": exports(table, found, anchor),
@@ -223,12 +253,30 @@ def _cases(table: Table) -> dict[str, Any] | None:
     return None if found is None else {"label": row.label, "problem": "", "found": found}
 
 
+def _start(table: Table) -> str:
+    """A sentence on the weights that all runs started from; "" where these were drawn."""
+    if table.spec.start_digest is None:
+        return ""
+    text = f"every method and seed from the same weights (sha256 {table.spec.start_digest[:12]})"
+    heads = {str(head) for run in table.runs if (head := (run.result or {}).get("new_head"))}
+    if heads:
+        text += (
+            f"; {', '.join(sorted(heads))} drawn anew by the seed, for another number of classes"
+        )
+    return text
+
+
 def _definitions(table: Table) -> list[tuple[str, str]]:
     """A sentence on the score of each column that has one."""
+    # Those of the user's own metrics are in the results: their code is not imported for a page.
+    own = [(run.result or {}).get("definitions") for run in table.runs]
+    written = next((one for one in own if isinstance(one, dict)), {})
     sentences = [
-        (column.title, definition_of(column.key.removeprefix("test_"))) for column in table.columns
+        (column.title, definition_of(name) or written.get(name))
+        for column in table.columns
+        for name in [column.key.removeprefix("test_")]
     ]
-    return [(title, sentence) for title, sentence in sentences if sentence is not None]
+    return [(title, sentence) for title, sentence in sentences if isinstance(sentence, str)]
 
 
 def _relative(root: Path, folder: Path) -> str:

@@ -14,7 +14,7 @@ from znorm.lab.reporting.trivial_baseline import trivial_baseline
 from znorm.lab.runs.folder import Run
 from znorm.lab.runs.survey import Damaged, survey
 
-__all__ = ["write_report"]
+__all__ = ["asked_and_tuned", "write_report"]
 
 
 def write_report(
@@ -47,19 +47,8 @@ def write_report(
             dataset = datasets[key]
             if isinstance(dataset, Dataset):
                 trivial_baseline(root, run.spec, dataset)
-        try:
-            question = Question.read(root)
-        except DataError as error:
-            # Of a method that nobody has: the first one beside the baseline takes its place, with
-            # intervals that hold whether or not seeds were added until it was decided.
-            question = Question("?", sequential=True)
-            reason = f"{error}; answers below are to a gain of a point, at all looks at once"
-            damaged = [*damaged, Damaged(root / "question.json", reason)]
-        tunings: dict[str, Tuning] = {}
-        try:
-            tunings = read_tunings(root)
-        except DataError as error:
-            damaged = [*damaged, Damaged(root / "tuning.json", str(error))]
+        question, tunings, unread = asked_and_tuned(root)
+        damaged = [*damaged, *unread]
         page = write_page(
             root,
             runs,
@@ -71,6 +60,26 @@ def write_report(
             tunings=tunings,
         )
         return page, damaged
+
+
+def asked_and_tuned(root: Path) -> tuple[Question | None, dict[str, Tuning], list[Damaged]]:
+    """The question and the trials that a folder keeps, and which of these cannot be read."""
+    unread: list[Damaged] = []
+    question: Question | None
+    try:
+        question = Question.read(root)
+    except DataError as error:
+        # Of a method that nobody has: the first one beside the baseline takes its place, with
+        # intervals that hold whether or not seeds were added until it was decided.
+        question = Question("?", sequential=True)
+        reason = f"{error}; answers below are to a gain of a point, at all looks at once"
+        unread.append(Damaged(root / "question.json", reason))
+    tunings: dict[str, Tuning] = {}
+    try:
+        tunings = read_tunings(root)
+    except DataError as error:
+        unread.append(Damaged(root / "tuning.json", str(error)))
+    return question, tunings, unread
 
 
 def _dataset(run: Run) -> Dataset | DataError:

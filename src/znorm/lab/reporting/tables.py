@@ -21,6 +21,7 @@ from znorm.lab.methods import METHODS
 from znorm.lab.methods import label as label_of
 from znorm.lab.metrics.score import Column
 from znorm.lab.metrics.scores import columns_of as score_columns
+from znorm.lab.own_code import metric_name
 from znorm.lab.reporting import trivial_baseline
 from znorm.lab.reporting.trivial_baseline import TRIVIAL_BASELINES
 from znorm.lab.runs.folder import Run
@@ -312,9 +313,18 @@ def _columns(runs: Sequence[Run]) -> tuple[Column, ...]:
     done = [run.metrics for run in runs if run.status == "done"]
     return tuple(
         column
-        for column in columns_of(TASKS[runs[0].spec.task].output, runs[0].spec.data.unit)
+        for column in (
+            *columns_of(TASKS[runs[0].spec.task].output, runs[0].spec.data.unit),
+            *_own_columns(runs[0].spec),
+        )
         if not (column.optional and done) or any(column.key in metrics for metrics in done)
     )
+
+
+def _own_columns(spec: RunSpec) -> list[Column]:
+    """Those of the user's own metrics, behind all others."""
+    names = [metric_name(place) for place in spec.metrics or ()]
+    return [Column(f"test_{name}", f"Test {name}", 4, place=90) for name in names]
 
 
 def _rows(
@@ -504,9 +514,9 @@ def _lacks_epochs(run: Run) -> str | None:
     """A word on events of a finished run that are missing, if they are there at all."""
     there = (run.folder / "events.jsonl").exists()
     epochs = len(run.history)
-    if not there or epochs >= run.spec.epochs:
+    if not there or epochs >= run.epochs:
         return None
-    return f"events.jsonl is damaged: {epochs} of {run.spec.epochs} epochs can be read"
+    return f"events.jsonl is damaged: {epochs} of {run.epochs} epochs can be read"
 
 
 def _trouble(run: Run) -> str:

@@ -213,7 +213,8 @@ def _lines(
     lines = [
         f"{each} trials a method, drawn {how[tuning.sampler]}: learning rates from {low} to {high} "
         "in logarithms, and a schedule; the first is the shared setting. All have one seed, which "
-        "no run above has. The best by the last epoch's validation score was chosen."
+        "no run above has. The best by the "
+        f"{'best' if table.spec.best_epoch else 'last'} epoch's validation score was chosen."
     ]
     if len(budgets) > 1:
         lines.append(

@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from znorm.lab.evidence.endings import carried_on
 from znorm.lab.evidence.pairs import REFERENCE
 from znorm.lab.methods import label as label_of
 from znorm.lab.reporting.evidence import difference
@@ -67,8 +68,9 @@ def why(table: Table, strokes: Mapping[str, Stroke] | None = None) -> Why | None
 
 def _series(row: Row, field: str) -> Series:
     by_epoch: dict[int, list[float]] = {}
+    longest = max(run.epochs if run.status == "done" else len(run.history) for run in row.runs)
     for run in row.runs:
-        for entry in run.history:
+        for entry in carried_on(run, longest):
             norms = [
                 norm
                 for values in entry.get("receipt", {}).values()

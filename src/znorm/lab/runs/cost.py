@@ -183,7 +183,10 @@ def _timed(spec: RunSpec, work: Callable[..., None], *arguments: torch.Tensor) -
 
 def costs_on_terminal(costs: Sequence[Cost]) -> RichTable:
     """The plan for a terminal, with the sum of all that is left."""
-    rich = RichTable(title="What it costs here, from measured steps", title_justify="left")
+    title = "What it costs here, from measured steps"
+    if any(cost.spec.patience for cost in costs):
+        title += "; at most, since runs end where their patience does"
+    rich = RichTable(title=title, title_justify="left")
     for title in ("Task", "Model", "Arithmetic"):
         rich.add_column(title)
     for title in ("Images/s", "A run", "Runs left", "Together", "Memory, at least"):

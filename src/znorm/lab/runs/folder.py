@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from znorm.lab import csvfiles
 from znorm.lab.errors import DataError
 from znorm.lab.metrics import Cases, ClassCases
+from znorm.lab.numbers import is_count
 from znorm.lab.runs.checks import is_epoch, why_no_result
 from znorm.lab.runs.environment import environment
 from znorm.lab.runs.files import (
@@ -157,6 +158,12 @@ class Run:
         if not isinstance(content, dict):
             raise DataError(f"{path}: not the environment of a run; move it away")
         return content
+
+    @property
+    def epochs(self) -> int:
+        """The epochs of the whole run: fewer than the specification's where its patience ended."""
+        ended = (self.result or {}).get("epochs") if self.spec.patience else None
+        return ended if is_count(ended) and ended is not None else self.spec.epochs
 
     @property
     def status(self) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from znorm.lab import tasks
 from znorm.lab.datasets import Dataset, Split
@@ -19,7 +19,7 @@ from znorm.lab.training.setup import build_net, on_device
 from znorm.lab.training.step import forward
 from znorm.lab.training.weights import Trained, load
 
-__all__ = ["check_images_of_run", "outputs", "outputs_of", "trained_net"]
+__all__ = ["check_images_of_run", "net_of", "outputs", "outputs_of", "trained_net"]
 
 
 def trained_net(run: Run) -> Trained:
@@ -94,12 +94,15 @@ def outputs(run: Run, split: Split, dataset: Dataset | None = None) -> Tensor:
     return outputs_of(run, trained_net(run), split)
 
 
-@torch.no_grad()
-def outputs_of(run: Run, trained: Trained, split: Split) -> Tensor:
-    """As :func:`outputs`, of weights that have been read."""
+def net_of(run: Run, trained: Trained) -> nn.Module:
+    """The net of a run with weights that have been read, on the CPU.
+
+    Raises
+    ------
+    ConfigurationError, DataError
+        If the model is not trusted; if the weights are another model's.
+    """
     spec = run.spec
-    device = torch.device(spec.device if is_there(spec.device) else "cpu")
-    dataset = Dataset(split, split, split, trained.classes)
     model = build_net(
         spec,
         channels=len(trained.mean),
@@ -113,7 +116,16 @@ def outputs_of(run: Run, trained: Trained, split: Split) -> Tensor:
         raise DataError(
             f"{run.folder / 'weights.pt'}: not of model {spec.model}; train the run again"
         ) from None
-    model = on_device(model, device).eval()
+    return model
+
+
+@torch.no_grad()
+def outputs_of(run: Run, trained: Trained, split: Split) -> Tensor:
+    """As :func:`outputs`, of weights that have been read."""
+    spec = run.spec
+    device = torch.device(spec.device if is_there(spec.device) else "cpu")
+    dataset = Dataset(split, split, split, trained.classes)
+    model = on_device(net_of(run, trained), device).eval()
     pipeline = Pipeline(dataset, "none", spec.seed, device, statistics=(trained.mean, trained.std))
     batches = pipeline.evaluation_batches(split)
     whole = torch.cat([forward(spec, model, images).cpu() for images, _ in batches])

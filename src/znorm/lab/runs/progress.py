@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, Protocol
 
 from rich.console import Console
@@ -77,6 +78,11 @@ class _Remaining:
         self.done = 0.0
         self.start = time.perf_counter()
 
+    def end(self, run: Run) -> None:
+        """A run has ended, perhaps before the epochs that it was given."""
+        with suppress(DataError):
+            self.total -= run.spec.epochs - run.epochs
+
     def leave(self, run: Run) -> None:
         """Another process, of another command, has it: its epochs are not waited for here."""
         try:
@@ -144,6 +150,8 @@ class Plain(Silent):
     def run_ends(self, number: int, run: Run, note: str = "") -> None:
         if note:
             self.remaining.leave(run)
+        else:
+            self.remaining.end(run)
         title = name(run, tuned=self.tuned)
         self._say(f"[{number + 1}/{self.total}] {title}: {note or ending(run)}")
 
@@ -202,6 +210,8 @@ class Terminal(Silent):
         assert self.grid is not None
         if note:
             self.remaining.leave(run)
+        else:
+            self.remaining.end(run)
         self._end_bar(run)
         self.progress.update(self.grid, advance=1)
         self.progress.console.print(

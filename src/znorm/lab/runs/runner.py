@@ -17,6 +17,7 @@ from znorm.lab import models
 from znorm.lab.datasets import Dataset, Split
 from znorm.lab.device import why_not_captured
 from znorm.lab.errors import ConfigurationError, DataError, Interrupted, LabError
+from znorm.lab.own_code import definitions
 from znorm.lab.runs.folder import Run
 from znorm.lab.runs.parallel import helped
 from znorm.lab.runs.progress import Display
@@ -25,7 +26,7 @@ from znorm.lab.spec import RunSpec
 from znorm.lab.training import memory
 from znorm.lab.training.interruption import Interruption
 from znorm.lab.training.loop import Outcome, SideBySide, train_by_steps
-from znorm.lab.training.setup import check_images, load_once, try_model
+from znorm.lab.training.setup import check_images, load_once, try_model, try_own_code
 
 __all__ = ["execute"]
 
@@ -84,8 +85,12 @@ def execute(
     for one in runs:
         check_images(one.spec, load_once(one.spec, datasets))
     for one in {_net_key(one.spec): one for one in runs}.values():
-        if models.is_external(one.spec.model):
+        if models.is_external(one.spec.model) or one.spec.start_digest is not None:
             try_model(one.spec, load_once(one.spec, datasets))
+    for spec in {
+        (one.spec.loss, one.spec.metrics, one.spec.data_key): one.spec for one in runs
+    }.values():
+        try_own_code(spec, load_once(spec, datasets))
     problems: dict[Path, DataError] = {}
     for one in runs:
         try:
@@ -141,7 +146,7 @@ def _tell_what_is_not_captured(runs: Sequence[Run], display: Display) -> None:
     told: dict[str, None] = {}
     for spec in (one.spec for one in runs if one.result is None):
         if spec.device == "cuda" and not spec.cuda_graph:
-            reason = why_not_captured(spec.model, spec.optimizer, spec.transform)
+            reason = why_not_captured(spec.model, spec.optimizer, spec.transform, spec.loss)
             if reason is not None:
                 told[
                     f"{spec.model} {spec.method}: steps are not captured in a CUDA graph: {reason}"
@@ -265,9 +270,10 @@ def _threads_shared(runs: Sequence[Run], jobs: int, display: Display) -> Iterato
         torch.set_num_threads(threads)
 
 
-def _net_key(spec: RunSpec) -> tuple[str, str, str]:
+def _net_key(spec: RunSpec) -> tuple[str, str, str, str | None]:
     """The same for runs whose nets are built alike."""
-    return spec.model, repr(sorted(spec.model_options.items())), spec.data_key
+    options = sorted(spec.model_options.items())
+    return spec.model, repr(options), spec.data_key, spec.start_digest
 
 
 def _failed(
@@ -291,6 +297,12 @@ def _finish(run: Run, outcome: Outcome) -> None:
         "hashes": outcome.hashes,
         "seconds": outcome.seconds,
     }
+    if run.spec.patience:
+        result["epochs"] = outcome.epochs
+    if outcome.new_head is not None:
+        result["new_head"] = outcome.new_head
+    if run.spec.metrics:
+        result["definitions"] = definitions(run.spec.metrics)
     if outcome.threads is not None:
         result["threads"] = outcome.threads
     if outcome.diverged_step is not None:

@@ -6,13 +6,14 @@ import hashlib
 import io
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, cast
+from typing import Any
 
 import torch
 from pydantic import TypeAdapter
 from torch import Tensor, nn
 
 from znorm.lab.errors import DataError
+from znorm.lab.models.start import hash_state
 
 __all__ = ["Position", "dump", "hash_state", "hash_weights", "load"]
 
@@ -44,6 +45,10 @@ class Position:
         written it down.
     data : str
         The fingerprint of the images; empty where an earlier version has not written it down.
+    best : dict or None
+        The net's state after the epoch that was best on validation, where that is kept; on the CPU.
+    batches_by_epoch : list of str
+        The running hash at the end of each epoch, where runs may end early.
     """
 
     epoch: int = 0
@@ -56,6 +61,8 @@ class Position:
     seconds: float = 0.0
     threads: int = 0
     data: str = ""
+    best: dict[str, Any] | None = None
+    batches_by_epoch: list[str] = field(default_factory=list)
 
     def saw(self, checksum: int) -> None:
         """Add a batch to the running hash."""
@@ -94,6 +101,7 @@ def load(content: bytes, model: nn.Module, optimizer: torch.optim.Optimizer) -> 
         position = TypeAdapter(Position).validate_python(state["position"])
         if not (0 <= position.threads <= MOST_THREADS and min(position.epoch, position.step) >= 0):
             raise ValueError("out of bounds")
+        _check_best(position.best, model.state_dict())
         for number, entry in enumerate(position.history, start=1):
             if entry.get("epoch") != number:
                 raise ValueError("epochs that do not follow each other")
@@ -107,16 +115,13 @@ def load(content: bytes, model: nn.Module, optimizer: torch.optim.Optimizer) -> 
     return position
 
 
+def _check_best(best: Mapping[str, Any] | None, state: Mapping[str, Tensor]) -> None:
+    if best is not None and {k: v.shape for k, v in best.items()} != {
+        k: v.shape for k, v in state.items()
+    }:
+        raise ValueError("the best epoch's weights are of another net")
+
+
 def hash_weights(model: nn.Module) -> str:
     """sha256 over the name, type, shape and bytes of each parameter and buffer."""
     return hash_state(model.state_dict())
-
-
-def hash_state(state: Mapping[str, Tensor]) -> str:
-    """As :func:`hash_weights`, of what ``model.state_dict()`` gave."""
-    digest = hashlib.sha256()
-    for name, tensor in state.items():
-        plain = tensor.detach().cpu().contiguous()
-        digest.update(f"{name} {plain.dtype} {tuple(plain.shape)}".encode())
-        digest.update(cast(Any, plain.reshape(-1).view(torch.uint8).numpy()))
-    return digest.hexdigest()

@@ -12,6 +12,7 @@ from znorm.lab.datasets import Split
 from znorm.lab.datasets.tiles import Tiles
 from znorm.lab.metrics import Cases, ClassCases, classification_scores, count, masks_of
 from znorm.lab.metrics.scores import MASK_SCORES
+from znorm.lab.own_code import own_scores, probabilities
 from znorm.lab.spec import RunSpec
 from znorm.lab.training.graph import CapturedWork
 from znorm.lab.training.pipeline import Pipeline
@@ -50,13 +51,15 @@ class Evaluator:
         """
         self._model.eval()
         # All stays on the device until the end: no batch waits for it.
-        outputs, truths, losses, sizes = [], [], [], []
+        outputs, truths, losses, sizes, whole = [], [], [], [], []
         for images, truth in self._pipeline.evaluation_batches(split):
             output, loss = self._evaluate(images, truth)
             losses.append(loss)
             sizes.append(len(images))
             outputs.append(masks_of(output) if split.has_masks else output)
             truths.append(truth)
+            if self._spec.metrics:
+                whole.append(probabilities(output))
 
         def read() -> Scores:
             if not sizes:
@@ -64,9 +67,13 @@ class Evaluator:
             predicted, targets = torch.cat(outputs).cpu(), torch.cat(truths).cpu()
             shares = torch.tensor(sizes, dtype=torch.float64) / len(split)
             mean_loss = float(torch.dot(torch.stack(losses).cpu().double(), shares))
+            own: Scores = {}
+            if self._spec.metrics:
+                # What is nan is left out, as of the scores by name.
+                own = own_scores(self._spec.metrics, torch.cat(whole).cpu(), targets)
             if not split.has_masks:
-                return {**classification_scores(predicted, targets), "loss": mean_loss}
-            return {"loss": mean_loss, **self._mask_scores(predicted, targets)}
+                return {**classification_scores(predicted, targets), **own, "loss": mean_loss}
+            return {"loss": mean_loss, **self._mask_scores(predicted, targets), **own}
 
         return read
 

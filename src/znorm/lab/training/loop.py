@@ -16,11 +16,13 @@ from znorm.lab.datasets import Dataset, Split
 from znorm.lab.errors import DataError, Interrupted
 from znorm.lab.methods import make_transform
 from znorm.lab.metrics import Cases, ClassCases
+from znorm.lab.models.start import new_head
 from znorm.lab.optimizers import READ_THEIR_RATE, learning_rate
 from znorm.lab.spec import RunSpec
 from znorm.lab.tasks import TASKS
 from znorm.lab.training import checkpoint
 from znorm.lab.training.checkpoint import Position
+from znorm.lab.training.ending import best_of, final_metrics, has_no_patience_left
 from znorm.lab.training.evaluation import (
     Evaluator,
     chosen_threshold,
@@ -31,7 +33,7 @@ from znorm.lab.training.gradient_statistics import GradientStatistics, clipped_s
 from znorm.lab.training.graph import CapturedWork
 from znorm.lab.training.pipeline import Pipeline
 from znorm.lab.training.sampler import batches
-from znorm.lab.training.setup import set_up
+from znorm.lab.training.setup import set_up, start_of
 from znorm.lab.training.step import take_step
 from znorm.lab.training.surroundings import Surroundings
 from znorm.lab.training.weights import dump
@@ -82,6 +84,10 @@ class Outcome:
         diverged.
     threads : int or None
         Of torch, on a CPU.
+    epochs : int
+        Those that it was trained for.
+    new_head : str or None
+        The module that was drawn anew, since the weights of the start were for other classes.
     """
 
     status: str
@@ -92,6 +98,8 @@ class Outcome:
     cases: Cases | ClassCases | None = None
     weights: bytes | None = None
     threads: int | None = None
+    epochs: int = 0
+    new_head: str | None = None
 
 
 @dataclass(frozen=True)
@@ -298,13 +306,24 @@ class _Loop:
             self.rate = torch.zeros((), device=pipeline.device)
         self.evaluator = Evaluator(spec, model, pipeline)
         self.statistics = _statistics(spec, model, optimizer)
+        self.new_head = None
+        if spec.start_digest is not None:
+            outputs = pipeline.dataset.outputs
+            self.new_head = new_head(model.state_dict(), start_of(spec), outputs)
+        if self.new_head is not None and not (position.epoch or position.step):
+            watch.note(
+                f"{self.new_head} is drawn anew: the weights that the run starts from are for "
+                "another number of classes"
+            )
         self.clock = time.perf_counter()
         self.saved_at = self.clock
 
     def run(self) -> Generator[None, None, Outcome]:
         """Train to the end, and pause after each step and where the device is waited for next."""
         spec, position, dataset = self.spec, self.position, self.pipeline.dataset
-        while position.epoch < spec.epochs:
+        while position.epoch < spec.epochs and not has_no_patience_left(
+            position.history, self.score, spec.patience
+        ):
             steps = yield from self._train_epoch()
             # Queued before anything is read, so that the device never waits for this.
             scores = {
@@ -333,12 +352,19 @@ class _Loop:
                     entry["clipped"] = clipped_share(position.receipt)
                 position.receipt = {}
             position.history.append(entry)
+            self._keep_best()
             position.epoch, position.step, position.losses = position.epoch + 1, 0, []
             self._checkpoint()
             self.watch.epoch(entry)
+        if position.best is not None:
+            self.model.load_state_dict(position.best)
         predict = predict_cases if dataset.test.has_masks else predict_classes
         cases = predict(self.spec, self.model, self.pipeline, dataset.test)
-        return self._outcome("done", self._metrics(cases), None, cases)
+        by_case = cases.scores() if isinstance(cases, Cases) else None
+        metrics = final_metrics(
+            position.history, self.score, by_case, best_epoch=bool(spec.best_epoch)
+        )
+        return self._outcome("done", metrics, None, cases)
 
     def _train_epoch(self) -> Generator[None, None, int]:
         """Train what remains of the epoch, with a pause after each step; the number of all."""
@@ -398,22 +424,17 @@ class _Loop:
         finite = torch.stack([p.isfinite().all() for p in self.model.parameters()]).all()
         return None if finite else first + steps - 1
 
-    def _metrics(self, cases: Cases | ClassCases | None) -> dict[str, float]:
-        """The last epoch's scores, and those of the epoch that was best on validation."""
-        history, score = self.position.history, self.score
-        metrics = {
-            key: value
-            for key, value in history[-1].items()
-            if key not in ("clipped", "epoch", "receipt", "seconds")
-        }
-        if isinstance(cases, Cases):
-            metrics.update({f"test_{key}": value for key, value in cases.scores().items()})
-        if f"validation_{score}" in history[-1]:
-            best = max(history, key=lambda entry: entry[f"validation_{score}"])
-            metrics["best_validation_epoch"] = best["epoch"]
-            metrics[f"best_validation_{score}"] = best[f"validation_{score}"]
-            metrics[f"best_validation_test_{score}"] = best[f"test_{score}"]
-        return metrics
+    def _keep_best(self) -> None:
+        """Note how the epoch that has just ended stands: its weights, if it is the best so far."""
+        position = self.position
+        if self.spec.patience:
+            position.batches_by_epoch.append(position.batches[:16])
+        best = best_of(position.history, self.score)
+        if self.spec.best_epoch and best is position.history[-1]:
+            position.best = {
+                name: tensor.detach().to("cpu", copy=True)
+                for name, tensor in self.model.state_dict().items()
+            }
 
     def _seconds(self) -> float:
         now = time.perf_counter()
@@ -445,5 +466,19 @@ class _Loop:
         if status == "done":
             chosen = chosen_threshold(self.spec, self.model, self.pipeline, dataset.validation)
             weights = dump(self.model, dataset, chosen)
+        if self.position.batches_by_epoch:
+            # Runs of one seed that end at different epochs share those that both had.
+            hashes["batches_by_epoch"] = " ".join(self.position.batches_by_epoch)
         threads = self.position.threads or None
-        return Outcome(status, metrics, hashes, self._seconds(), step, cases, weights, threads)
+        return Outcome(
+            status,
+            metrics,
+            hashes,
+            self._seconds(),
+            step,
+            cases,
+            weights,
+            threads,
+            len(self.position.history),
+            self.new_head,
+        )

@@ -9,7 +9,9 @@ from znorm.lab import models, tasks, trust
 from znorm.lab.datasets import Dataset
 from znorm.lab.errors import ConfigurationError
 from znorm.lab.methods import make_transform
+from znorm.lab.models.start import read_start, start_from
 from znorm.lab.optimizers import make_optimizer
+from znorm.lab.own_code import is_own, try_loss, try_metrics
 from znorm.lab.spec import RunSpec
 
 __all__ = [
@@ -19,7 +21,9 @@ __all__ = [
     "load_once",
     "on_device",
     "set_up",
+    "start_of",
     "try_model",
+    "try_own_code",
 ]
 
 
@@ -57,7 +61,10 @@ def set_up(spec: RunSpec, dataset: Dataset) -> tuple[nn.Module, torch.optim.Opti
     ConfigurationError
         As :func:`build_net`.
     """
-    model = on_device(_net_for(spec, dataset), spec.device)
+    model = _net_for(spec, dataset)
+    if spec.start_digest is not None:
+        start_from(model, start_of(spec), dataset.outputs)
+    model = on_device(model, spec.device)
     optimizer = make_optimizer(
         spec.optimizer,
         spec.optimizer_options,
@@ -69,6 +76,19 @@ def set_up(spec: RunSpec, dataset: Dataset) -> tuple[nn.Module, torch.optim.Opti
         capturable=bool(spec.cuda_graph),
     )
     return model, optimizer
+
+
+def start_of(spec: RunSpec) -> dict[str, Tensor]:
+    """The weights that a specification's runs start from.
+
+    Raises
+    ------
+    ConfigurationError, DataError
+        If the file is not named, or not there as it was.
+    """
+    if spec.start is None or spec.start_digest is None:
+        raise ConfigurationError("start: the specification has the hash of weights, and no file")
+    return read_start(spec.start, spec.start_digest)
 
 
 def _net_for(spec: RunSpec, dataset: Dataset) -> nn.Module:
@@ -113,6 +133,11 @@ def check_images(spec: RunSpec, dataset: Dataset) -> None:
             f"task {spec.task}: {len(dataset.train)} training and {len(dataset.test)} test "
             "images are too few; lower data.validation or raise data.limit"
         )
+    if (spec.patience or spec.best_epoch) and not len(dataset.validation):
+        raise ConfigurationError(
+            "patience, best_epoch: which epoch is best is told by validation images, and there are "
+            "none; raise data.validation"
+        )
     models.check(
         spec.model,
         channels=dataset.channels,
@@ -123,13 +148,15 @@ def check_images(spec: RunSpec, dataset: Dataset) -> None:
 
 
 def try_model(spec: RunSpec, dataset: Dataset) -> None:
-    """Build a model of another library, and see that its outputs fit the task.
+    """Build a model, and see that its outputs fit the task, and weights that it starts from it.
 
     Raises
     ------
-    ConfigurationError
+    ConfigurationError, DataError
     """
     model = _net_for(spec, dataset).eval()
+    if spec.start_digest is not None:
+        start_from(model, start_of(spec), dataset.outputs)
     with torch.no_grad():
         shape = tuple(model(torch.zeros(2, dataset.channels, *dataset.image_size)).shape)
     expected: tuple[int, ...] = (2, dataset.outputs)
@@ -140,3 +167,25 @@ def try_model(spec: RunSpec, dataset: Dataset) -> None:
             f"model {spec.model}: task {spec.task} needs outputs of shape {expected} for two "
             f"images, found {shape}"
         )
+
+
+def try_own_code(spec: RunSpec, dataset: Dataset) -> None:
+    """See that a loss and metrics of the user's own take what a net gives for these images.
+
+    They get outputs drawn at random, beside targets of the test part: as many as there are, up to a
+    batch, spread over it so that every class is among them.
+
+    Raises
+    ------
+    ConfigurationError
+    """
+    trust.check(spec)
+    if not is_own(spec.loss) and not spec.metrics:
+        return
+    targets = dataset.test.limited(spec.batch_size).targets
+    shape = (len(targets), dataset.outputs, *targets.shape[1:])
+    outputs = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    if is_own(spec.loss):
+        try_loss(spec.loss, outputs.to(spec.device), targets.to(spec.device))
+    if spec.metrics:
+        try_metrics(spec.metrics, outputs, targets)

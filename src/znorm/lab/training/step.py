@@ -8,7 +8,8 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor, nn
 
-from znorm.lab.losses import LOSSES
+from znorm.lab.losses import LOSSES, Loss
+from znorm.lab.own_code import is_own, loss_at
 from znorm.lab.spec import RunSpec
 
 __all__ = ["backward", "evaluation_loss", "forward", "forward_loss", "take_step"]
@@ -21,6 +22,11 @@ def _precision(spec: RunSpec, images: Tensor) -> AbstractContextManager[object]:
     return torch.autocast(images.device.type, torch.bfloat16)
 
 
+def _loss(spec: RunSpec, device: torch.device) -> Loss:
+    """The specification's loss: of those by name, or of the user's own."""
+    return loss_at(spec.loss, str(device)) if is_own(spec.loss) else LOSSES[spec.loss]
+
+
 def forward(spec: RunSpec, model: nn.Module, images: Tensor) -> Tensor:
     """The net's outputs in float32, as evaluation and prediction take them."""
     with _precision(spec, images):
@@ -31,7 +37,7 @@ def forward(spec: RunSpec, model: nn.Module, images: Tensor) -> Tensor:
 def forward_loss(spec: RunSpec, model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
     """The training loss of these images, all in memory at once."""
     with _precision(spec, images):
-        return LOSSES[spec.loss](model(images), targets)
+        return _loss(spec, images.device)(model(images), targets)
 
 
 def evaluation_loss(
@@ -39,7 +45,7 @@ def evaluation_loss(
 ) -> tuple[Tensor, Tensor]:
     """The outputs of :func:`forward` and their loss, for a net in evaluation mode."""
     outputs = forward(spec, model, images)
-    return outputs, LOSSES[spec.loss](outputs, targets)
+    return outputs, _loss(spec, images.device)(outputs, targets)
 
 
 def backward(spec: RunSpec, model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
