@@ -93,8 +93,13 @@ class Split:
 
     @property
     def case_names(self) -> tuple[str, ...]:
-        """The name of each case: an image, or the picture that tiles were cut from."""
-        return self.names if self.tiles is None else self.tiles.case_names
+        """The name of each case: an image, or the picture that tiles were cut from.
+
+        Images without names are numbered.
+        """
+        if self.tiles is not None:
+            return self.tiles.case_names
+        return self.names or tuple(f"test-{row}" for row in range(len(self)))
 
     @property
     def case_patients(self) -> tuple[str, ...]:
@@ -123,7 +128,7 @@ class Split:
         """The images of the cases of these names; tiles in the order of the split."""
         if self.tiles is not None:
             return self.take(self.tiles.rows_of(names))
-        places = {name: place for place, name in enumerate(self.names)}
+        places = {name: place for place, name in enumerate(self.case_names)}
         return self.take(torch.tensor([places[name] for name in names], dtype=torch.int64))
 
     def class_counts(self, classes: int) -> list[int]:

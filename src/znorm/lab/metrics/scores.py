@@ -127,20 +127,20 @@ _BOUNDARY = "distance from a boundary pixel of one mask to the nearest of the ot
 _DISTANCES: Mapping[str, str] = {
     "hausdorff": (
         f"Largest {_BOUNDARY}, {_UNIT}; the mean over the slices in which truth or "
-        f"prediction has tumour; {_EMPTY_DISTANCE}."
+        f"prediction marks something; {_EMPTY_DISTANCE}."
     ),
     "hausdorff_found": (
         f"Largest {_BOUNDARY}, {_UNIT}; the mean over the slices in which truth and prediction "
-        "both have tumour; slices where either is empty are left out."
+        "both mark something; slices where either is empty are left out."
     ),
     "hausdorff95": (
         f"95th percentile of the {_BOUNDARY}, the larger of the two directions, {_UNIT}; the "
-        f"mean over the slices in which truth or prediction has tumour; {_EMPTY_DISTANCE}."
+        f"mean over the slices in which truth or prediction marks something; {_EMPTY_DISTANCE}."
     ),
     "hausdorff_rows": (
         "Row variant, NOT a distance in pixels: the directed Hausdorff distance between the "
         "rows of the two masks taken as points, without unit, the larger of the two "
-        "directions; the mean over the slices in which truth or prediction has tumour; the "
+        "directions; the mean over the slices in which truth or prediction marks something; the "
         "square root of the largest number of mask pixels in a row where one of the two is "
         "empty; slices where both are empty are left out."
     ),

@@ -200,6 +200,4 @@ def _test_part(run: Run, trained: Trained) -> Pictures:
             "set; train the run again"
         )
     test = dataset.test
-    return Pictures(
-        test.case_names or tuple(f"test-{row}" for row in range(len(test))), test, truth=True
-    )
+    return Pictures(test.case_names, test, truth=True)

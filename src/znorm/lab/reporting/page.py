@@ -19,6 +19,7 @@ from znorm.lab.evidence.question import Question
 from znorm.lab.evidence.tuning import Tuning
 from znorm.lab.metrics.scores import definition_of
 from znorm.lab.reporting.card import card_of
+from znorm.lab.reporting.cases import case_tables
 from znorm.lab.reporting.confusion import confusions
 from znorm.lab.reporting.data_card import data_card
 from znorm.lab.reporting.evidence import evidence
@@ -214,7 +215,6 @@ def _section(
         pictures["patches"] = patches(dataset)
         pictures["masks"] = mask_figure(table, dataset, frame.cases)
     task = TASKS[table.spec.task]
-    data = data_card(root, table.spec, dataset, trained_on)
     found = evidence(table)
     return {
         **pictures,
@@ -232,6 +232,7 @@ def _section(
         "paragraph": methods_paragraph(table, data),
         "exports": exports(table, found, anchor),
         "cases": _cases(table),
+        "case_tables": case_tables(root, table, dataset, images=images),
         "definitions": _definitions(table),
         "curves": curves(table, strokes),
         "confusions": confusions(root, table, data.classes),

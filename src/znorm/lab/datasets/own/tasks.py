@@ -23,7 +23,7 @@ from znorm.lab.datasets.task import Task
 from znorm.lab.datasets.tiles import Tiles
 from znorm.lab.errors import ConfigurationError, DataError
 
-__all__ = ["CLASSES", "MASKS", "contents_of_data", "rule_of_data", "task_of"]
+__all__ = ["CLASSES", "MASKS", "contents_of_data", "files_of_data", "rule_of_data", "task_of"]
 
 _KEYS = (
     "folder",
@@ -108,6 +108,19 @@ def _changed(folder: str) -> DataError:
         f"{folder}: holds other files, labels or groups than the runs were begun with; put those "
         "back, or begin in another folder for runs"
     )
+
+
+def files_of_data(data: DataSpec) -> dict[str, Path]:
+    """The file of each of the user's own images, by its name; none of other data sets.
+
+    Raises
+    ------
+    ConfigurationError, DataError
+        If the folder cannot be read.
+    """
+    if data.folder is None:
+        return {}
+    return {item.name: item.image for item in listed(data.folder, data.table).items}
 
 
 def contents_of_data(data: DataSpec) -> Contents:
