@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from znorm.lab import trust
+from znorm.lab.datasets.own.contents import listed
 from znorm.lab.datasets.own.tasks import task_of
 from znorm.lab.deciding import added_until_decided, asked, keep
 from znorm.lab.errors import ConfigurationError
@@ -38,6 +39,9 @@ __all__ = [
 ]
 
 
+MOST_FOLDS = 50
+
+
 def planned(options: CompareOptions) -> tuple[list[RunSpec], tuple[int, int]]:
     """The specifications of a comparison; how many runs tuning adds, and how many of them are left.
 
@@ -46,7 +50,7 @@ def planned(options: CompareOptions) -> tuple[list[RunSpec], tuple[int, int]]:
     Errors are those of :func:`compare`.
     """
     options = _settled(options)
-    specs = grid(options.methods, options.seeds, options.choices())
+    specs = _specs(options)
     asked(options, specs)
     tuning = tuning_asked(options, specs)
     _check_folder(options.out)
@@ -70,7 +74,10 @@ def compare(options: CompareOptions) -> list[Run]:
         groups (patients) in it where there are any; or ``images`` and ``masks``. Before anything is
         trained ``first-look.html`` shows what is there, what is doubtful and what will be done.
     table : path, optional
-        A CSV file that lists those to use: file, label or mask, group, part.
+        A CSV file that lists those to use: file, label or mask, group, part or fold.
+    folds : int, optional
+        Of your own images: each of so many folds is the test part in turn, and the page has one
+        more section over all of them. A group is in one of them.
     methods : sequence of str or mapping, optional
         By default the six of the paper's tables. A mapping is a method of your own: ``name``,
         ``transform`` (such as ``[{"ClipValue": {"threshold": 0.1}}, "ZNorm"]``), ``weight_decay``.
@@ -159,7 +166,7 @@ def compare(options: CompareOptions) -> list[Run]:
     'done'
     """
     options = _settled(options)
-    specs = grid(options.methods, options.seeds, options.choices())
+    specs = _specs(options)
     _check_folder(options.out)
     runs = [Run.at(options.out, spec) for spec in specs]
     display = options.display or Silent()
@@ -191,6 +198,34 @@ def compare(options: CompareOptions) -> list[Run]:
             ]
         report(options.out)
     return runs
+
+
+def _specs(options: CompareOptions) -> list[RunSpec]:
+    """The specifications of a comparison, those of one fold after those of the other."""
+    if options.folds is None:
+        return grid(options.methods, options.seeds, options.choices())
+    folds = options.folds
+    if isinstance(folds, bool) or not isinstance(folds, int) or not 2 <= folds <= MOST_FOLDS:
+        raise ConfigurationError(
+            f"folds: expected a whole number from 2 to {MOST_FOLDS}, found {folds!r}"
+        )
+    if options.until is not None or options.tune is not None:
+        option = "until" if options.until is not None else "tune"
+        raise ConfigurationError(f"folds: not together with {option}; leave one of them out")
+    choices = options.choices()
+    if choices.get("data.folder") is None:
+        raise ConfigurationError("folds: are of your own images; give their folder as data")
+    given = [key for key in ("data.fold", "data.test_share") if choices.get(key) is not None]
+    if given:
+        raise ConfigurationError(f"folds: gives {given[0]}; leave that out")
+    own = listed(choices["data.folder"], choices.get("data.table")).folds
+    if own and len(own) != folds:
+        raise ConfigurationError(f"folds: the table has {len(own)}, {', '.join(own)[:80]}")
+    share = {} if own else {"data.test_share": 1 / folds}
+    specs: list[RunSpec] = []
+    for fold in range(folds):
+        specs += grid(options.methods, options.seeds, {**choices, **share, "data.fold": fold})
+    return specs
 
 
 def _settled(options: CompareOptions) -> CompareOptions:

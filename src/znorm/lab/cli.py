@@ -37,6 +37,7 @@ from znorm.lab.prediction.onnx_file import export_onnx
 from znorm.lab.registry import unknown
 from znorm.lab.reporting.card import card_of
 from znorm.lab.reporting.export import LEFT_OUT, PACKED
+from znorm.lab.reporting.folds import over_folds
 from znorm.lab.reporting.prospects import prospects_on_terminal
 from znorm.lab.reporting.tables import gather, on_terminal
 from znorm.lab.runs import cost
@@ -170,10 +171,13 @@ def compare(config: Path | None, plan: bool, **options: Any) -> int:
         return 0
     runs = api.compare(**choices, display=choose(_console(sys.stderr)))
     ended = [one for one in runs if _ended(one) is not None]
-    for table in gather(out, ended, Question.read(out), read_tunings(out)):
+    tables = gather(out, ended, Question.read(out), read_tunings(out))
+    for table in tables:
         console.print(on_terminal(table))
         if (card := card_of(table)) is not None:
             console.print(card.text, markup=False, highlight=False, soft_wrap=True)
+    for found in over_folds(tables):
+        console.print(found.headline, markup=False, highlight=False, soft_wrap=True)
     console.print(f"report: {out / 'report.html'}", markup=False, highlight=False, soft_wrap=True)
     return _exit_code(runs)
 

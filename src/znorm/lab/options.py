@@ -106,7 +106,10 @@ class CompareOptions(SharedOptions):
         key="data.folder",
     )
     table: PathLike | None = option(
-        None, "A CSV file of those: file, label or mask, group, part.", key="data.table"
+        None, "A CSV file of those: file, label or mask, group, part or fold.", key="data.table"
+    )
+    folds: int | None = option(
+        None, "Test on each of N folds of your own images in turn; a group is in one of them."
     )
     model: str | None = option(None, "Which net.  [default: the task's]", key="model")
     seeds: int | Sequence[int] = option(

@@ -160,7 +160,7 @@ def _quietly() -> Iterator[None]:
 
 
 def _metadata(run: Run, trained: Trained) -> dict[str, str]:
-    """What whoever runs the file must know; texts, as the format has them."""
+    """All that whoever runs the file must know; texts, as the format has them."""
     spec = run.spec
     height, width = trained.image_size
     rule = rule_of_data(spec.data)

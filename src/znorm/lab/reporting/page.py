@@ -25,6 +25,7 @@ from znorm.lab.reporting.data_card import data_card
 from znorm.lab.reporting.evidence import evidence
 from znorm.lab.reporting.exports import exports
 from znorm.lab.reporting.figures import curves, patches
+from znorm.lab.reporting.folds import over_folds
 from znorm.lab.reporting.gradients import gradients_by_depth
 from znorm.lab.reporting.masks import mask_figure
 from znorm.lab.reporting.methods_paragraph import methods_paragraph
@@ -175,6 +176,7 @@ def render_page(
             frame_sections=frame.sections(tables, notes),
             images=images,
             strokes=strokes,
+            folds=over_folds(tables),
             workloads=over_workloads(tables, strokes),
             under_way=under_way(runs, tunings or {}),
             damaged=[

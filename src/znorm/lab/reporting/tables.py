@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -37,6 +38,7 @@ __all__ = [
     "Table",
     "Value",
     "columns_of",
+    "fold_key",
     "gather",
     "images_of",
     "on_terminal",
@@ -183,6 +185,8 @@ class Table:
         Those by which was chosen.
     former : tuple of Run
         Those of what was chosen once, from fewer trials.
+    fold : int or None
+        The number of its fold, where other tables are of other folds of the same images.
     """
 
     spec: RunSpec
@@ -195,11 +199,13 @@ class Table:
     tuning: Tuning | None = None
     trials: tuple[Run, ...] = ()
     former: tuple[Run, ...] = ()
+    fold: int | None = None
 
     @property
     def suffix(self) -> str:
-        """The words that tell it from the table of the shared settings."""
-        return "" if self.tuning is None else ", each method tuned"
+        """The words that tell it from others of the same task and model."""
+        fold = "" if self.fold is None else f", fold {self.fold + 1}"
+        return fold if self.tuning is None else f"{fold}, each method tuned"
 
     @property
     def asked(self) -> Row | None:
@@ -278,7 +284,25 @@ def gather(
                 former=tuple(former.get(key, ())),
             )
         )
-    return tables
+    several = Counter(fold_key(table.spec) for table in tables if table.tuning is None)
+    tables = [
+        replace(table, fold=table.spec.data.fold or 0)
+        if table.tuning is None and several[fold_key(table.spec)] > 1
+        else table
+        for table in tables
+    ]
+    # Folds of the same images stand together, in their order.
+    places = {fold_key(table.spec): place for place, table in reversed([*enumerate(tables)])}
+    return sorted(tables, key=lambda table: (places[fold_key(table.spec)], table.fold or 0))
+
+
+def fold_key(spec: RunSpec) -> str:
+    """The same for runs that differ in nothing but method, seed and fold."""
+    if spec.data.folder is None:
+        return spec.configuration
+    # What follows from the training images differs with the fold.
+    data = spec.data.model_copy(update={"fold": None, "contents": None, "window": None})
+    return spec.model_copy(update={"data": data}).configuration
 
 
 def _table(root: Path, members: Sequence[Run], question: Question | None) -> Table:

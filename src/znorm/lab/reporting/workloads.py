@@ -76,7 +76,12 @@ def over_workloads(
     A run that diverged or failed counts as a score of 0: a method whose survivors are ahead is not.
     """
     # Runs on different images are not averaged, and a workload that was tuned is the same again.
-    used = [table for table in tables if not table.warnings and table.tuning is None]
+    # Folds are the same workload over and over, and have a section of their own.
+    used = [
+        table
+        for table in tables
+        if not table.warnings and table.tuning is None and table.fold is None
+    ]
     rows = [{row.method: row for row in reversed(table.rows) if _ended(row)} for table in used]
     used = [table for table, one in zip(used, rows, strict=True) if one]
     rows = [one for one in rows if one]

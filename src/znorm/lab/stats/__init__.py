@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from znorm.lab.stats.anytime import confidence_sequence, half_width_at_any_time, p_at_any_time
 from znorm.lab.stats.best_of import expected_best
-from znorm.lab.stats.intervals import Interval, prediction_interval, t_interval
+from znorm.lab.stats.intervals import (
+    Interval,
+    prediction_interval,
+    resampled_interval,
+    t_interval,
+)
 from znorm.lab.stats.multiple import holm
 from znorm.lab.stats.pairs import (
     hedges_g,
@@ -46,6 +51,7 @@ __all__ = [
     "power",
     "prediction_interval",
     "probability_of_improvement",
+    "resampled_interval",
     "seeds_for",
     "sign_flip_test",
     "smallest_p",

@@ -3,7 +3,7 @@
 FOLDER/CLASS/*.png                       classes; CLASS/PATIENT/*.png groups them
 FOLDER/train/CLASS/*.png, FOLDER/test/...  classes, and the parts are the user's own
 FOLDER/images/*.png, FOLDER/masks/*.png  masks, by the same name or NAME_mask
-TABLE.csv                                file and label, or file and mask; group and part
+TABLE.csv                                file and label, or file and mask; group, part or fold
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ _COLUMNS = {
     "mask": ("mask",),
     "group": ("group", "patient", "patient_id"),
     "part": ("part", "split"),
+    "fold": ("fold",),
 }
 
 
@@ -159,6 +160,8 @@ def _from_table(folder: Path, table: Path) -> Listing:
     if ("label" in columns) == ("mask" in columns):
         what = "both label and mask" if "label" in columns else "neither label nor mask"
         raise ConfigurationError(f"{table}: has {what} among its columns; give one of them")
+    if {"part", "fold"} <= columns.keys():
+        raise ConfigurationError(f"{table}: has both part and fold among its columns; give one")
     items: list[Item] = []
     homes: dict[str, str] = {}
     seen: set[Path] = set()
@@ -180,16 +183,18 @@ def _from_table(folder: Path, table: Path) -> Listing:
                 raise DataError(f"{where}: part {cells['part']!r}; expected {', '.join(SPLITS)}")
         elif "part" in columns:
             raise DataError(f"{where}: has no part; expected {', '.join(SPLITS)}")
+        if cells.get("fold") == "":
+            raise DataError(f"{where}: has no fold")
         group = cells.get("group") or None
-        made = list(_items(folder, path, label, mask, group, part))
-        for item in made:
-            home = homes.setdefault(item.group, part or "")
-            if home != (part or ""):
+        kind, mine = ("fold", cells["fold"]) if "fold" in columns else ("part", part)
+        for item in _items(folder, path, label, mask, group, part):
+            home = homes.setdefault(item.group, mine or "")
+            if home != (mine or ""):
                 raise DataError(
-                    f"{where}: {item.group} is in {part} and, above, in {home}; a group, such as "
-                    "a patient, belongs to one part"
+                    f"{where}: {item.group} is in {mine} and, above, in {home}; a group, such as "
+                    f"a patient, belongs to one {kind}"
                 )
-        items += made
+            items.append(item._replace(fold=cells.get("fold")))
     form = f"the table {table.name}"
     return Listing(
         folder, form, "mask" if "mask" in columns else "classes", tuple(sorted(items, key=_name))

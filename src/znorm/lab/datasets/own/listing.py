@@ -31,6 +31,8 @@ class Item(NamedTuple):
         A patient, or whatever else must not be in two parts.
     part : str or None
         "train", "validation" or "test", where the user says so.
+    fold : str or None
+        The name of its fold, where the user has made some.
     """
 
     name: str
@@ -40,6 +42,7 @@ class Item(NamedTuple):
     mask: Path | None
     group: str
     part: str | None
+    fold: str | None = None
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,12 @@ class Listing:
     @property
     def groups(self) -> tuple[str, ...]:
         return tuple(sorted({item.group for item in self.items}))
+
+    @property
+    def folds(self) -> tuple[str, ...]:
+        """The names of the user's own folds, in order; none where there are none."""
+        names = {item.fold for item in self.items if item.fold is not None}
+        return tuple(sorted(names, key=lambda name: (len(name), name)))
 
     @property
     def grouped(self) -> bool:

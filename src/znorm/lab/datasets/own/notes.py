@@ -34,6 +34,9 @@ def notes_of(contents: Contents) -> list[str]:
         notes.append("Distances are in millimetres, by the pixel spacing of the files.")
     if any(item.part for item in listing.items):
         notes.append("The parts are your own.")
+    if folds := listing.folds:
+        tested = next(iter({listing.items[p].fold for p in contents.in_part("test")}))
+        notes.append(f"The {len(folds)} folds are your own; {tested} is tested.")
     if listing.grouped:
         counts = {
             part: len({listing.items[place].group for place in contents.in_part(part)})

@@ -19,8 +19,9 @@ def parts_of(
 ) -> list[str]:
     """The part of each item, no group in two of them.
 
-    By scikit-learn's stratified folds of groups, shuffled by a fixed seed: the test part is one of
-    ``1 / test`` folds, and the validation part one of the folds of what is left.
+    Where the user has made folds, one of them is the test part. Else it is one of ``1 / test``, by
+    scikit-learn's stratified folds of groups, shuffled by a fixed seed; and so is the validation
+    part of what is left.
 
     Parameters
     ----------
@@ -38,8 +39,14 @@ def parts_of(
         If there are too few groups, or a class has none in a part.
     """
     given = [item.part for item in listing.items]
+    if any(given) and fold:
+        raise ConfigurationError("data.fold: the parts are your own, and there are no folds")
     if any(given):
         parts = [part or "" for part in given]
+    elif folds := listing.folds:
+        if fold >= len(folds):
+            raise ConfigurationError(f"data.fold: expected 0 to {len(folds) - 1}, found {fold}")
+        parts = ["test" if item.fold == folds[fold] else "train" for item in listing.items]
     else:
         everything = np.arange(len(listing.items))
         parts = ["train"] * len(everything)

@@ -72,7 +72,7 @@ def _resolve(output: str, chosen: Mapping[str, Any]) -> dict[str, Any]:
         raise ConfigurationError(
             f"data.unit: follows from the images, found {unit!r}; leave it out"
         )
-    rule = contents.rule
+    rule, folds = contents.rule, listing.folds
     return {
         "folder": folder,
         "table": table,
@@ -83,7 +83,7 @@ def _resolve(output: str, chosen: Mapping[str, Any]) -> dict[str, Any]:
         "overlap": rule.overlap,
         "labels": rule.labels,
         "unit": contents.unit,
-        "test_share": float(chosen.get("test_share", TEST)),
+        "test_share": float(chosen.get("test_share", 1 / len(folds) if folds else TEST)),
         "validation": float(chosen.get("validation", VALIDATION)),
         "fold": chosen.get("fold", 0) or None,
     }
