@@ -136,7 +136,9 @@ def test_axe_finds_no_fault(browser: Any, page_file: Path, scheme: str, width: i
 def test_axe_would_find_a_fault(browser: Any, runs: Path) -> None:
     with Opened(browser, runs / "report.html") as opened:
         opened.page.add_style_tag(content=".soft { color: #a0a0a0 !important; }")
-        opened.page.evaluate("document.querySelector('svg[role=img]').removeAttribute('aria-label')")
+        opened.page.evaluate(
+            "document.querySelector('svg[role=img]').removeAttribute('aria-label')"
+        )
         found = axe.Axe().run(opened.page).response["violations"]
         assert {"color-contrast", "svg-img-alt"} <= {one["id"] for one in found}
 
