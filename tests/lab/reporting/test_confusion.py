@@ -120,6 +120,22 @@ def test_cases_that_cannot_be_read_are_named_on_the_page(content: str, tmp_path:
     assert "cases.csv: cannot be read" in found.missing
 
 
+def test_of_two_classes_the_counts_follow_from_what_earlier_versions_kept(tmp_path: Path) -> None:
+    run = made(tmp_path, "baseline", 0, None, "ab")
+    shares = {"test_specificity": 3 / 7, "test_sensitivity": 10 / 11}
+    run.finish({**(run.result or {}), "metrics": {**METRICS, **shares}})
+    (table,) = gather(tmp_path, [run])
+    found = confusions(tmp_path, table, ["a", "b"], (7, 11))
+    assert found is not None
+    assert [matrix.counts for matrix in found.matrices] == [((3, 4), (1, 10))]
+    assert found.matrices[0].values[0].link.endswith("seed-0/result.json")
+    assert found.missing == ""
+    for classes, images in ((["a", "b"], (7, 12)), (["a", "b"], ()), (["a", "b", "c"], (7, 11, 0))):
+        other = confusions(tmp_path, table, classes, images)
+        assert other is not None
+        assert other.matrices == ()
+
+
 def test_segmenters_and_unfinished_runs_have_none(tmp_path: Path) -> None:
     choices = {"task": "phantom", "model": "attention_unet", "epochs": 1}
     masks = {"test_f1": 0.5, "train_loss": 1.0}

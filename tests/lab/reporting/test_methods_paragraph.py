@@ -115,14 +115,12 @@ def test_a_card_counts_the_groups_of_each_part(tmp_path: Path) -> None:
     dataset = load("pcam_mini", run.spec.data)
     assert data_card(tmp_path, run.spec, dataset).groups is None
     parts = zip((dataset.train, dataset.validation, dataset.test), ("ab", "c", "bd"), strict=True)
-    named = [
+    train, validation, test = (
         replace(part, patients=tuple(names[place % len(names)] for place in range(len(part))))
         for part, names in parts
-    ]
+    )
     root = tmp_path / "named"
-    train, validation, test = named
-    whole = Dataset(train, validation, test, dataset.classes)
-    found = data_card(root, run.spec, whole)
+    found = data_card(root, run.spec, Dataset(train, validation, test, dataset.classes))
     assert found.groups == {"training": 2, "validation": 1, "test": 2, "all": 4}
     assert data_card(root, run.spec, DataError("gone")).groups == found.groups
 

@@ -72,7 +72,9 @@ class Confusions:
     missing: str
 
 
-def confusions(root: Path, table: Table, classes: Sequence[str]) -> Confusions | None:
+def confusions(
+    root: Path, table: Table, classes: Sequence[str], images: Sequence[int] = ()
+) -> Confusions | None:
     """The confusion matrices of a table; None for masks, and where no run has finished.
 
     Parameters
@@ -82,6 +84,9 @@ def confusions(root: Path, table: Table, classes: Sequence[str]) -> Confusions |
     table : Table
     classes : sequence of str
         In the order that they are shown in, those of the data set; other names come after them.
+    images : sequence of int
+        How many test images each class has, where that is known: for runs of two classes which
+        kept no counts, but shares that they follow from.
     """
     done = [run for run in table.runs if run.status == "done"]
     if TASKS[table.spec.task].output != "classes" or not done:
@@ -94,6 +99,8 @@ def confusions(root: Path, table: Table, classes: Sequence[str]) -> Confusions |
         except DataError as error:
             damaged.append(str(error))
             continue
+        if counts is None:
+            counts = _from_shares(run, classes, images)
         if counts is not None:
             kept[run.folder] = counts
     missing = "; ".join(damaged)
@@ -115,6 +122,23 @@ def confusions(root: Path, table: Table, classes: Sequence[str]) -> Confusions |
     return Confusions(names, matrices, pairs, missing)
 
 
+def _from_shares(
+    run: Run, classes: Sequence[str], images: Sequence[int]
+) -> dict[tuple[str, str], int] | None:
+    """The counts that sensitivity and specificity are shares of; None where they are of others."""
+    shares = [run.metrics.get(f"test_{name}") for name in ("specificity", "sensitivity")]
+    if len(classes) != 2 or len(images) != 2 or None in shares:
+        return None
+    found = {}
+    for place, (share, total) in enumerate(zip(shares, images, strict=True)):
+        right = (share or 0.0) * total
+        if abs(right - round(right)) > 1e-6:
+            return None
+        true, other = classes[place], classes[1 - place]
+        found[true, true], found[true, other] = round(right), total - round(right)
+    return found
+
+
 def _matrix(
     root: Path, row: Row, names: Sequence[str], kept: Mapping[Path, Mapping[tuple[str, str], int]]
 ) -> Matrix | None:
@@ -124,12 +148,15 @@ def _matrix(
     total: Counter[tuple[str, str]] = Counter()
     for run in runs:
         total.update(kept[run.folder])
-    values = tuple(
-        Value(run.spec.seed, str(run.spec.seed), link(root, run.folder / "cases.csv"))
-        for run in runs
-    )
+    values = tuple(Value(run.spec.seed, str(run.spec.seed), link(root, _file(run))) for run in runs)
     counts = tuple(tuple(total[true, predicted] for predicted in names) for true in names)
     return Matrix(row.label, counts, values)
+
+
+def _file(run: Run) -> Path:
+    """Where the counts of a run are, or the shares that they follow from."""
+    own = run.folder / "cases.csv"
+    return own if own.exists() else run.folder / "result.json"
 
 
 def _most_confused(names: Sequence[str], matrices: Sequence[Matrix]) -> tuple[Confused, ...]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from znorm.lab.reporting.panels import Panel, plot_area, shown
+from znorm.lab.reporting.strokes import Stroke, legend_of
 from znorm.lab.reporting.svg import AMBER, BLUE, GREY, as_svg, style
 from znorm.lab.reporting.tables import Row, Table
 from znorm.lab.text import readable
@@ -22,18 +23,22 @@ _LARGEST = 1e100
 
 @dataclass(frozen=True)
 class Gradients:
-    """Panels, and the seed that they are of."""
+    """Panels, the seed that they are of, and the key of each panel's method."""
 
     panels: tuple[Panel, ...]
     seed: int
+    keys: tuple[str, ...]
 
 
-def gradients_by_depth(table: Table) -> Gradients | None:
+def gradients_by_depth(
+    table: Table, strokes: Mapping[str, Stroke] | None = None
+) -> Gradients | None:
     """For each method the norms of its layers' gradients, a line an epoch.
 
     Of the seed whose receipts most methods kept, the first of them if there are several; where a
     method has a transform, a second panel shows what the optimizer gets. All panels share the axis
     and the layers, those which every method's receipt holds. None where no run kept receipts.
+    ``strokes`` are the looks of a page's methods by their labels; by default the table's own.
     """
     by_seed: dict[int, list[tuple[Row, list[tuple[int, Receipt]]]]] = {}
     for row in table.rows:
@@ -52,16 +57,20 @@ def gradients_by_depth(table: Table) -> Gradients | None:
     ]
     if not layers:
         return None
+    looks = dict(legend_of((row.label for row in table.rows), strokes))
     panels: list[tuple[str, list[tuple[int, list[float]]]]] = []
+    keys: list[str] = []
     for row, epochs in kept:
         panels.append((f"{row.label}: gradient", _norms(epochs, layers, "norm_before")))
+        keys.append(looks[row.label].key)
         if row.runs[0].spec.transform:
             after = _norms(epochs, layers, "norm_after")
             panels.append((f"{row.label}: what the optimizer gets", after))
+            keys.append(looks[row.label].key)
     sizes = [size for _, lines in panels for _, line in lines for size in line if size > 0]
     limits = (min(sizes) / 2, max(sizes) * 2) if sizes else None
     drawn = tuple(_panel(title, lines, limits, layers) for title, lines in panels)
-    return Gradients(drawn, seed)
+    return Gradients(drawn, seed, tuple(keys))
 
 
 def _norms_of(entry: Mapping[str, Any]) -> Receipt:
@@ -105,7 +114,9 @@ def _panel(
         axes.set_xlabel("layer, from the input on")
         axes.set_ylabel("norm")
         for epoch, sizes in lines:
-            axes.plot(range(1, len(sizes) + 1), sizes, color=colours(scale(epoch)), linewidth=1.2)
+            # Later ones are thicker: told apart without colour, too.
+            width = 0.8 + 1.2 * scale(epoch)
+            axes.plot(range(1, len(sizes) + 1), sizes, color=colours(scale(epoch)), linewidth=width)
         axes.set_yscale("log")
         if limits is not None:
             axes.set_ylim(*limits)

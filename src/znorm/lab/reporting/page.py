@@ -237,8 +237,8 @@ def _section(
         "case_tables": case_tables(root, table, dataset, images=images),
         "definitions": _definitions(table),
         "curves": curves(table, strokes),
-        "confusions": confusions(root, table, data.classes),
-        "gradients": gradients_by_depth(table),
+        "confusions": confusions(root, table, data.classes, data.images.get("test", ())),
+        "gradients": gradients_by_depth(table, strokes),
         "why": why(table, strokes),
         "tuning": tuning_evidence(root, table, validation_images, strokes),
     }
