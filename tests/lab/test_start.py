@@ -41,6 +41,7 @@ def initial(run: lab.Run) -> str:
     return str(run.result["hashes"]["initial_weights"])
 
 
+@pytest.mark.slow
 def test_every_method_and_seed_starts_from_them(weights: Path, tmp_path: Path) -> None:
     arguments = ["--methods", "baseline,znorm", "--seeds", "2", "--epochs", "1", "--limit", "16"]
     more = ["--device", "cpu", "--set", "precision=float32", "--start", str(weights)]
