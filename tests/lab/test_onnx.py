@@ -16,8 +16,10 @@ from znorm import lab
 from znorm.lab import tasks
 from znorm.lab.cli import run as call
 from znorm.lab.runs.inference import outputs
+from znorm.lab.trust import trusting
 
 onnxruntime = pytest.importorskip("onnxruntime")
+pytestmark = pytest.mark.slow  # the exporter takes seconds for the smallest net
 
 NETS = """
 import torch
@@ -63,8 +65,6 @@ def test_a_classifier_gives_the_nets_own_probabilities(here: Path) -> None:
     run = lab.run({**CHOICES, "model": "onnx_nets:classifier"}, out="runs")
     assert call(["export", str(run.folder), "--trust-models"]) == 0
     test = tasks.load(run.spec.task, run.spec.data).test
-    from znorm.lab.trust import trusting
-
     with trusting(everything=True):
         expected = outputs(run, test).softmax(1).numpy()
     found, metadata = run_by_onnx(run.folder / "model.onnx", test.images.numpy())
@@ -95,7 +95,6 @@ def test_a_segmenter_gives_the_probability_of_each_pixel(here: Path) -> None:
     assert metadata["znorm.output"] == "mask"
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "model", ["resnet20", "mobilenetv2", "densenet121", "resnet50_unet", "unetplusplus"]
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from znorm import lab
 from znorm.lab import tasks
 from znorm.lab.cli import run as call
+from znorm.lab.own_code import loss_at
 from znorm.lab.runs.inference import outputs
 from znorm.lab.training.step import forward_loss
 from znorm.lab.trust import trusting
@@ -88,17 +90,23 @@ def losses(run: lab.Run) -> list[float]:
 
 def test_a_loss_by_path_trains_as_the_same_one_by_name(here: Path) -> None:
     named = lab.run(CHOICES, out="named")
-    for place in ("mine:plain", "mine:Smooth", "mine:factory"):
-        own = lab.run({**CHOICES, "loss": place}, out="own")
-        assert own.spec.hash != named.spec.hash
-        assert losses(own) == losses(named)
-    page = lab.report("own").read_text()
-    assert "mine:plain loss" in page
+    own = lab.run({**CHOICES, "loss": "mine:plain"}, out="own")
+    assert own.spec.hash != named.spec.hash
+    assert losses(own) == losses(named)
+
+
+@pytest.mark.parametrize("place", ["mine:plain", "mine:Smooth", "mine:factory"])
+def test_a_loss_is_a_function_a_module_or_what_makes_one(here: Path, place: str) -> None:
+    outputs, targets = torch.tensor([[2.0, -1.0], [0.5, 0.0]]), torch.tensor([0, 1])
+    by_hand = [-math.log(math.exp(2) / (math.exp(2) + math.exp(-1)))]
+    by_hand.append(-math.log(1 / (math.exp(0.5) + 1)))
+    found = loss_at(place, "cpu")(outputs, targets)
+    assert float(found) == pytest.approx(sum(by_hand) / 2, rel=1e-6)
 
 
 def test_a_metric_is_a_column_with_its_definition(here: Path) -> None:
     arguments = ["--methods", "baseline", "--seeds", "1", "--epochs", "2", "--limit", "16"]
-    chosen = ["--set", "metrics=mine:confidence", "--device", "cpu"]
+    chosen = ["--set", "metrics=mine:confidence", "--set", "loss=mine:plain", "--device", "cpu"]
     assert call(["compare", *arguments, *chosen, "--out", "runs"]) == 0
     (run,) = [lab.Run.open(path.parent) for path in Path("runs").rglob("events.jsonl")]
     assert all(0 < entry["validation_confidence"] < 1 for entry in run.history)
@@ -115,6 +123,7 @@ def test_a_metric_is_a_column_with_its_definition(here: Path) -> None:
     page = (here / "runs" / "report.html").read_text()
     assert "Mean probability of the true class. (mine:confidence)" in page
     assert "More than this line" not in page
+    assert "mine:plain loss" in page
     assert f"{run.metrics['test_confidence']:.4f}" in page
     assert not (here / "mark").exists()  # a page imports no code
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import sys
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -39,6 +41,7 @@ def initial(run: lab.Run) -> str:
     return str(run.result["hashes"]["initial_weights"])
 
 
+@pytest.mark.slow
 def test_every_method_and_seed_starts_from_them(weights: Path, tmp_path: Path) -> None:
     arguments = ["--methods", "baseline,znorm", "--seeds", "2", "--epochs", "1", "--limit", "16"]
     more = ["--device", "cpu", "--set", "precision=float32", "--start", str(weights)]
@@ -162,6 +165,35 @@ def test_a_file_that_cannot_be_started_from_is_one_line(
     assert error.count("\n") == 1
     assert not (tmp_path / "ran").exists()
     assert not (tmp_path / "runs").exists()
+
+
+def test_pretrained_weights_of_a_library_are_said_and_fetched_for_training_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetched: list[bool] = []
+
+    def create_model(
+        name: str, pretrained: bool, num_classes: int, in_chans: int
+    ) -> torch.nn.Module:
+        fetched.append(pretrained)
+        if pretrained and len(fetched) > 99:
+            raise OSError("no network")
+        conv = torch.nn.Conv2d(in_chans, num_classes, 3)
+        return torch.nn.Sequential(conv, torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+
+    module = types.ModuleType("timm")
+    module.__dict__.update(is_model=lambda name: True, create_model=create_model)
+    monkeypatch.setitem(sys.modules, "timm", module)
+    choices = {**CHOICES, "model": "timm:small", "model_options.pretrained": True}
+    run = lab.run(choices, out=tmp_path)
+    assert set(fetched) == {True}
+    assert "from the pretrained weights of timm" in lab.report(tmp_path).read_text()
+    fetched.clear()
+    lab.predict(run, trust_models=True)
+    assert fetched == [False]
+    fetched += [False] * 99
+    with pytest.raises(lab.ConfigurationError, match="OSError: no network; pretrained weights"):
+        lab.run({**choices, "seed": 1}, out=tmp_path)
 
 
 def test_a_file_that_was_changed_since_starts_nothing(weights: Path, tmp_path: Path) -> None:

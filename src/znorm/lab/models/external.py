@@ -21,7 +21,7 @@ from znorm.lab.errors import ConfigurationError
 from znorm.lab.models.libraries import cause, load
 from znorm.lab.registry import unknown
 
-__all__ = ["build", "check", "is_external", "options_of", "output_of"]
+__all__ = ["build", "check", "is_external", "library_of", "options_of", "output_of"]
 
 FORMS = "timm:NAME, torchvision:NAME, smp:ARCH/ENCODER or package.module:function"
 
@@ -58,6 +58,18 @@ def output_of(name: str) -> Literal["classes", "mask"] | None:
     return "classes" if library in RESERVED else None
 
 
+def library_of(name: str) -> str | None:
+    """The library that a model is of; None for a function of the user's own.
+
+    Examples
+    --------
+    >>> library_of("timm:resnet18"), library_of("nets:make")
+    ('timm', None)
+    """
+    library = name.partition(":")[0]
+    return library if library in RESERVED else None
+
+
 def options_of(name: str, chosen: Mapping[str, Any]) -> dict[str, Any]:
     """The options with their defaults filled in.
 
@@ -82,7 +94,7 @@ def options_of(name: str, chosen: Mapping[str, Any]) -> dict[str, Any]:
     for key in RESERVED.get(library, ()):
         if key in chosen:
             why = (
-                "weights are not pretrained"
+                "weights are not pretrained, --start FILE takes them"
                 if key in ("weights", "pretrained")
                 else "the lab sets it"
             )
@@ -143,7 +155,10 @@ def build(
     try:
         model = make()
     except (Exception, SystemExit) as error:
-        raise ConfigurationError(f"model {name} cannot be built: {cause(error)}") from error
+        hint = ""
+        if options.get("pretrained") is True and library_of(name) is not None:
+            hint = "; pretrained weights are fetched: where that fails give a file, --start FILE"
+        raise ConfigurationError(f"model {name} cannot be built: {cause(error)}{hint}") from error
     if not isinstance(model, nn.Module):
         raise ConfigurationError(
             f"model {name} gave a {type(model).__name__}, expected a torch.nn.Module"

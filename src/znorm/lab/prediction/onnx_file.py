@@ -160,7 +160,7 @@ def _quietly() -> Iterator[None]:
 
 
 def _metadata(run: Run, trained: Trained) -> dict[str, str]:
-    """All that whoever runs the file must know; texts, as the format has them."""
+    """The facts that whoever runs the file needs, as texts, which the format asks for."""
     spec = run.spec
     height, width = trained.image_size
     rule = rule_of_data(spec.data)

@@ -18,6 +18,7 @@ from znorm.lab.evidence.endings import rule_of
 from znorm.lab.evidence.question import Question
 from znorm.lab.evidence.tuning import Tuning
 from znorm.lab.metrics.scores import definition_of
+from znorm.lab.models.external import library_of
 from znorm.lab.reporting.card import card_of
 from znorm.lab.reporting.cases import case_tables
 from znorm.lab.reporting.confusion import confusions
@@ -259,7 +260,10 @@ def _cases(table: Table) -> dict[str, Any] | None:
 def _start(table: Table) -> str:
     """A sentence on the weights that all runs started from; "" where these were drawn."""
     if table.spec.start_digest is None:
-        return ""
+        library = library_of(table.spec.model)
+        if library is None or table.spec.model_options.get("pretrained") is not True:
+            return ""
+        return f"every method and seed from the pretrained weights of {library}"
     text = f"every method and seed from the same weights (sha256 {table.spec.start_digest[:12]})"
     heads = {str(head) for run in table.runs if (head := (run.result or {}).get("new_head"))}
     if heads:

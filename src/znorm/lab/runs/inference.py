@@ -103,6 +103,10 @@ def net_of(run: Run, trained: Trained) -> nn.Module:
         If the model is not trusted; if the weights are another model's.
     """
     spec = run.spec
+    if spec.model.startswith(("timm:", "smp:")):
+        # Not fetched: the run's own weights are put in their place.
+        options = {**spec.model_options, "pretrained": False}
+        spec = spec.model_copy(update={"model_options": options})
     model = build_net(
         spec,
         channels=len(trained.mean),
