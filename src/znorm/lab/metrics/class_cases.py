@@ -74,6 +74,12 @@ class ClassCases:
             tuple(shares.tolist()),
         )
 
+    @property
+    def accuracy(self) -> float:
+        """The share of cases that are right."""
+        right = (true == one for true, one in zip(self.truth, self.predicted, strict=True))
+        return sum(right) / len(self)
+
     def rows(self) -> list[dict[str, Any]]:
         """A plain dict for each case, for a file."""
         patients = self.patients or (None,) * len(self)

@@ -179,6 +179,7 @@ def _metadata(run: Run, trained: Trained) -> dict[str, str]:
         "method": spec.method,
         "seed": spec.seed,
         "spec_hash": spec.hash,
+        "threshold": trained.threshold,
         "weights_hash": (run.result or {}).get("hashes", {}).get("final_weights"),
     }
     return {

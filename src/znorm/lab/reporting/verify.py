@@ -173,6 +173,8 @@ def _metrics(run: Run) -> Iterator[tuple[str, Any, Any]]:
     history, metrics = run.history, run.metrics
     cases = run.cases()
     scores = None if cases is None else cases.scores()
+    if (of_classes := run.class_cases()) is not None:
+        yield "cases.csv accuracy", metrics.get("test_accuracy"), of_classes.accuracy
     if len(history) == run.epochs:
         score, best = TASKS[run.spec.task].score, bool(run.spec.best_epoch)
         found = final_metrics(history, score, scores, best_epoch=best)
