@@ -114,6 +114,13 @@ def test_one_number_changed_by_hand_is_found(
     assert "differ" in printed.err
 
 
+def test_another_version_is_said_and_is_no_difference(runs: Path) -> None:
+    changed(runs / "demo" / "report.html", r"Made by znorm \S+\.<", "Made by znorm 0.0.7.<")
+    found = lab.verify(runs / "demo")
+    assert found
+    assert any("the page was written by znorm 0.0.7" in remark for remark in found.remarks)
+
+
 def test_a_count_of_a_case_changed_by_hand_is_found(runs: Path) -> None:
     (path,) = list((runs / "phantom").rglob("znorm__*/seed-0/cases.csv"))
     lines = path.read_text().splitlines()

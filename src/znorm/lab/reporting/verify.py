@@ -33,6 +33,7 @@ __all__ = ["Verification", "verify_numbers"]
 _ROUNDING = 1e-9
 # A page says how a run that has not ended stands; files that were packed cannot tell.
 _UNFINISHED = re.compile(r"\b(?:running|interrupted|waiting)\b")
+_MADE_BY = re.compile(r"Made by znorm (\S+)\.")
 _LARGEST_PAGE = 1 << 28
 
 
@@ -230,11 +231,14 @@ def _check_page(count: _Count, packed: Packed, shown: PageText, found: PageText)
         )
     else:
         _check_record(count, shown.record, found.record or {})
-    if packed.version != znorm.__version__:
-        count.remarks.append(
-            f"packed by znorm {packed.version}, worked out by {znorm.__version__}: words of the "
-            "page may differ, too"
-        )
+    made_by = (_MADE_BY.fullmatch(text) for _, text in shown.texts)
+    written = next((match[1] for match in made_by if match), packed.version)
+    for version, what in ((packed.version, "packed"), (written, "the page was written")):
+        if version != znorm.__version__:
+            count.remarks.append(
+                f"{what} by znorm {version}, worked out by {znorm.__version__}: where these differ "
+                "in more than numbers, it is said below, too"
+            )
     if shown.left_out:
         count.remarks.append(
             f"{shown.left_out} numbers of the page are of pictures, which were not packed"
@@ -253,7 +257,7 @@ def _check_page(count: _Count, packed: Packed, shown: PageText, found: PageText)
 
 
 def _plain(text: str) -> str:
-    return _UNFINISHED.sub("unfinished", text)
+    return _UNFINISHED.sub("unfinished", _MADE_BY.sub("", text))
 
 
 def _cut(one: tuple[str, str] | None) -> str:
