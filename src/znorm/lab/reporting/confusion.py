@@ -38,7 +38,7 @@ class Matrix:
     values: tuple[Value, ...]
 
     def share(self, true: int, predicted: int) -> float:
-        """Of the images of a true class, those predicted so; 0 where there are none."""
+        """The share of a true class's images that were predicted so; 0 where there are none."""
         total = sum(self.counts[true])
         return self.counts[true][predicted] / total if total else 0.0
 
@@ -154,7 +154,7 @@ def _matrix(
 
 
 def _file(run: Run) -> Path:
-    """Where the counts of a run are, or the shares that they follow from."""
+    """The file with a run's counts, or with the shares that they follow from."""
     own = run.folder / "confusion.csv"
     return own if own.exists() else run.folder / "result.json"
 

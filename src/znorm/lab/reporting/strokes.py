@@ -58,7 +58,7 @@ class Stroke:
     mark: str
 
     def settings(self, points: int) -> dict[str, Any]:
-        """What matplotlib's ``plot`` needs for a line of so many points.
+        """The arguments of matplotlib's ``plot`` for a line of so many points.
 
         Of many points a few carry the marker, at other places than those of the next method.
         """
