@@ -126,7 +126,7 @@ class Page(HTMLParser):
 
 def test_every_number_of_the_page_stands_in_the_file_it_links_to(compared: Path) -> None:
     page = Page((compared / "report.html").read_text())
-    numbers = 0
+    numbers = differences = counts = 0
     for link, text in page.links:
         if link.startswith("#"):
             continue
@@ -135,8 +135,24 @@ def test_every_number_of_the_page_stands_in_the_file_it_links_to(compared: Path)
             assert text == "not reached" or int(text) in [entry["epoch"] for entry in epochs]
             numbers += 1
             continue
+        if link.endswith("confusion.csv"):
+            assert (compared / link).parent.name == f"seed-{text}"
+            counted = Run.open((compared / link).parent).confusion() or {}
+            right = sum(cases for (true, predicted), cases in counted.items() if true == predicted)
+            score = json.loads((compared / link).with_name("result.json").read_text())
+            share = right / sum(counted.values())
+            assert share == pytest.approx(score["metrics"]["test_accuracy"])
+            counts += 1
+            continue
         result = json.loads((compared / link).read_text())
-        shown = float(text)
+        shown = float(text.replace("−", "-"))
+        if text[0] in "+−":
+            seed = (compared / link).parent.name
+            (other,) = compared.glob(f"*/*/baseline__*/{seed}/result.json")
+            mine, its = (one["metrics"]["test_accuracy"] for one in (result, loaded(other)))
+            assert shown == pytest.approx(100 * (mine - its), abs=0.005)
+            differences += 1
+            continue
         digits = len(text.partition(".")[2])
         candidates = [result.get("seconds", 0.0), *result["metrics"].values()]
         candidates += [100 * value for value in candidates]
@@ -144,6 +160,13 @@ def test_every_number_of_the_page_stands_in_the_file_it_links_to(compared: Path)
         numbers += 1
     # Two methods, two seeds, eight columns and the epochs; and the floor.
     assert numbers == 2 * 2 * 9 + 1
+    # One method against the baseline; and two places where counts are linked to.
+    assert (differences, counts) == (2, 2 * 2 * 2)
+
+
+def loaded(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(path.read_text())
+    return content
 
 
 def test_the_page_is_one_file_that_says_what_it_shows(compared: Path) -> None:

@@ -154,7 +154,7 @@ def _matrix(
 
 
 def _file(run: Run) -> Path:
-    """Where the counts of a run are, or the shares that they follow from."""
+    """The file with a run's counts, or with the shares that they follow from."""
     own = run.folder / "cases.csv"
     return own if own.exists() else run.folder / "result.json"
 
