@@ -135,7 +135,7 @@ def test_every_number_of_the_page_stands_in_the_file_it_links_to(compared: Path)
             assert text == "not reached" or int(text) in [entry["epoch"] for entry in epochs]
             numbers += 1
             continue
-        if link.endswith("confusion.csv"):
+        if link.endswith("cases.csv"):
             assert (compared / link).parent.name == f"seed-{text}"
             counted = Run.open((compared / link).parent).confusion() or {}
             right = sum(cases for (true, predicted), cases in counted.items() if true == predicted)

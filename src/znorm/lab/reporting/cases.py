@@ -127,8 +127,9 @@ def case_tables(
     about = "Patient" if is_mask else "True class"
     cases = replace(_table("case", score, of_cases, first_run.about), about=about)
     if images and isinstance(dataset, Dataset):
-        cases = replace(cases, rows=_with_pictures(cases.rows, dataset))
-    found = [replace(cases, rows=_with_links(root, table.spec, cases.rows))]
+        rows = _with_links(root, table.spec, _with_pictures(cases.rows, dataset))
+        cases = replace(cases, rows=rows)
+    found = [cases]
     if first_run.of_patients:
         score = "Dice of all pixels" if is_mask else "share of images that are right"
         patients = {label: [one.of_patients for one in several] for label, several in kept.items()}
