@@ -34,7 +34,7 @@ PLAIN = ["scan_1", "a=b", "1", "'quoted'", "'", "a,b", 'a"b', "a\nb", "a\rb", " 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
-    return Run.at(tmp_path, resolve({"method": "znorm"}))
+    return Run.at(tmp_path, resolve({"task": "phantom", "method": "znorm"}))
 
 
 def cells(path: Path) -> list[list[str]]:

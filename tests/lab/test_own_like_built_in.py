@@ -25,11 +25,12 @@ from znorm.lab.tasks import TASKS
 
 pytestmark = pytest.mark.slow
 
-LIMIT = 12
+# Images of each part; those of LGG are sixteen times as large.
+LIMITS = {"lgg_mri": 6}
 PLAIN: dict[str, Any] = {
     "methods": ["znorm"],
     "seeds": 1,
-    "epochs": 2,
+    "epochs": 1,
     "device": "cpu",
     "precision": "float32",
     "batch_size": 6,
@@ -47,7 +48,11 @@ def there(task: str) -> None:
 
 
 def few(task: str) -> Dataset:
-    return tasks.load(task, resolve({"task": task, "data": {"limit": LIMIT}}).data)
+    return tasks.load(task, resolve({"task": task, "data": {"limit": limit_of(task)}}).data)
+
+
+def limit_of(task: str) -> int:
+    return LIMITS.get(task, 12)
 
 
 def parts(dataset: Dataset) -> list[tuple[str, Split]]:
@@ -122,15 +127,21 @@ def trained(out: Path, **options: Any) -> Run:
     return run
 
 
-@pytest.mark.parametrize("ending", ["png", "tif", "bmp", "npy"])
-@pytest.mark.parametrize("task", ["pcam_mini", "phantom", "patchcamelyon", "lgg_mri"])
+@pytest.mark.parametrize(
+    ("task", "ending"),
+    [
+        *((task, ending) for task in ("pcam_mini", "phantom") for ending in ("bmp", "npy", "png")),
+        ("patchcamelyon", "tif"),
+        ("lgg_mri", "tif"),
+    ],
+)
 def test_a_table_of_files_has_the_scores_of_the_built_in_task(
     task: str, ending: str, tmp_path: Path
 ) -> None:
     there(task)
     dataset, spec = few(task), resolve({"task": task})
     listed = written(dataset, tmp_path / "own", ending, grey=False)
-    theirs = trained(tmp_path / "built in", task=task, model=spec.model, limit=LIMIT)
+    theirs = trained(tmp_path / "built in", task=task, model=spec.model, limit=limit_of(task))
     choices = {"loss": spec.loss, "data.augment": spec.data.augment}
     choices |= {"data.size": list(dataset.image_size)}
     mine = trained(

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from znorm.lab import trust
-from znorm.lab.datasets.own.contents import listed
 from znorm.lab.datasets.own.tasks import task_of
 from znorm.lab.deciding import added_until_decided, asked, keep
 from znorm.lab.errors import ConfigurationError
@@ -218,13 +217,10 @@ def _specs(options: CompareOptions) -> list[RunSpec]:
     given = [key for key in ("data.fold", "data.test_share") if choices.get(key) is not None]
     if given:
         raise ConfigurationError(f"folds: gives {given[0]}; leave that out")
-    own = listed(choices["data.folder"], choices.get("data.table")).folds
-    if own and len(own) != folds:
-        raise ConfigurationError(f"folds: the table has {len(own)}, {', '.join(own)[:80]}")
-    share = {} if own else {"data.test_share": 1 / folds}
+    choices |= {"data.folds": folds, "data.test_share": 1 / folds}
     specs: list[RunSpec] = []
     for fold in range(folds):
-        specs += grid(options.methods, options.seeds, {**choices, **share, "data.fold": fold})
+        specs += grid(options.methods, options.seeds, {**choices, "data.fold": fold})
     return specs
 
 

@@ -98,5 +98,18 @@ def test_the_page_is_there_before_anything_is_trained(
     assert "1 file of other kinds, not read" in page
     assert "--set data.size=[HEIGHT,WIDTH]" in page
     assert "own%20%26%20%3Cmore%3E/cat/cat-1.png" in page
-    # Nothing but the page: no run was begun.
-    assert [path.name for path in out.iterdir()] == ["first-look.html"]
+    # No run was begun.
+    assert sorted(path.name for path in out.iterdir()) == ["first-look.html", "parts.csv"]
+
+
+def test_the_parts_are_a_table_that_gives_them_again(tmp_path: Path) -> None:
+    root, out = classes(tmp_path / "own", count=24, patients=8), tmp_path / "runs"
+    words = ["compare", "--data", str(root), "--epochs", "1", "--device", "cpu", "--plan"]
+    assert call([*words, "--out", str(out)]) == 0
+    again = spec_of(root, out / "parts.csv")
+    assert again.data.contents == spec_of(root).data.contents
+    assert call([*words, "--out", str(out), "--folds", "4"]) == 0
+    for fold in range(4):
+        mine = contents_of_data(spec_of(root, out / "folds.csv", fold=fold).data)
+        theirs = contents_of_data(spec_of(root, test_share=0.25, fold=fold).data)
+        assert [one == "test" for one in mine.parts] == [one == "test" for one in theirs.parts]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -440,3 +441,35 @@ def test_from_a_folder_to_a_report_and_predictions(
     assert "expected 8 bits a value, as the run's images have, found uint16" in (
         capsys.readouterr().err
     )
+
+
+def test_dicom_files_that_are_white_where_low_are_turned_round(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(-500, 500, (16, 12))
+    tags = {"RescaleSlope": 2, "RescaleIntercept": 10, "WindowCenter": 100, "WindowWidth": 300}
+    tags |= {"BitsStored": 12, "HighBit": 11}
+    plain = dicom(tmp_path / "a.dcm", pixels, **tags)
+    turned = dicom(tmp_path / "b.dcm", -1 - pixels, PhotometricInterpretation="MONOCHROME1", **tags)
+    # Twelve bits with a sign run from -2048 to 2047: -1 less a value is the value opposite.
+    assert (read_slice(plain) == read_slice(turned)).all()
+    # 100 +- 150 opposite: the values' sum is 2 * (-1) + 2 * 10 = 18.
+    assert facts_of(plain).window == (-50.0, 250.0)
+    assert facts_of(turned).window == (18.0 - 250.0, 18.0 + 50.0)
+
+
+@pytest.mark.parametrize("place", ["", "cat"])
+def test_a_folder_that_cannot_be_read_is_named(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = classes(tmp_path / "own")
+    listdir = os.listdir
+
+    def closed(path: Any = ".") -> list[str]:
+        if Path(path) == root / place:
+            raise PermissionError(13, "Permission denied", str(path))
+        return listdir(path)
+
+    # Not by its mode: a superuser, as in a container, can read all.
+    monkeypatch.setattr(os, "listdir", closed)
+    assert call(["compare", "--data", str(root), "--out", str(tmp_path / "runs")]) == 3
+    said = capsys.readouterr().err
+    assert said == f"znorm: {root / place}: cannot be read (Permission denied)\n"

@@ -251,13 +251,14 @@ def test_the_threshold_of_validation_is_taken_and_another_can_be(
     root = folder(tmp_path / "own", values=(0, 255, 0))
     run = trained(root, tmp_path / "runs", "data.size=32")
     new = tmp_path / "new"
-    saved(new / "a.png", image(3))
+    saved(new / "a#001.png", image(3))  # a picture's name, not a volume's slice
     marked = []
     for threshold in ("0.01", "0.5", "0.99"):
         words = ["predict", str(run.folder), str(new), "--threshold", threshold]
         assert call(words) == 0
         (home,) = run.folder.glob("predictions/new-*")
         marked.append(int(rows(home)[0]["marked"]))
+        assert (home / "masks" / "a#001.png").exists()
     assert marked == sorted(marked, reverse=True)
     assert marked[0] > marked[2]
     for wrong in ("1", "nan", "x", "-1"):

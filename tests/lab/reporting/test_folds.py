@@ -34,13 +34,13 @@ def test_the_interval_is_nadeau_and_bengios() -> None:
     values = [0.02, 0.05, -0.01, 0.03, 0.04]
     variance = (1 / 5 + 0.2 / 0.8) * np.var(values, ddof=1)
     half = stats.t.ppf(0.975, 4) * math.sqrt(variance)
-    found = resampled_interval(values, 0.2)
+    found = resampled_interval(values, 0.2 / 0.8)
     assert found.mean == pytest.approx(np.mean(values))
     assert found.half == pytest.approx(half)
     assert resampled_interval(values, 1e-12).half == pytest.approx(t_interval(values).half)
-    for share in (0.0, 1.0, math.nan):
-        with pytest.raises(ValueError, match="test_share: expected 0 to 1"):
-            resampled_interval(values, share)
+    for ratio in (0.0, math.inf, math.nan):
+        with pytest.raises(ValueError, match="ratio: expected above 0"):
+            resampled_interval(values, ratio)
 
 
 def specs(root: Path, out: Path, **options: Any) -> list[Any]:
@@ -93,7 +93,7 @@ def test_folds_of_the_users_own(tmp_path: Path) -> None:
         ({"until": "decided"}, "folds: not together with until"),
         ({"tune": 3}, "folds: not together with tune"),
         ({"set": {"data.fold": 1}}, "folds: gives data.fold; leave that out"),
-        ({"folds": 30}, "data.fold: expected 0 to 11, found 12"),
+        ({"folds": 30}, "12 groups, such as patients, are too few for 30 folds"),
     ],
 )
 def test_what_does_not_go_with_folds_is_said(
@@ -119,6 +119,7 @@ def made(root: Path, method: str, fold: int, seed: int, score: float) -> Run:
         "test_share": 0.25,
         "validation": 0.2,
         "fold": fold or None,
+        "folds": 4,
     }
     choices = {"model": "resnet20", "epochs": 1, "method": method, "seed": seed}
     plain = resolve({**PLAIN, **choices}).model_dump()
@@ -145,7 +146,8 @@ def test_the_section_over_folds_by_hand(tmp_path: Path) -> None:
     assert reference.scores == pytest.approx((0.71, 0.81, 0.61, 0.76))
     assert reference.gain is None
     assert znorm.mean == pytest.approx(np.mean([0.75, 0.87, 0.66, 0.81]))
-    half = stats.t.ppf(0.975, 3) * math.sqrt((1 / 4 + 1 / 3) * np.var(gains, ddof=1))
+    # A quarter is tested, and four fifths of the rest are trained on.
+    half = stats.t.ppf(0.975, 3) * math.sqrt((1 / 4 + 0.25 / 0.6) * np.var(gains, ddof=1))
     assert znorm.gain is not None
     assert (znorm.gain.mean, znorm.gain.half) == pytest.approx((0.05, half))
     assert found.headline == "Adopt ZNorm: it is ahead, over 4 folds."
@@ -154,3 +156,34 @@ def test_the_section_over_folds_by_hand(tmp_path: Path) -> None:
     assert "Your images, resnet20: over 4 folds" in page
     assert f"+5.00 (+{100 * (0.05 - half):.2f} to +{100 * (0.05 + half):.2f})" in page
     assert "Over 4 workloads" not in page
+
+
+def test_missing_folds_and_equal_differences_decide_nothing(tmp_path: Path) -> None:
+    question = Question("znorm", 0.01)
+    runs = [made(tmp_path, "baseline", fold, 0, 0.5 + fold / 10) for fold in range(4)]
+    runs += [made(tmp_path, "znorm", fold, 0, 0.55 + fold / 10) for fold in (0, 1, 3)]
+    (found,) = over_folds(gather(tmp_path, runs, question))
+    assert found.headline == (
+        "Undecided over folds: pairs of runs are not there yet in all 4 of them."
+    )
+    assert [row.mean is None for row in found.rows] == [False, True]
+    gone = {run.spec.data_key: DataError("not here") for run in runs}
+    few = [run for run in runs if run.spec.data.fold != 2]
+    page = write_page(tmp_path, few, gone, question=question).read_text()
+    assert "3 of 4 folds are here." in page
+    assert '<th scope="col">Fold 4</th>' in page
+    assert '<th scope="col">Fold 3</th>' not in page
+    runs.append(made(tmp_path, "znorm", 2, 0, 0.75))
+    (found,) = over_folds(gather(tmp_path, runs, question))
+    assert found.decision == "undecided"
+    assert "all have the same difference" in found.headline
+
+
+def test_what_is_there_twice_is_no_fold(tmp_path: Path) -> None:
+    runs = [made(tmp_path / str(n), "znorm", n % 2, 0, 0.5) for n in range(3)]
+    other = runs[2].spec.data.model_copy(update={"window": (0.0, 9.0)})
+    spec = runs[2].spec.model_copy(update={"data": other})
+    changed = Run.at(tmp_path, spec)
+    changed.announce()
+    changed.finish(finished({"test_accuracy": 0.5, "train_loss": 1.0}))
+    assert over_folds(gather(tmp_path, [*runs[:2], changed])) == []

@@ -51,6 +51,8 @@ class DataSpec(BaseModel):
         The share of groups that is the test part.
     fold : int or None
         Which of the folds that is.
+    folds : int or None
+        Of how many, where each is tested in turn.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -73,6 +75,7 @@ class DataSpec(BaseModel):
     unit: Literal["mm"] | None = None
     test_share: float | None = None
     fold: int | None = None
+    folds: int | None = None
 
     @field_validator("augment")
     @classmethod

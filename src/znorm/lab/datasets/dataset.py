@@ -12,7 +12,10 @@ from torch import Tensor
 
 from znorm.lab.datasets.tiles import Tiles
 
-__all__ = ["Dataset", "Split"]
+__all__ = ["RESERVED", "Dataset", "Split"]
+
+# Columns beside those of the classes in a table of predictions: no class can have these names.
+RESERVED = ("name", "truth", "predicted")
 
 # Images looked at together where a whole split is read: a few MB, whatever its size.
 _BLOCK = 256
@@ -132,8 +135,16 @@ class Split:
         return self.take(torch.tensor([places[name] for name in names], dtype=torch.int64))
 
     def class_counts(self, classes: int) -> list[int]:
-        """The number of images of each class, as `of_class` counts them."""
-        return [int(self.of_class(number, classes).sum()) for number in range(classes)]
+        """The number of images of each class, as `of_class` counts them; of tiles, of pictures."""
+        if self.tiles is None:
+            return [int(self.of_class(number, classes).sum()) for number in range(classes)]
+        marked = [
+            len(self.tiles.picture[self.of_class(number, classes)].unique())
+            for number in range(1, classes)
+        ]
+        pictures = len(self.tiles.picture.unique())
+        any_ = len(self.tiles.picture[self.labels > 0].unique())
+        return [pictures - any_, *marked]
 
     def limited(self, limit: int | None) -> Split:
         """At most ``limit`` images: as many of each class, spread evenly over the split.

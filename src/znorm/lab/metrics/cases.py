@@ -82,14 +82,21 @@ class Cases:
     def by_label(self) -> dict[str, Cases]:
         """The cases of each label by its name; all by an empty name where there are no labels.
 
-        All have the same cases in the same order.
+        All have the same cases in the same order. A label that neither truth nor prediction has
+        anywhere is left out: a score of it would be 1, and says nothing.
         """
         if self.labels is None:
             return {"": self}
-        return {
+        by_label = {
             label: self._take([row for row, of_row in enumerate(self.labels) if of_row == label])
             for label in dict.fromkeys(self.labels)
         }
+        there = {
+            label: cases
+            for label, cases in by_label.items()
+            if int(cases.counts.tp.sum() + cases.counts.fp.sum() + cases.counts.fn.sum())
+        }
+        return there or by_label
 
     def dice(self, *, of_patients: bool = False) -> Tensor:
         """Dice of each case, in the order of `case_names`, or of each patient's pooled pixels.

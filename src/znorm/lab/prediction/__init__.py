@@ -17,6 +17,7 @@ from znorm.lab.prediction.output import (
     check_free,
     class_rows,
     files_of,
+    files_of_earlier,
     names_of_earlier,
     remove,
     remove_earlier,
@@ -125,12 +126,12 @@ def _predict(
         if text := note_on_other_files(Path(folder), home, rule):
             note(text)
     names = pictures.names if output == "mask" else ()
-    files = files_of(home, names)
+    files = files_of(home, pictures) if output == "mask" else []
     # All of them before anything is written: what a link leads to is not ours to write in.
     for parent in {path.parent for path in (home / "predictions.csv", *files)}:
         check_within(one.folder if out is None else home, parent / "a")
     earlier = names_of_earlier(home)
-    check_free(files, set(files_of(home, earlier)))
+    check_free(files, set(files_of_earlier(home, earlier)))
     outputs = outputs_of(one, trained, pictures.split)
     if not outputs.isfinite().all():
         raise DataError(

@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from znorm.lab import csvfiles
+from znorm.lab.datasets.dataset import RESERVED
 from znorm.lab.datasets.files import inside
 from znorm.lab.datasets.own.reading import VOLUMES, facts_of, kind_of, volume_of
 from znorm.lab.errors import DataError
@@ -25,13 +26,13 @@ from znorm.lab.prediction.pictures import Pictures
 from znorm.lab.prediction.predicted import Predicted, PredictedMask
 from znorm.lab.reporting.overlays import Case, draw_cases, notable, outlined
 from znorm.lab.runs.files import read_file, write_atomically
-from znorm.lab.training.weights import RESERVED
 
 __all__ = [
     "STARTED",
     "check_free",
     "class_rows",
     "files_of",
+    "files_of_earlier",
     "names_of_earlier",
     "remove",
     "remove_earlier",
@@ -56,22 +57,33 @@ _OF_MASKS = (
 _SHOWN = 3
 
 
-def files_of(home: Path, names: Sequence[str]) -> list[Path]:
-    """The pictures, and volumes, that are written of masks with these names."""
-    kinds = [place for name in names for place in _places(home, name)]
-    return [*dict.fromkeys(kinds), home / "cases.png"] if names else []
+def files_of(home: Path, pictures: Pictures) -> list[Path]:
+    """The files that are written of the masks of pictures."""
+    places = [place for row in range(len(pictures.names)) for place in _places(home, pictures, row)]
+    return [*dict.fromkeys(places), home / "cases.png"] if places else []
 
 
-def _places(home: Path, name: str) -> list[Path]:
-    """The files of a mask by its name: of a slice the volume that it is in."""
-    volume = _volume_of(name)
-    mask = f"{name}.png" if volume is None else f"{volume}.nii.gz"
-    return [home / "masks" / mask, home / "overlays" / f"{name}.png"]
+def files_of_earlier(home: Path, names: Sequence[str]) -> list[Path]:
+    """The files that earlier calls can have written of masks with these names."""
+    places = [home / kind / file for name in names for kind, file in _earlier(name)]
+    return [*dict.fromkeys(places), home / "cases.png"] if names else []
 
 
-def _volume_of(name: str) -> str | None:
-    found = re.fullmatch(r"(.+)#\d{3,}", name)
-    return None if found is None else found[1]
+def _earlier(name: str) -> list[tuple[str, str]]:
+    """The folder and the name of each file that an earlier call can have written of a mask."""
+    places = [("masks", f"{name}.png"), ("overlays", f"{name}.png")]
+    if (found := re.fullmatch(r"(.+)#\d{3,}", name)) is not None:
+        places.append(("masks", f"{found[1]}.nii.gz"))
+    return places
+
+
+def _places(home: Path, pictures: Pictures, row: int) -> list[Path]:
+    """The files of a picture's mask, which of a slice is the volume's, and of its overlay."""
+    name = mask = pictures.names[row]
+    ending = "png"
+    if pictures.sources and kind_of(pictures.sources[row].path) in VOLUMES:
+        mask, ending = name.rpartition("#")[0], "nii.gz"
+    return [home / "masks" / f"{mask}.{ending}", home / "overlays" / f"{name}.png"]
 
 
 def check_free(files: Iterable[Path], earlier: Container[Path]) -> None:
@@ -135,12 +147,10 @@ def remove_earlier(home: Path, names: Sequence[str]) -> None:
     The table may be anybody's: nothing outside of the folder is removed, whatever it names.
     """
     remove(home / "predictions.csv")
-    for place in (place for name in names for place in _places(home, name)):
-        kind = place.relative_to(home).parts[0]
-        if (home / kind).is_symlink():
-            continue
-        with suppress(DataError, OSError, ValueError):
-            inside(home / kind, place.relative_to(home / kind).as_posix()).unlink(missing_ok=True)
+    for kind, file in (place for name in names for place in _earlier(name)):
+        if not (home / kind).is_symlink():
+            with suppress(DataError, OSError, ValueError):
+                inside(home / kind, file).unlink(missing_ok=True)
     if names:
         remove(home / "cases.png")
 
@@ -208,9 +218,10 @@ def write_masks(
             rows.append({"name": name, "marked": int(one.mask.sum())})
         values = _values(one.mask, pictures)
         source = pictures.sources[row] if pictures.sources else None
-        mask_at, overlay_at = _places(home, name)
+        mask_at, overlay_at = _places(home, pictures, row)
         if source is not None and kind_of(source.path) in VOLUMES:
-            volume.append(values)
+            # Of one thing 1, as such volumes have it; a picture of 1 would be black.
+            volume.append(values if labels else (values > 0).astype(np.uint8))
             if len(volume) == facts_of(source.path).slices:
                 write_atomically(mask_at, volume_of(source.path, volume))
                 volume = []

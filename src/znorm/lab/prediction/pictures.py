@@ -86,6 +86,8 @@ def read_pictures(
     files = {
         _bare(path.relative_to(folder)).as_posix(): path for path in _files(folder, home, kinds)
     }
+    if rule is not None and output == "mask" and {"images", "masks"} <= _folders(folder):
+        files = _beside(files)
     masks = {
         name: files[f"{name}_mask"]
         for name in files
@@ -111,6 +113,22 @@ def read_pictures(
     return Pictures(names, Split(images, _no_targets(images, output), names), truth=False)
 
 
+def _folders(folder: Path) -> set[str]:
+    return {entry.name for entry in os.scandir(folder) if entry.is_dir()}
+
+
+def _beside(files: dict[str, Path]) -> dict[str, Path]:
+    """The files of a folder with images and masks in two of its own, by the names of images."""
+    named = {}
+    for name, path in files.items():
+        kind, _, inner = name.partition("/")
+        if kind == "images":
+            named[inner] = path
+        elif kind == "masks":
+            named[f"{inner.removesuffix('_mask')}_mask"] = path
+    return named
+
+
 def _by_rule(files: dict[str, Path], masks: dict[str, Path], output: str, rule: Rule) -> Pictures:
     names: list[str] = []
     sources: list[Source] = []
@@ -122,6 +140,11 @@ def _by_rule(files: dict[str, Path], masks: dict[str, Path], output: str, rule: 
         if rule.window is None and facts.kind != "uint8":
             raise DataError(
                 f"{path}: expected 8 bits a value, as the run's images have, found {facts.kind}"
+            )
+        if rule.window is not None and rule.window[1] > 255 and facts.kind == "uint8":
+            raise DataError(
+                f"{path}: expected values up to {rule.window[1]:g}, as the run's images have, "
+                "found 8 bits"
             )
         size = (facts.height, facts.width)
         mask = masks.get(name)
@@ -191,8 +214,8 @@ def _entries(folder: Path, written: Path) -> list[Path]:
     """
     entries = []
     for place, folders, files in os.walk(folder, onerror=_refuse):
-        if Path(place).resolve() == written:
-            folders.clear()  # nor is it gone on within it
+        if Path(place).resolve() == written or "predictions.csv" in files:
+            folders.clear()  # what was predicted before is no picture; nor is it gone on within it
             continue
         for path in (Path(place, name) for name in folders):
             if path.is_symlink() and path.resolve() != written:

@@ -35,12 +35,19 @@ class DataCard:
         Of the same names, how many groups, such as patients, the images are of; of "all" how many
         in all of them: fewer than their sum where a group is in several. None where they are not
         known.
+    cases : mapping or None
+        Of the same names, how many images there are, where one counts for several classes.
     """
 
     classes: tuple[str, ...]
     images: Mapping[str, tuple[int, ...]]
     notes: tuple[str, ...]
     groups: Mapping[str, int] | None = None
+    cases: Mapping[str, int] | None = None
+
+    def count(self, part: str) -> int:
+        """The images of a part."""
+        return sum(self.images[part]) if self.cases is None else self.cases[part]
 
 
 def data_card(
@@ -74,6 +81,7 @@ def data_card(
             {name: tuple(part.class_counts(number)) for name, part in splits.items()},
             dataset.notes,
             _groups(splits),
+            _cases(splits) if dataset.train.has_masks else None,
         )
         # Cards of earlier versions have no groups.
         shown = {key: value for key, value in asdict(card).items() if value is not None}
@@ -97,6 +105,14 @@ def _groups(splits: Mapping[str, Split]) -> dict[str, int] | None:
         **{name: len(set(part.patients)) for name, part in splits.items()},
         "all": len(together),
     }
+
+
+def _cases(splits: Mapping[str, Split]) -> dict[str, int] | None:
+    """The images of each part, where their counts by class do not add up to them."""
+    counts = {name: len(split.case_names) for name, split in splits.items()}
+    added = {name: sum(split.class_counts(2)) for name, split in splits.items()}
+    several = any(int(split.targets.max()) > 1 for split in splits.values() if len(split))
+    return counts if several or counts != added else None
 
 
 def _place(root: Path, spec: RunSpec, fingerprint: str) -> Path:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import znorm
-from znorm.lab.datasets import Dataset
+from znorm.lab.datasets import Dataset, DataSpec
 from znorm.lab.datasets.own.contents import Contents
 from znorm.lab.datasets.own.doubts import Doubt
 from znorm.lab.datasets.split import SPLITS
@@ -92,6 +92,12 @@ def _channels(number: int) -> str:
     return "1 channel" if number == 1 else f"{number} channels"
 
 
+def _test_part(data: DataSpec) -> str:
+    if data.folds is not None:
+        return f"each of {data.folds} folds in turn"
+    return "your own" if data.test_share is None else f"{data.test_share:.3g} of the groups"
+
+
 def _settings(spec: RunSpec) -> list[_Setting]:
     data = spec.data
     assert data.size is not None
@@ -107,9 +113,11 @@ def _settings(spec: RunSpec) -> list[_Setting]:
         _Setting("Size", f"{height}x{width} pixels", "--set data.size=[HEIGHT,WIDTH]"),
         _Setting("Channels", str(data.channels), "--set data.channels=1 or 3"),
         _Setting("Window of values", window, "--set data.window=[LOW,HIGH]"),
-        _Setting("Test part", f"{data.test_share:g} of the groups", "--set data.test_share=SHARE"),
+        _Setting("Test part", _test_part(data), "--set data.test_share=SHARE, or --folds N"),
         _Setting(
-            "Validation part", f"{data.validation:g} of the rest", "--set data.validation=SHARE"
+            "Validation part",
+            "your own" if data.validation is None else f"{data.validation:.3g} of the rest",
+            "--set data.validation=SHARE",
         ),
     ]
     if spec.loss != "cross_entropy":

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from znorm.lab.datasets import DataSpec
 from znorm.lab.evidence.verdict import decide
 from znorm.lab.metrics.score import Column
 from znorm.lab.reporting.tables import Row, Table, fold_key
@@ -23,15 +24,15 @@ class FoldRow:
     label : str
     scores : tuple of float or None
         Of each fold the mean over seeds.
-    mean : float
-        Of these.
+    mean : float or None
+        Of these; None where some are missing.
     gain : Interval or None
-        Against the baseline, over folds; None for the baseline, and without two folds of pairs.
+        Against the baseline, over folds; None for the baseline, and where some are missing.
     """
 
     label: str
     scores: tuple[float | None, ...]
-    mean: float
+    mean: float | None
     gain: Interval | None
 
 
@@ -47,6 +48,10 @@ class Folds:
         Of the score.
     anchors : tuple of str
         Of each fold's section.
+    numbers : tuple of int
+        Of these folds, from 1.
+    whole : int
+        The number of folds that there are to be.
     rows : tuple of FoldRow
     headline : str
         The answer, over all folds.
@@ -56,6 +61,8 @@ class Folds:
     name: str
     column: Column
     anchors: tuple[str, ...]
+    numbers: tuple[int, ...]
+    whole: int
     rows: tuple[FoldRow, ...]
     headline: str
     decision: str
@@ -67,12 +74,8 @@ class Folds:
         """A gain with its interval."""
         if gain is None:
             return ""
-        ends = (
-            ""
-            if gain.half is None
-            else f" ({_signed(self, gain.low)} to {_signed(self, gain.high)})"
-        )
-        return f"{_signed(self, gain.mean)}{ends}"
+        low, high = _signed(self, gain.low), _signed(self, gain.high)
+        return f"{_signed(self, gain.mean)} ({low} to {high})"
 
 
 def _signed(folds: Folds, value: float) -> str:
@@ -100,11 +103,13 @@ def _summary(members: Sequence[tuple[int, Table]]) -> Folds:
     first = tables[0]
     labels = dict.fromkeys(row.label for table in tables for row in table.rows)
     rows = [_row(label, tables) for label in labels]
-    headline, decision = _answer(first, tables, rows)
+    headline, decision = _answer(tables, rows)
     return Folds(
         f"{TASKS[first.spec.task].label}, {first.spec.model}",
         first.columns[0],
         tuple(f"runs-{number}" for number, _ in members),
+        tuple((table.fold or 0) + 1 for table in tables),
+        first.spec.data.folds or len(tables),
         tuple(row for row in rows if row is not None),
         headline,
         decision,
@@ -122,25 +127,35 @@ def _row(label: str, tables: Sequence[Table]) -> FoldRow | None:
         for row in of_folds
         if row is not None and row.comparison is not None and row.comparison.interval is not None
     ]
-    share = tables[0].spec.data.test_share
-    gain = resampled_interval(gains, share) if len(gains) > 1 and share else None
-    return FoldRow(label, scores, sum(known) / len(known), gain)
+    whole = tables[0].spec.data.folds or 0
+    gain = None
+    # Fewer folds are another question: the means of two methods would be over other images.
+    if len(gains) == whole > 1:
+        gain = resampled_interval(gains, _ratio(tables[0].spec.data))
+    mean = sum(known) / len(known) if len(known) == whole else None
+    return FoldRow(label, scores, mean, gain)
+
+
+def _ratio(data: DataSpec) -> float:
+    """The test images of a fold to those that it is trained on: validation images are not."""
+    test = data.test_share or 1 / (data.folds or 2)
+    return test / ((1 - test) * (1 - (data.validation or 0)))
 
 
 def _score(row: Row | None) -> float | None:
     return None if row is None or row.cells[0].interval is None else row.cells[0].interval.mean
 
 
-def _answer(
-    first: Table, tables: Sequence[Table], rows: Sequence[FoldRow | None]
-) -> tuple[str, str]:
+def _answer(tables: Sequence[Table], rows: Sequence[FoldRow | None]) -> tuple[str, str]:
     """The answer to the question over all folds, and its decision."""
-    question, asked = first.question, first.asked
+    question, asked = tables[0].question, tables[0].asked
     if question is None or asked is None:
         return "", ""
+    whole = tables[0].spec.data.folds or 0
     row = next((one for one in rows if one is not None and one.label == asked.label), None)
     if row is None or row.gain is None:
-        return f"Over folds nothing can be said of {asked.label} yet.", "undecided"
+        text = f"Undecided over folds: pairs of runs are not there yet in all {whole} of them."
+        return text, "undecided"
     decision = decide(row.gain, question.worth)
     fell = sum(
         len(one.comparison.pairs.only_method_diverged)
@@ -148,6 +163,9 @@ def _answer(
         for one in table.rows
         if one.label == asked.label and one.comparison is not None
     )
+    if not row.gain.half:
+        text = "Undecided over folds: all have the same difference, of which no interval is made."
+        return text, "undecided"
     if decision == "adopt" and fell:
         return f"Undecided over folds: {asked.label} diverged in {fell} runs.", "undecided"
     named = {
@@ -155,4 +173,4 @@ def _answer(
         "do not adopt": f"Do not adopt {asked.label}: no gain that is worth it",
         "undecided": "Undecided: the interval holds both 0 and a gain",
     }[decision]
-    return f"{named}, over {len(tables)} folds.", decision
+    return f"{named}, over {whole} folds.", decision

@@ -38,6 +38,9 @@ _SAID = {
     "schedule",
     "loss",
     "epochs",
+    "patience",
+    "best_epoch",
+    "start",
     "batch_size",
     "micro_batch",
     "seed",
@@ -102,7 +105,7 @@ def _data(spec: RunSpec, card: DataCard) -> str:
     text = f"The task was {kind} of {task.label}"
     if card.images:
         parts = [
-            f"{sum(counts):,} {name} images" + _by_class(card.classes, counts)
+            f"{card.count(name):,} {name} images" + _by_class(card.classes, counts)
             for name, counts in card.images.items()
         ]
         text += f", with {_listed(parts)}"
@@ -120,15 +123,20 @@ def _by_class(classes: Sequence[str], counts: Sequence[int]) -> str:
 
 def _split(data: DataSpec, card: DataCard) -> str:
     sentences = []
-    if data.test_share is not None:
-        text = f"A share of {data.test_share:g} was set apart for the test"
+    if data.folds is not None:
+        fold = (data.fold or 0) + 1
+        sentences.append(f"The test images were those of fold {fold} of {data.folds}.")
+    elif data.test_share is not None:
+        text = f"A share of {data.test_share:.3g} was set apart for the test"
         sentences.append(f"{text}, fold {data.fold}." if data.fold is not None else f"{text}.")
+    elif data.folder is not None:
+        sentences.append("The test images were chosen beforehand.")
     if data.train or data.test:
         train, test = (_listed(parts) or "all" for parts in (data.train or (), data.test or ()))
         sentences.append(f"Training images were of the set's parts {train}, test images of {test}.")
     if data.validation:
         sentences.append(
-            f"Of the training images a share of {data.validation:g} was held out for validation."
+            f"Of the training images a share of {data.validation:.3g} was held out for validation."
         )
     if data.limit:
         sentences.append(f"Each part was limited to {data.limit:,} images.")
@@ -146,7 +154,9 @@ def _split(data: DataSpec, card: DataCard) -> str:
 def _read_as(data: DataSpec) -> str:
     rule = []
     if data.size is not None:
-        rule.append(f"resized to {data.size[0]} × {data.size[1]} pixels")
+        size = f"{data.size[0]} × {data.size[1]} pixels"
+        tiled = f"in tiles of {size} that overlap by {100 * (data.overlap or 0):g} %"
+        rule.append(f"at {size}" if data.overlap is None else tiled)
     if data.channels is not None:
         rule.append("in grey" if data.channels == 1 else "in colour")
     if data.window is not None:
@@ -176,9 +186,11 @@ def _training(spec: RunSpec, *, tuned: bool) -> str:
     else:
         text += f", a learning rate of {spec.learning_rate:g} and a {spec.schedule} schedule"
     text += (
-        f", {spec.loss.replace('_', ' ')} loss and batches of {spec.batch_size} for {spec.epochs} "
-        f"epoch{'' if spec.epochs == 1 else 's'}"
+        f", {spec.loss.replace('_', ' ')} loss and batches of {spec.batch_size} for "
+        f"{'at most ' if spec.patience else ''}{spec.epochs} epoch{'' if spec.epochs == 1 else 's'}"
     )
+    if spec.patience:
+        text += f", ended after {spec.patience} without a better score on validation data"
     if spec.micro_batch:
         text += f", in pieces of {spec.micro_batch} whose gradients add up"
     augment = spec.data.augment
@@ -233,7 +245,9 @@ def _ranges(seeds: Sequence[int]) -> str:
 
 
 def _scores(table: Table) -> str:
-    text = f"The score was {_headline(table)} after the last epoch"
+    best = table.spec.best_epoch
+    when = "at the epoch best on validation data" if best else "after the last epoch"
+    text = f"The score was {_headline(table)} {when}"
     if table.seeds > 1:
         text += "; means are given with half the 95 % Student's t interval over seeds"
     return f"{text}."

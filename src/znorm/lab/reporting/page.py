@@ -23,6 +23,7 @@ from znorm.lab.reporting.card import card_of
 from znorm.lab.reporting.cases import case_tables
 from znorm.lab.reporting.confusion import confusions
 from znorm.lab.reporting.data_card import data_card
+from znorm.lab.reporting.differences import paired_differences
 from znorm.lab.reporting.evidence import evidence
 from znorm.lab.reporting.exports import exports
 from znorm.lab.reporting.figures import curves, patches
@@ -238,6 +239,7 @@ def _section(
         "case_tables": case_tables(root, table, dataset, images=images),
         "definitions": _definitions(table),
         "curves": curves(table, strokes),
+        "differences": paired_differences(table, strokes),
         "confusions": confusions(root, table, data.classes, data.images.get("test", ())),
         "gradients": gradients_by_depth(table, strokes),
         "why": why(table, strokes),

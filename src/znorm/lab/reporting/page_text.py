@@ -17,8 +17,8 @@ _INLINE |= frozenset(("sup", "time", "tspan", "wbr"))
 _VOID = frozenset(("br", "col", "hr", "img", "input", "link", "meta", "source", "wbr"))
 # Elements whose content no reader sees.
 _UNSEEN = frozenset(("script", "style", "template"))
-# Attributes whose content a pointer or a screen reader shows.
-_SHOWN = frozenset(("title", "aria-label", "aria-description"))
+# Attributes whose content a pointer or a screen reader shows, and where a number leads to.
+_SHOWN = frozenset(("title", "aria-label", "aria-description", "href"))
 
 
 @dataclass(frozen=True)

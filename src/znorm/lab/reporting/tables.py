@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -186,7 +185,7 @@ class Table:
     former : tuple of Run
         Those of what was chosen once, from fewer trials.
     fold : int or None
-        The number of its fold, where other tables are of other folds of the same images.
+        The number of its fold, where it is one of several that are tested in turn.
     """
 
     spec: RunSpec
@@ -284,12 +283,15 @@ def gather(
                 former=tuple(former.get(key, ())),
             )
         )
-    several = Counter(fold_key(table.spec) for table in tables if table.tuning is None)
+    numbers: dict[str, list[int]] = {}
+    for table in tables:
+        numbers.setdefault(fold_key(table.spec), []).append(table.spec.data.fold or 0)
     tables = [
         replace(table, fold=table.spec.data.fold or 0)
-        if table.tuning is None and several[fold_key(table.spec)] > 1
+        if table.spec.data.folds is not None and len(set(there)) == len(there)
         else table
         for table in tables
+        for there in (numbers[fold_key(table.spec)],)
     ]
     # Folds of the same images stand together, in their order.
     places = {fold_key(table.spec): place for place, table in reversed([*enumerate(tables)])}
@@ -298,7 +300,7 @@ def gather(
 
 def fold_key(spec: RunSpec) -> str:
     """The same for runs that differ in nothing but method, seed and fold."""
-    if spec.data.folder is None:
+    if spec.data.folds is None:
         return spec.configuration
     # What follows from the training images differs with the fold.
     data = spec.data.model_copy(update={"fold": None, "contents": None, "window": None})

@@ -83,26 +83,26 @@ def prediction_interval(values: Sequence[float], level: float = 0.95) -> Interva
     return _interval("prediction_interval", values, level, 1.0)
 
 
-def resampled_interval(values: Sequence[float], test_share: float, level: float = 0.95) -> Interval:
+def resampled_interval(values: Sequence[float], ratio: float, level: float = 0.95) -> Interval:
     """The mean over folds of a cross-validation with the corrected interval of Nadeau and Bengio.
 
     Folds share most of their training images, so that their values vary together: the usual t
-    interval is far too narrow. Here a value's variance counts ``1 / n + test / train`` times in
-    place of ``1 / n``.
+    interval is far too narrow. Here a value's variance counts ``1 / n + ratio`` times in place of
+    ``1 / n``.
 
     Parameters
     ----------
     values : sequence of float
         One a fold.
-    test_share : float
-        The share of a fold's test images, from 0 to 1, both left out.
+    ratio : float
+        Of a fold's test images to those that it is trained on, above 0.
     level : float
         The coverage.
 
     Raises
     ------
     ValueError
-        If there are no values, or the share is none.
+        If there are no values, or the ratio is none.
 
     References
     ----------
@@ -110,12 +110,12 @@ def resampled_interval(values: Sequence[float], test_share: float, level: float 
 
     Examples
     --------
-    >>> resampled_interval([1.0, 2.0, 3.0], 1 / 3)  # doctest: +ELLIPSIS
+    >>> resampled_interval([1.0, 2.0, 3.0], 1 / 2)  # doctest: +ELLIPSIS
     Interval(mean=2.0, half=3.927...)
     """
-    if not 0 < test_share < 1:
-        raise ValueError(f"resampled_interval: test_share: expected 0 to 1, found {test_share!r}")
-    return _interval("resampled_interval", values, level, test_share / (1 - test_share))
+    if not 0 < ratio < math.inf:
+        raise ValueError(f"resampled_interval: ratio: expected above 0, found {ratio!r}")
+    return _interval("resampled_interval", values, level, ratio)
 
 
 def _interval(owner: str, values: Sequence[float], level: float, own: float) -> Interval:

@@ -83,7 +83,9 @@ class Evaluator:
         pairs = [(predicted, targets)]
         if len(labels) > 1:
             pairs = [(predicted == number, targets == number) for number in labels]
-        of_labels = [count(mine, true).pooled() for mine, true in pairs]
+        counted = [count(mine, true).pooled() for mine, true in pairs]
+        # As `Cases.by_label`: what is nowhere has no score.
+        of_labels = [one for one in counted if int(one.tp + one.fp + one.fn)] or counted
         return {
             name: math.fsum(float(score.compute(one)) for one in of_labels) / len(of_labels)
             for name, score in MASK_SCORES.items()

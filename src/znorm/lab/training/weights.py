@@ -10,13 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from znorm.lab.datasets import Dataset
+from znorm.lab.datasets.dataset import RESERVED
 from znorm.lab.errors import DataError
 from znorm.lab.numbers import is_count, is_number
 
-__all__ = ["RESERVED", "Trained", "dump", "load"]
+__all__ = ["Trained", "dump", "load"]
 
-# Columns beside those of the classes in a table of predictions.
-RESERVED = ("name", "truth", "predicted")
 # Pixels on a side that no set comes near.
 _LARGEST_SIDE = 1 << 16
 

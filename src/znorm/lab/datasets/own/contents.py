@@ -16,7 +16,7 @@ from znorm.lab.datasets.own.reading import Facts, facts_of
 from znorm.lab.datasets.own.rule import Rule, rule_of
 from znorm.lab.errors import ConfigurationError, DataError
 
-__all__ = ["TEST", "VALIDATION", "Contents", "contents_of", "listed"]
+__all__ = ["TEST", "VALIDATION", "Contents", "contents_of", "listed", "share"]
 
 # By default, shares of groups.
 TEST, VALIDATION = 0.2, 0.2
@@ -89,6 +89,13 @@ def contents_of(listing: Listing, chosen: Mapping[str, Any]) -> Contents:
         For a file that cannot be read or does not fit the others.
     """
     facts = {item.image: facts_of(item.image) for item in listing.items}
+    axes = {one.axes: path for path, one in facts.items() if one.axes is not None}
+    if len(axes) > 1:
+        (first, path), (other, _), *_ = axes.items()
+        raise DataError(
+            f"{path}: its axes run {first}, and those of others {other}; save all volumes in one "
+            "orientation, or what is left in some is right in others"
+        )
     labels = masks.chosen_labels(chosen.get("labels"))
     if labels is not None and listing.output == "classes":
         raise ConfigurationError("data.labels: names what masks mark, and there are none here")
@@ -101,7 +108,7 @@ def contents_of(listing: Listing, chosen: Mapping[str, Any]) -> Contents:
             paths = [item.mask for item in listing.items if item.mask is not None]
             labels = masks.labels_of(zip(paths, values, strict=True))
         strata = _rarest(values)
-    test, validation = _share(chosen, "test_share", TEST), _share(chosen, "validation", VALIDATION)
+    test, validation = share(chosen, "test_share", TEST), share(chosen, "validation", VALIDATION)
     parts = parts_of(listing, strata, test, validation, _fold(chosen))
     training = [
         (item.image, item.slice)
@@ -128,6 +135,11 @@ def _values(listing: Listing, facts: Mapping[Path, Facts]) -> list[tuple[float, 
                 f"{item.mask}: expected {of_image.height}x{of_image.width} pixels, as its image "
                 f"has, found {of_mask.height}x{of_mask.width}"
             )
+        if None not in (of_mask.axes, of_image.axes) and of_mask.axes != of_image.axes:
+            raise DataError(
+                f"{item.mask}: its axes run {of_mask.axes}, and those of its image "
+                f"{of_image.axes}; save both in one orientation"
+            )
         values.append(masks.values_of(item.mask, item.slice))
     return values
 
@@ -148,8 +160,12 @@ def _fold(chosen: Mapping[str, Any]) -> int:
     return fold
 
 
-def _share(chosen: Mapping[str, Any], key: str, default: float) -> float:
+def share(chosen: Mapping[str, Any], key: str, default: float) -> float:
+    """The share of a part: one of 1/2, 1/3, 1/4, ..., the nearest to what is chosen.
+
+    Parts are folds, so that each group can be in one of them.
+    """
     value = chosen.get(key, default)
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0.02 <= value <= 0.5:
         raise ConfigurationError(f"data.{key}: expected a share from 0.02 to 0.5, found {value!r}")
-    return float(value)
+    return 1 / round(1 / value)

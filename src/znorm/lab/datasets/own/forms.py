@@ -8,12 +8,13 @@ TABLE.csv                                file and label, or file and mask; group
 
 from __future__ import annotations
 
-import csv
-import io
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
+from znorm.lab import csvfiles
+from znorm.lab.datasets.dataset import RESERVED
 from znorm.lab.datasets.files import listing, read_bytes
 from znorm.lab.datasets.own.listing import Item, Listing
 from znorm.lab.datasets.own.reading import DICOM, KINDS, facts_of, kind_of
@@ -183,11 +184,13 @@ def _from_table(folder: Path, table: Path) -> Listing:
                 raise DataError(f"{where}: part {cells['part']!r}; expected {', '.join(SPLITS)}")
         elif "part" in columns:
             raise DataError(f"{where}: has no part; expected {', '.join(SPLITS)}")
-        if cells.get("fold") == "":
-            raise DataError(f"{where}: has no fold")
+        for column in ("fold", "group"):
+            if cells.get(column) == "":
+                raise DataError(f"{where}: has no {column}")
         group = cells.get("group") or None
         kind, mine = ("fold", cells["fold"]) if "fold" in columns else ("part", part)
-        for item in _items(folder, path, label, mask, group, part):
+        named = group is not None
+        for item in _items(folder, path, label, mask, group, part, listed=named):
             home = homes.setdefault(item.group, mine or "")
             if home != (mine or ""):
                 raise DataError(
@@ -208,12 +211,14 @@ def _name(item: Item) -> str:
 def _rows(table: Path) -> tuple[list[dict[str, str]], dict[str, str]]:
     """The rows of a table, and the name of each column that is used."""
     try:
-        text = read_bytes(table, "a table").decode("utf-8-sig")
-        reader = csv.DictReader(io.StringIO(text))
-        rows = list(reader)
-    except (UnicodeDecodeError, csv.Error) as error:
+        content = read_bytes(table, "a table")
+        content.decode("utf-8-sig")
+        rows = csvfiles.load(content)
+    except ValueError as error:
         raise DataError(f"{table}: not a table in UTF-8 ({error})") from None
-    there = {(name or "").strip().lower(): name for name in reader.fieldnames or ()}
+    if not rows:
+        raise ConfigurationError(f"{table}: has no row below its names of columns")
+    there = {name.strip().lower(): name for name in rows[0]}
     columns = {
         key: there[name] for key, names in _COLUMNS.items() for name in names if name in there
     }
@@ -221,16 +226,21 @@ def _rows(table: Path) -> tuple[list[dict[str, str]], dict[str, str]]:
         raise ConfigurationError(
             f"{table}: has no column file; found {', '.join(there) or 'nothing'}"
         )
-    if not rows:
-        raise ConfigurationError(f"{table}: has no row below its names of columns")
     return rows, columns
 
 
 def _named(folder: Path, name: str, where: str) -> Path:
     """The file that a table names, which lies in the folder."""
-    path = folder / name
-    if not name or "\0" in name or not path.resolve().is_relative_to(folder.resolve()):
+    if not name or "\0" in name:
         raise DataError(f"{where}: {name[:80]!r} is no file in {folder}")
+    whole = Path(os.path.normpath(folder / name))
+    for home in (folder, folder.resolve()):
+        if whole.is_relative_to(home):
+            whole = folder / whole.relative_to(home)
+            break
+    if not whole.is_relative_to(folder) or not whole.resolve().is_relative_to(folder.resolve()):
+        raise DataError(f"{where}: {name[:80]!r} is no file in {folder}")
+    path = whole
     if not path.is_file():
         raise DataError(f"{where}: {name[:80]} is not there; files are relative to {folder}")
     if kind_of(path) is None:
@@ -245,6 +255,8 @@ def _items(
     mask: Path | None,
     group: str | None,
     part: str | None,
+    *,
+    listed: bool = False,
 ) -> Iterator[Item]:
     """The images of a file: one, or the slices of a volume.
 
@@ -254,7 +266,8 @@ def _items(
     name = path.relative_to(folder).as_posix()
     kind = kind_of(path)
     facts = facts_of(path)
-    if group is None and kind in DICOM:
+    # A folder may be of a series; the file knows whose it is. What a table says is the user's word.
+    if kind in DICOM and facts.patient is not None and not listed:
         group = facts.patient
     for number in range(facts.slices):
         of_slice = f"{name}#{number:03}" if facts.slices > 1 else name
@@ -279,6 +292,8 @@ def _entries(folder: Path) -> list[Path]:
     """
     entries = [folder / name for name in listing(folder) if not name.startswith(".")]
     for entry in entries:
+        if entry.name != entry.name.encode(errors="replace").decode():
+            raise DataError(f"{folder}: {entry.name!r} in it has a name that is no text; rename it")
         if entry.is_symlink() and entry.is_dir():
             raise DataError(
                 f"{entry}: a link to a folder, which is not followed; put the folder itself there"
@@ -287,8 +302,16 @@ def _entries(folder: Path) -> list[Path]:
 
 
 def _check(found: Listing) -> None:
-    """Refuse what nothing can be learned from."""
+    """Refuse what nothing can be learned from, and a group in two parts."""
     folder = found.folder
+    homes: dict[str, Item] = {}
+    for item in found.items:
+        first = homes.setdefault(item.group, item)
+        if first.part != item.part:
+            raise DataError(
+                f"{item.image}: {item.group} is in {item.part} and, with {first.name}, in "
+                f"{first.part}; a group, such as a patient, belongs to one part"
+            )
     if not found.items:
         other = f"; {len(found.unread)} files of other kinds" if found.unread else ""
         raise ConfigurationError(
@@ -298,6 +321,10 @@ def _check(found: Listing) -> None:
     if found.output == "mask":
         return
     counts = Counter(item.label for item in found.items)
+    if taken := [name for name in counts if name in RESERVED]:
+        raise ConfigurationError(
+            f"{folder}: class {taken[0]!r} has the name of a column of predictions; rename it"
+        )
     if len(counts) < 2:
         raise ConfigurationError(
             f"{folder}: one class only, {next(iter(counts))!r}; two or more are needed"

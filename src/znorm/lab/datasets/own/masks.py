@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from znorm.lab.datasets.dataset import RESERVED
 from znorm.lab.datasets.files import stat_file
 from znorm.lab.datasets.own.reading import mask_pixels
 from znorm.lab.errors import ConfigurationError, DataError
@@ -19,6 +20,7 @@ __all__ = ["MOST_LABELS", "chosen_labels", "labels_of", "numbered", "values_of"]
 Labels = Mapping[str, int]
 
 MOST_LABELS = 32
+RESERVED_NAMES = frozenset((*RESERVED, "not marked"))
 # More values than this are greys; so many are kept to be told.
 _MOST_VALUES = 64
 
@@ -38,7 +40,10 @@ def values_of(path: Path, number: int) -> tuple[float, ...]:
 # A folder is resolved and loaded, each of which asks; once is enough while a file stays.
 @lru_cache(maxsize=1 << 17)
 def _values(path: Path, number: int, state: tuple[int, int]) -> tuple[float, ...]:
-    return tuple(np.unique(mask_pixels(path, number))[:_MOST_VALUES].tolist())
+    pixels = mask_pixels(path, number)
+    if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
+        raise DataError(f"{path}: expected a mask, found values that are not finite")
+    return tuple(np.unique(pixels)[:_MOST_VALUES].tolist())
 
 
 def chosen_labels(value: Any) -> dict[str, int] | None:
@@ -64,9 +69,8 @@ def chosen_labels(value: Any) -> dict[str, int] | None:
         isinstance(value, Mapping)
         and 0 < len(value) <= MOST_LABELS
         and all(isinstance(name, str) and name.strip() for name in value)
-        and all(
-            isinstance(one, int) and not isinstance(one, bool) and one for one in value.values()
-        )
+        and all(type(one) is int and 0 < one < 1 << 16 for one in value.values())
+        and RESERVED_NAMES.isdisjoint(value)
         and len(set(value.values())) == len(value)
     )
     if not fitting:
@@ -136,6 +140,9 @@ def numbered(
         raise DataError(
             f"{path}: expected {image[0]}x{image[1]} pixels, as its image has, found {size}"
         )
+    if labels is None and not _is_plain(values_of(path, number)):
+        labels_of([(path, values_of(path, number))])
+        raise DataError(f"{path}: expected a mask of one thing, found numbers of several")
     if labels is None:
         return (pixels > 0).astype(np.uint8)
     other = [value for value in values_of(path, number) if value not in (0, *labels.values())]

@@ -27,8 +27,8 @@ def notes_of(contents: Contents) -> list[str]:
         )
     if rule.labels is not None and len(rule.labels) > 1:
         notes.append(
-            f"Masks mark {', '.join(rule.labels)}: a score is the mean of those of each, and so is "
-            "the floor's."
+            f"Masks mark {', '.join(rule.labels)}: a score is the mean of those of each, without "
+            "what neither truth nor prediction has in that part; and so is the floor's."
         )
     if contents.unit is not None:
         notes.append("Distances are in millimetres, by the pixel spacing of the files.")

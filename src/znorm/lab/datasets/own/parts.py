@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from fractions import Fraction
 
 import numpy as np
 
@@ -71,7 +70,7 @@ def _fold(
     """The items of one fold, among these."""
     from sklearn.model_selection import StratifiedGroupKFold
 
-    folds = round(1 / Fraction(share).limit_denominator(100))
+    wanted = round(1 / share)
     groups = [listing.items[place].group for place in places.tolist()]
     count = len(set(groups))
     if count < 2:
@@ -80,8 +79,12 @@ def _fold(
             "training, validation and test; three are needed at least"
         )
     # Of few groups a part has one, which is then more than its share: pages tell the numbers.
-    folds = min(folds, count)
-    if not 0 <= number < folds:
+    folds = min(wanted, count)
+    if number >= folds and number < wanted:
+        raise ConfigurationError(
+            f"{listing.folder}: {count} groups, such as patients, are too few for {wanted} folds"
+        )
+    if number >= folds:
         raise ConfigurationError(f"data.fold: expected 0 to {folds - 1}, found {number}")
     labels = np.asarray(strata)[places]
     chosen = np.zeros(len(places), dtype=bool)

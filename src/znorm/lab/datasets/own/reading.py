@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import ImageOps
 
-from znorm.lab.datasets.files import open_picture, several_pages, stat_file
+from znorm.lab.datasets.files import open_picture, read_start, several_pages, stat_file
 from znorm.lab.errors import ConfigurationError, DataError
 
 __all__ = [
@@ -50,6 +50,10 @@ _MODES = {
 }
 
 
+# Of the units that a volume can name; without one they are millimetres.
+_MILLIMETRES = {"meter": 1e3, "micron": 1e-3}
+
+
 class Facts(NamedTuple):
     """The form of a file's images.
 
@@ -64,6 +68,8 @@ class Facts(NamedTuple):
         As a DICOM file names them.
     window : tuple of float or None
         The lowest and the highest value that a DICOM file asks to be shown.
+    axes : str or None
+        The directions of a volume's axes in the patient, as "RAS".
     """
 
     height: int
@@ -74,6 +80,7 @@ class Facts(NamedTuple):
     spacing: tuple[float, float] | None = None
     patient: str | None = None
     window: tuple[float, float] | None = None
+    axes: str | None = None
 
 
 def kind_of(path: Path) -> str | None:
@@ -105,9 +112,9 @@ def _facts(path: Path, state: tuple[int, int]) -> Facts:
         height, width, channels, slices = _shape(path, array.shape)
         return Facts(height, width, channels, slices, str(array.dtype))
     if kind in VOLUMES:
-        volume, spacing = _volume(path)
+        volume, spacing, axes = _volume(path)
         height, width, slices = volume.shape
-        return Facts(height, width, 1, slices, str(volume.dtype), spacing)
+        return Facts(height, width, 1, slices, str(volume.dtype), spacing, axes=axes)
     if kind in DICOM:
         return _dicom_facts(path)
     with open_picture(path, of_user=True) as picture:
@@ -117,6 +124,10 @@ def _facts(path: Path, state: tuple[int, int]) -> Facts:
         if picture.mode not in _MODES:
             raise DataError(f"{path}: a picture of mode {picture.mode}; save it in grey or RGB")
         channels, dtype = _MODES[picture.mode]
+        if picture.format == "PNG" and channels == 3 and read_start(path)[24] == 16:
+            raise DataError(
+                f"{path}: 16 bits of a colour are not read whole; save it as npy, or in 8 bits"
+            )
         # What a camera has turned is turned back.
         turned = picture.getexif().get(0x0112, 1) >= 5
         width, height = picture.size[::-1] if turned else picture.size
@@ -199,8 +210,8 @@ def _shape(path: Path, shape: tuple[int, ...]) -> tuple[int, int, int, int]:
     )
 
 
-def _volume(path: Path) -> tuple[npt.NDArray[Any], tuple[float, float]]:
-    """The slices along a volume's last axis, (H, W, slices), and millimetres a pixel."""
+def _volume(path: Path) -> tuple[npt.NDArray[Any], tuple[float, float], str]:
+    """The slices along a volume's last axis, (H, W, slices), millimetres a pixel, and its axes."""
     entry = stat_file(path)
     return _read_volume(path, (entry.st_mtime_ns, entry.st_size))
 
@@ -209,7 +220,7 @@ def _volume(path: Path) -> tuple[npt.NDArray[Any], tuple[float, float]]:
 @lru_cache(maxsize=4)
 def _read_volume(
     path: Path, state: tuple[int, int]
-) -> tuple[npt.NDArray[Any], tuple[float, float]]:
+) -> tuple[npt.NDArray[Any], tuple[float, float], str]:
     from monai.data.image_reader import (
         NibabelReader,  # seconds to import, and for these files alone
     )
@@ -228,10 +239,15 @@ def _read_volume(
             f"{path}: expected a volume of three dimensions, found shape {array.shape}; save each "
             "channel or moment as a volume of its own"
         )
+    if array.dtype.kind not in "uif":
+        raise DataError(f"{path}: expected a volume of numbers, found {array.dtype}")
+    nibabel: Any = import_module("nibabel")
     affine = np.asarray(meta["affine"])
-    columns, rows = (float(np.linalg.norm(affine[:3, axis])) for axis in (0, 1))
+    scale = _MILLIMETRES.get(nibabel.load(path).header.get_xyzt_units()[0], 1.0)
+    columns, rows = (scale * float(np.linalg.norm(affine[:3, axis])) for axis in (0, 1))
+    axes = "".join(str(one) for one in nibabel.aff2axcodes(affine))
     # The first axis runs along a row.
-    return np.ascontiguousarray(array.transpose(1, 0, 2)), (rows, columns)
+    return np.ascontiguousarray(array.transpose(1, 0, 2)), (rows, columns), axes
 
 
 def volume_of(path: Path, slices: Sequence[npt.NDArray[Any]]) -> bytes:
@@ -256,6 +272,7 @@ def volume_of(path: Path, slices: Sequence[npt.NDArray[Any]]) -> bytes:
     stacked = np.stack([one.T for one in slices], axis=2)
     there = nibabel.load(path)
     header = nibabel.Nifti1Header()
+    header.set_data_dtype(stacked.dtype)
     header.set_xyzt_units(*there.header.get_xyzt_units())
     made = nibabel.Nifti1Image(stacked, there.affine, header)
     made.set_qform(there.affine, int(there.header["qform_code"]) or 1)
@@ -276,18 +293,20 @@ def _header(path: Path) -> Any:
 def _dicom_facts(path: Path) -> Facts:
     header = _header(path)
     try:
-        frames = int(getattr(header, "NumberOfFrames", 1))
+        frames = int(_given(header, "NumberOfFrames") or 1)
         channels = int(header.SamplesPerPixel)
         bits, signed = int(header.BitsAllocated), int(header.PixelRepresentation)
         height, width = int(header.Rows), int(header.Columns)
-        spacing = getattr(header, "PixelSpacing", None)
+        spacing = _given(header, "PixelSpacing")
         window = None
-        if "WindowCenter" in header and "WindowWidth" in header:
+        asked = (_given(header, "WindowCenter"), _given(header, "WindowWidth"))
+        if None not in asked:
             center, wide = (
-                float(value[0] if hasattr(value, "append") else value)
-                for value in (header.WindowCenter, header.WindowWidth)
+                float(value[0] if hasattr(value, "append") else value) for value in asked
             )
             window = (center - wide / 2, center + wide / 2)
+        if (turned := _turned(header)) is not None and window is not None:
+            window = (turned - window[1], turned - window[0])
         patient = str(getattr(header, "PatientID", "")) or None
     except Exception as error:
         raise _undecodable(path, error) from None
@@ -295,9 +314,15 @@ def _dicom_facts(path: Path) -> Facts:
         raise DataError(f"{path}: expected one image, found {frames} frames; save each by itself")
     if channels not in (1, 3):
         raise DataError(f"{path}: expected 1 or 3 channels, found {channels}")
-    rescaled = hasattr(header, "RescaleSlope") or hasattr(header, "RescaleIntercept")
+    if str(_given(header, "PhotometricInterpretation")) == "PALETTE COLOR":
+        raise DataError(f"{path}: a palette of colours is not read; save it in grey or RGB")
+    rescaled = any(
+        _given(header, name) is not None for name in ("RescaleSlope", "RescaleIntercept")
+    )
     kind = "float64" if rescaled else f"{'' if signed else 'u'}int{bits}"
     of_pixel = None if spacing is None else (float(spacing[0]), float(spacing[1]))
+    if of_pixel is not None and not min(of_pixel) > 0:
+        of_pixel = None  # a size that is none tells nothing
     return Facts(height, width, channels, 1, kind, of_pixel, patient, window)
 
 
@@ -309,10 +334,37 @@ def _dicom_pixels(path: Path) -> npt.NDArray[Any]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             reader = PydicomReader(swap_ij=False)
-            array, _ = reader.get_data(reader.read(str(path)))
+            one = reader.read(str(path))
+            for name in ("RescaleSlope", "RescaleIntercept"):
+                if name in one and _given(one, name) is None:
+                    delattr(one, name)  # empty, as after anonymization
+            array, _ = reader.get_data(one)
     except Exception as error:
         raise _undecodable(path, error) from None
+    if (turned := _turned(_header(path))) is not None:
+        array = turned - array
     return array[..., None] if array.ndim == 2 else array
+
+
+def _turned(header: Any) -> float | None:
+    """The sum of a value and of what it becomes, where low values are to be bright; else None.
+
+    Values that a file says are white where they are low (MONOCHROME1) are turned round within the
+    range that its bits can have, so that they are as those of other files.
+    """
+    if str(getattr(header, "PhotometricInterpretation", "")) != "MONOCHROME1":
+        return None
+    bits = int(_given(header, "BitsStored") or header.BitsAllocated)
+    lowest = -(1 << (bits - 1)) if int(header.PixelRepresentation) else 0
+    highest = lowest + (1 << bits) - 1
+    slope = float(1 if (one := _given(header, "RescaleSlope")) is None else one)
+    return slope * (lowest + highest) + 2 * float(_given(header, "RescaleIntercept") or 0)
+
+
+def _given(header: Any, name: str) -> Any:
+    """The value of an element; None where it is missing or, as after anonymization, empty."""
+    value = getattr(header, name, None)
+    return None if value is None or str(value) in ("", "[]") else value
 
 
 def _needed(package: str, path: Path) -> None:

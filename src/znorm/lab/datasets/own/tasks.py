@@ -8,7 +8,15 @@ from typing import Any
 
 from znorm.lab.datasets.data_spec import DataSpec
 from znorm.lab.datasets.dataset import Dataset
-from znorm.lab.datasets.own.contents import TEST, VALIDATION, Contents, contents_of, listed
+from znorm.lab.datasets.own.contents import (
+    TEST,
+    VALIDATION,
+    Contents,
+    contents_of,
+    listed,
+    share,
+)
+from znorm.lab.datasets.own.listing import Listing
 from znorm.lab.datasets.own.loading import dataset_of
 from znorm.lab.datasets.own.rule import Rule
 from znorm.lab.datasets.source import DataSource, State
@@ -30,6 +38,7 @@ _KEYS = (
     "test_share",
     "validation",
     "fold",
+    "folds",
 )
 
 
@@ -64,7 +73,7 @@ def _resolve(output: str, chosen: Mapping[str, Any]) -> dict[str, Any]:
         raise ConfigurationError(
             f"data.unit: follows from the images, found {unit!r}; leave it out"
         )
-    rule, folds = contents.rule, listing.folds
+    rule = contents.rule
     return {
         "folder": folder,
         "table": table,
@@ -75,10 +84,37 @@ def _resolve(output: str, chosen: Mapping[str, Any]) -> dict[str, Any]:
         "overlap": rule.overlap,
         "labels": rule.labels,
         "unit": contents.unit,
-        "test_share": float(chosen.get("test_share", 1 / len(folds) if folds else TEST)),
-        "validation": float(chosen.get("validation", VALIDATION)),
+        **_shares(listing, chosen),
         "fold": chosen.get("fold", 0) or None,
+        "folds": _folds(listing, chosen),
     }
+
+
+def _shares(listing: Listing, chosen: Mapping[str, Any]) -> dict[str, float | None]:
+    """The shares of parts that were not the user's own."""
+    given = {item.part for item in listing.items}
+    test: float | None = share(chosen, "test_share", TEST)
+    if listing.folds:
+        test = 1 / len(listing.folds)
+    return {
+        "test_share": None if given != {None} else test,
+        "validation": None if "validation" in given else share(chosen, "validation", VALIDATION),
+    }
+
+
+def _folds(listing: Listing, chosen: Mapping[str, Any]) -> int | None:
+    """The number of folds of which each is to be tested; None where one part is."""
+    folds = chosen.get("folds")
+    if folds is None:
+        return None
+    if type(folds) is not int or not 2 <= folds <= 50 or chosen.get("fold", 0) >= folds:
+        raise ConfigurationError(
+            f"data.folds: expected 2 to 50, more than data.fold, found {folds!r}"
+        )
+    if listing.folds and len(listing.folds) != folds:
+        named = ", ".join(listing.folds)[:80]
+        raise ConfigurationError(f"folds: the table has {len(listing.folds)}, {named}")
+    return folds
 
 
 def rule_of_data(data: DataSpec) -> Rule | None:
