@@ -190,6 +190,15 @@ class RunSpec(BaseModel):
         return json.dumps(content, sort_keys=True)
 
     @property
+    def across_folds(self) -> str:
+        """As `configuration`, the same for all folds of the same images, which it goes through."""
+        if self.data.folds is None:
+            return self.configuration
+        # What follows from the training images differs with the fold.
+        data = self.data.model_copy(update={"fold": None, "contents": None, "window": None})
+        return self.model_copy(update={"data": data}).configuration
+
+    @property
     def workload(self) -> str:
         """As `configuration`, for runs that may differ in learning rate and schedule, too.
 

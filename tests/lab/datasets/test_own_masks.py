@@ -171,6 +171,7 @@ def trained(root: Path, out: Path, *settings: str) -> Run:
     return Run.open(next(out.rglob("seed-0")))
 
 
+@pytest.mark.slow
 def test_from_masks_of_classes_in_tiles_to_predictions(tmp_path: Path) -> None:
     root = folder(tmp_path / "own")
     run = trained(root, tmp_path / "runs", "data.size=32", "data.overlap=0.25")
@@ -206,6 +207,7 @@ def test_from_masks_of_classes_in_tiles_to_predictions(tmp_path: Path) -> None:
     assert sum(dice) / len(dice) == pytest.approx(run.metrics["test_f1_per_slice"])
 
 
+@pytest.mark.slow
 def test_volumes_come_out_as_volumes_in_their_own_size_and_place(tmp_path: Path) -> None:
     nibabel = pytest.importorskip("nibabel")
     root, new = tmp_path / "own", tmp_path / "new"

@@ -245,6 +245,7 @@ def predicted(run: Run, folder: Path, out: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_masks_and_earlier_predictions_are_no_pictures(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

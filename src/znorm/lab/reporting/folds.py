@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from znorm.lab.datasets import DataSpec
 from znorm.lab.evidence.verdict import decide
 from znorm.lab.metrics.score import Column
-from znorm.lab.reporting.tables import Row, Table, fold_key
+from znorm.lab.reporting.tables import Row, Table
 from znorm.lab.stats import Interval, resampled_interval
 from znorm.lab.tasks import TASKS
 
@@ -93,7 +93,7 @@ def over_folds(tables: Sequence[Table]) -> list[Folds]:
     groups: dict[str, list[tuple[int, Table]]] = {}
     for number, table in enumerate(tables, start=1):
         if table.fold is not None:
-            groups.setdefault(fold_key(table.spec), []).append((number, table))
+            groups.setdefault(table.spec.across_folds, []).append((number, table))
     return [_summary(members) for members in groups.values()]
 
 

@@ -37,7 +37,6 @@ __all__ = [
     "Table",
     "Value",
     "columns_of",
-    "fold_key",
     "gather",
     "images_of",
     "on_terminal",
@@ -285,26 +284,17 @@ def gather(
         )
     numbers: dict[str, list[int]] = {}
     for table in tables:
-        numbers.setdefault(fold_key(table.spec), []).append(table.spec.data.fold or 0)
+        numbers.setdefault(table.spec.across_folds, []).append(table.spec.data.fold or 0)
     tables = [
         replace(table, fold=table.spec.data.fold or 0)
         if table.spec.data.folds is not None and len(set(there)) == len(there)
         else table
         for table in tables
-        for there in (numbers[fold_key(table.spec)],)
+        for there in (numbers[table.spec.across_folds],)
     ]
     # Folds of the same images stand together, in their order.
-    places = {fold_key(table.spec): place for place, table in reversed([*enumerate(tables)])}
-    return sorted(tables, key=lambda table: (places[fold_key(table.spec)], table.fold or 0))
-
-
-def fold_key(spec: RunSpec) -> str:
-    """The same for runs that differ in nothing but method, seed and fold."""
-    if spec.data.folds is None:
-        return spec.configuration
-    # What follows from the training images differs with the fold.
-    data = spec.data.model_copy(update={"fold": None, "contents": None, "window": None})
-    return spec.model_copy(update={"data": data}).configuration
+    places = {table.spec.across_folds: place for place, table in reversed([*enumerate(tables)])}
+    return sorted(tables, key=lambda table: (places[table.spec.across_folds], table.fold or 0))
 
 
 def _table(root: Path, members: Sequence[Run], question: Question | None) -> Table:

@@ -84,7 +84,7 @@ def _plan(
 ) -> list[Cost]:
     groups: dict[str, list[RunSpec]] = {}
     for spec in specs:
-        groups.setdefault(spec.configuration, []).append(spec)
+        groups.setdefault(spec.across_folds, []).append(spec)
     datasets: dict[str, Dataset] = {}
     costs = []
     for members in groups.values():
