@@ -104,6 +104,7 @@ def test_a_helper_that_saves_is_waited_for_whatever_signals_come() -> None:
     assert other.returncode == 0  # by itself
 
 
+@pytest.mark.slow
 def test_two_signals_to_a_comparison_end_it_as_one_does(tmp_path: Path) -> None:
     out = tmp_path / "runs"
     command = [sys.executable, "-m", "znorm.lab", "compare", "--methods", "baseline,znorm"]

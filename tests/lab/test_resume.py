@@ -63,6 +63,7 @@ def trained(
     return {key: one.result["hashes"][key] for key in HASHES}
 
 
+@pytest.mark.slow
 def test_threads_in_any_order_give_the_bits_of_the_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -72,6 +73,7 @@ def test_threads_in_any_order_give_the_bits_of_the_first(
         assert found == alone[order[0]], order
 
 
+@pytest.mark.slow
 def test_jobs_keep_the_threads_of_a_run_and_say_what_they_change(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

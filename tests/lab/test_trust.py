@@ -122,6 +122,7 @@ def test_a_model_that_ends_the_process_is_one_line(
     assert len(said.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_nothing_outside_is_deleted_written_or_read(tmp_path: Path) -> None:
     out = tmp_path / "runs"
     (one,) = lab.compare(task="phantom", **SMALL, out=out)

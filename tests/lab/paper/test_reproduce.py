@@ -127,6 +127,7 @@ def test_sections_stand_in_the_order_of_the_paper(smoked: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_figures_are_drawn(smoked: Path) -> None:
     text = (smoked / "report.html").read_text()
     assert text.count("Masks beside the ground truth") == 1

@@ -26,6 +26,7 @@ GRID: dict[str, Any] = {
 }
 
 
+@pytest.mark.slow
 def test_runs_side_by_side_end_with_the_same_bits(tmp_path: Path) -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # which a CPU's last bits depend on
