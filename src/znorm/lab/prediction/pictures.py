@@ -12,7 +12,7 @@ import torch
 
 from znorm.lab.datasets import Split
 from znorm.lab.datasets.files import Pixels, read_mask, read_picture, stat_file
-from znorm.lab.datasets.own.masks import numbered
+from znorm.lab.datasets.own.masks import check_form, numbered
 from znorm.lab.datasets.own.reading import KINDS, VOLUMES, facts_of, kind_of, read_slice
 from znorm.lab.datasets.own.rule import Rule
 from znorm.lab.datasets.tiles import Tiles
@@ -148,10 +148,8 @@ def _by_rule(files: dict[str, Path], masks: dict[str, Path], output: str, rule: 
             )
         size = (facts.height, facts.width)
         mask = masks.get(name)
-        if mask is not None and (slices := facts_of(mask).slices) != facts.slices:
-            raise DataError(
-                f"{mask}: expected {facts.slices} slices, as its image has, found {slices}"
-            )
+        if mask is not None:
+            check_form(mask, facts)
         for number in range(facts.slices):
             names.append(f"{name}#{number:03}" if kind_of(path) in VOLUMES else name)
             sources.append(Source(path, number, mask))

@@ -100,6 +100,13 @@ class Evaluator:
         return evaluation_loss(self._spec, self._model, images, truth)
 
 
+def _logits(spec: RunSpec, model: nn.Module, pipeline: Pipeline, split: Split) -> Iterator[Tensor]:
+    """The outputs of a net in evaluation mode for a split, batch by batch."""
+    model.eval()
+    for images, _ in pipeline.evaluation_batches(split):
+        yield forward(spec, model, images)
+
+
 @torch.no_grad()
 def chosen_threshold(
     spec: RunSpec, model: nn.Module, pipeline: Pipeline, split: Split
@@ -107,8 +114,7 @@ def chosen_threshold(
     """The probability with the best headline score on a split; None of several classes."""
     if len(pipeline.dataset.classes) != 2 or not len(split):
         return None
-    model.eval()
-    outputs = (forward(spec, model, images) for images, _ in pipeline.evaluation_batches(split))
+    outputs = _logits(spec, model, pipeline, split)
     truths = (truth for _, truth in pipeline.evaluation_batches(split))
     if split.has_masks:
         return best_threshold(outputs, truths, "dice")
@@ -122,8 +128,7 @@ def predict_classes(
     """The classes of each case of a split; None for an empty one."""
     if not len(split):
         return None
-    model.eval()
-    outputs = [forward(spec, model, i).cpu() for i, _ in pipeline.evaluation_batches(split)]
+    outputs = [output.cpu() for output in _logits(spec, model, pipeline, split)]
     classes, patients = pipeline.dataset.classes, split.case_patients
     return ClassCases.of(torch.cat(outputs), split.targets, classes, split.case_names, patients)
 
@@ -136,19 +141,14 @@ def predict_cases(
 
     Of pictures that were cut into tiles, of the whole ones.
     """
-    model.eval()
     marked = pipeline.dataset.classes[1:]
     labels = marked if len(marked) > 1 else None
-
-    def logits() -> Iterator[Tensor]:
-        for images, _ in pipeline.evaluation_batches(split):
-            yield forward(spec, model, images)
-
+    logits = _logits(spec, model, pipeline, split)
     if split.tiles is not None:
-        return _cases_of_tiles(split, split.tiles, logits(), labels)
+        return _cases_of_tiles(split, split.tiles, logits, labels)
     joined: list[Cases] = []
     start = 0
-    for output in logits():
+    for output in logits:
         rows = slice(start, start + len(output))
         start = rows.stop
         joined.append(

@@ -124,22 +124,7 @@ def _values(listing: Listing, facts: Mapping[Path, Facts]) -> list[tuple[float, 
     values = []
     for item in listing.items:
         assert item.mask is not None, "a listing of masks has one for each image"
-        of_mask, of_image = facts_of(item.mask), facts[item.image]
-        if of_mask.slices != of_image.slices:
-            raise DataError(
-                f"{item.mask}: expected {of_image.slices} slices, as its image has, found "
-                f"{of_mask.slices}"
-            )
-        if (of_mask.height, of_mask.width) != (of_image.height, of_image.width):
-            raise DataError(
-                f"{item.mask}: expected {of_image.height}x{of_image.width} pixels, as its image "
-                f"has, found {of_mask.height}x{of_mask.width}"
-            )
-        if None not in (of_mask.axes, of_image.axes) and of_mask.axes != of_image.axes:
-            raise DataError(
-                f"{item.mask}: its axes run {of_mask.axes}, and those of its image "
-                f"{of_image.axes}; save both in one orientation"
-            )
+        masks.check_form(item.mask, facts[item.image])
         values.append(masks.values_of(item.mask, item.slice))
     return values
 

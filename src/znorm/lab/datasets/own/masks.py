@@ -12,10 +12,17 @@ import numpy.typing as npt
 
 from znorm.lab.datasets.dataset import RESERVED
 from znorm.lab.datasets.files import stat_file
-from znorm.lab.datasets.own.reading import mask_pixels
+from znorm.lab.datasets.own.reading import Facts, facts_of, mask_pixels
 from znorm.lab.errors import ConfigurationError, DataError
 
-__all__ = ["MOST_LABELS", "chosen_labels", "labels_of", "numbered", "values_of"]
+__all__ = [
+    "MOST_LABELS",
+    "check_form",
+    "chosen_labels",
+    "labels_of",
+    "numbered",
+    "values_of",
+]
 
 Labels = Mapping[str, int]
 
@@ -113,6 +120,31 @@ def labels_of(masks: Iterable[tuple[Path, tuple[float, ...]]]) -> dict[str, int]
 
 def _is_plain(values: tuple[float, ...]) -> bool:
     return set(values) <= {0, 255} or set(values) <= {0, 1}
+
+
+def check_form(mask: Path, of_image: Facts) -> None:
+    """Refuse a mask whose form is not its image's.
+
+    Raises
+    ------
+    DataError
+        If it has another number of slices, another size, or axes that run in other directions.
+    """
+    of_mask = facts_of(mask)
+    if of_mask.slices != of_image.slices:
+        raise DataError(
+            f"{mask}: expected {of_image.slices} slices, as its image has, found {of_mask.slices}"
+        )
+    if (of_mask.height, of_mask.width) != (of_image.height, of_image.width):
+        raise DataError(
+            f"{mask}: expected {of_image.height}x{of_image.width} pixels, as its image has, found "
+            f"{of_mask.height}x{of_mask.width}"
+        )
+    if None not in (of_mask.axes, of_image.axes) and of_mask.axes != of_image.axes:
+        raise DataError(
+            f"{mask}: its axes run {of_mask.axes}, and those of its image {of_image.axes}; save "
+            "both in one orientation"
+        )
 
 
 def numbered(
