@@ -292,7 +292,7 @@ def test_figure_2_shows_the_mean_over_methods_of_the_seed_that_most_have(
             row.update(tp=round(1000 * score), fp=0, fn=2000 - 2 * round(1000 * score))
         one.save_cases(type(cases).from_rows(rows))
     drawn: list[Any] = []
-    monkeypatch.setattr(figures, "draw_cases", lambda cases: drawn.extend(cases) or "svg")
+    monkeypatch.setattr(figures, "draw_cases", lambda cases, **_: drawn.extend(cases) or "svg")
     figure = figures.mask_figure(tables[0], dataset)
     assert figure is not None
     assert figure.caption.startswith("Seed 3.")
