@@ -2,18 +2,52 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, Protocol
 
 from znorm.engine.receipts import FIELDS
 
-__all__ = ["FIELDS", "write"]
+__all__ = ["FIELDS", "total", "write"]
 
 
 class Writer(Protocol):
     """The part of ``torch.utils.tensorboard.SummaryWriter`` that is used."""
 
     def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> Any: ...
+
+
+def total(receipt: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """The norms of all tensors of a receipt together, for a log that has no room for each.
+
+    Parameters
+    ----------
+    receipt : dict
+        Of ``attachment.receipt()``.
+
+    Returns
+    -------
+    dict of str to float
+        ``norm_before`` and ``norm_after``, the roots of the sums of squares of the tensors' means;
+        ``clipped``, the largest share of steps in which a tensor was clipped. Empty for an empty
+        receipt.
+
+    Examples
+    --------
+    >>> from znorm import receipts
+    >>> first = {"norm_before": 3.0, "norm_after": 1.0, "clipped": 1.0, "steps": 2}
+    >>> second = {"norm_before": 4.0, "norm_after": 0.0, "clipped": 0.5, "steps": 2}
+    >>> receipts.total({"first": first, "second": second})
+    {'norm_before': 5.0, 'norm_after': 1.0, 'clipped': 1.0}
+    """
+    if not receipt:
+        return {}
+    tensors = receipt.values()
+    norms = {
+        field: math.hypot(*(values[field] for values in tensors))
+        for field in ("norm_before", "norm_after")
+    }
+    return {**norms, "clipped": max(values["clipped"] for values in tensors)}
 
 
 def write(
