@@ -582,3 +582,19 @@ def test_what_lies_on_the_meta_device_without_a_gradient_does_no_harm() -> None:
     real.grad = torch.tensor([[1.0, 2.0], [3.0, 6.0]])
     optimizer.step()
     assert real.grad.mean().abs() < 1e-6
+
+
+def test_a_frozen_parameter_is_described_as_such() -> None:
+    model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
+    model[0].weight.requires_grad_(False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    attachment = znorm.attach(optimizer, znorm.ZNorm(), model=model)
+
+    def why() -> dict[str, str]:
+        return {row["name"]: row["why"] for row in attachment.describe().rows}
+
+    assert why()["0.weight"] == "frozen"
+    assert why()["1.weight"] == "ZNorm"
+    assert str(attachment.describe()).splitlines()[1].endswith("no: frozen")
+    model[0].weight.requires_grad_(True)
+    assert why()["0.weight"] == "ZNorm"

@@ -303,6 +303,8 @@ class Attachment:
     def describe(self) -> Description:
         """The table of what is transformed, and what is not and why; ``.rows`` are its dicts.
 
+        A parameter that is frozen now says so: it is transformed once it has gradients.
+
         Examples
         --------
         >>> import torch, znorm
@@ -314,7 +316,13 @@ class Attachment:
         bias    (2,)    0      cpu     no: one dimension
         """
         return Description(
-            tuple(row for section in self._current() for row in section.layout.describe().rows)
+            tuple(
+                _frozen(row) if row["transformed"] and not _trains(parameter) else row
+                for section in self._current()
+                for row, parameter in zip(
+                    section.layout.describe().rows, section.parameters, strict=True
+                )
+            )
         )
 
     def receipt(self, *, reset: bool = False) -> dict[str, dict[str, float]]:
@@ -475,6 +483,15 @@ def attachment_of(optimizer: Optimizer) -> Attachment | None:
         return cast(Attachment, present)
     inside = (attachment_of(inner) for inner in within(optimizer).values())
     return next((one for one in inside if one is not None), None)
+
+
+def _trains(parameter: Tensor) -> bool:
+    """True if backward gives it a gradient, or a user has."""
+    return parameter.requires_grad or parameter.grad is not None
+
+
+def _frozen(row: dict[str, Any]) -> dict[str, Any]:
+    return {**row, "transformed": False, "why": "frozen"}
 
 
 def _parameters(optimizer: Optimizer) -> list[Tensor]:

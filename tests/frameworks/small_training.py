@@ -54,20 +54,22 @@ def plain(
     clip: float | None = None,
     accumulate: int = 1,
     bf16: bool = False,
-    bf16_images: bool = False,
+    rounds_images: bool = False,
     groups: bool = False,
     epochs: int = 1,
 ) -> list[Tensor]:
     """The weights after a loop of torch's own: backward, clip, step.
 
-    ``bf16_images`` rounds the images, too, as Fabric does.
+    ``rounds_images`` rounds the images of autocast, too, as Fabric does.
     """
     model = Net()
     optimizer = adamw(model, transform, groups=groups)
     for _ in range(epochs):
         for number, images in enumerate(IMAGES.split(BATCH), 1):
             with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-                loss = model(images.to(torch.bfloat16) if bf16_images else images)["loss"]
+                loss = model(images.to(torch.bfloat16) if bf16 and rounds_images else images)[
+                    "loss"
+                ]
             (loss.float() / accumulate).backward()
             if number % accumulate:
                 continue

@@ -50,7 +50,7 @@ def test_lightning(transform: Any, way: str, tmp_path: Path) -> None:
 
     half, _ = fit(1)
     half.save_checkpoint(tmp_path / "half.ckpt")
-    _, resumed = fit(2, ckpt_path=tmp_path / "half.ckpt", weights_only=False)
+    _, resumed = fit(2, ckpt_path=tmp_path / "half.ckpt")
     _, whole = fit(2)
     equal(weights(resumed), weights(whole))
     for one, other in zip(weights(whole), plain(transform, epochs=2), strict=True):
