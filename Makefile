@@ -8,7 +8,7 @@ help:
 	@echo "make demo      set up, train the six methods on the built-in data, write the report"
 	@echo "make test      set up, run the tests"
 	@echo "make test-all  the tests that take longer, too"
-	@echo "make test-frameworks  those with Lightning, accelerate, transformers and schedulefree"
+	@echo "make test-frameworks  those with Lightning, accelerate, transformers, peft and schedulefree"
 	@echo "make test-gpu  the tests for a GPU; PYTHON=python3 sets nothing up"
 	@echo "make coverage  branch coverage of the library, 95 % or more"
 	@echo "make lint      ruff and mypy"
@@ -38,12 +38,12 @@ test: setup
 # top of .venv, since libraries there import them where they find them.
 FRAMEWORKS := .venv-frameworks/bin/python
 .venv-frameworks/.ready: .venv/.ready
-	@echo "installing Lightning, accelerate, transformers and schedulefree into .venv-frameworks (0.3 GB)"
+	@echo "installing Lightning, accelerate, transformers, peft and schedulefree into .venv-frameworks (0.3 GB)"
 	@test -x $(FRAMEWORKS) || $(PYTHON) -m venv .venv-frameworks
 	@$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
 	  > $$($(FRAMEWORKS) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/venv.pth
 	@PIP_CONSTRAINT=constraints.txt $(FRAMEWORKS) -m pip install --quiet --disable-pip-version-check \
-	  accelerate lightning schedulefree transformers
+	  accelerate 'jsonargparse[signatures]' lightning peft schedulefree transformers
 	@touch $@
 
 test-frameworks: setup .venv-frameworks/.ready

@@ -27,6 +27,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("znorm.attachment",),
     ("znorm.optim", "znorm.backward"),
     ("znorm",),  # the names that are shown to users
+    ("znorm.integrations",),
     ("znorm.lab.errors", "znorm.lab.versions", "znorm.lab.numbers", "znorm.lab.text"),
     ("znorm.lab.importing",),
     ("znorm.lab.registry", "znorm.lab.csvfiles", "znorm.lab.stats"),

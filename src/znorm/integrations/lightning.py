@@ -6,6 +6,7 @@ that closure, right before the update.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,14 +16,15 @@ from znorm.integrations.versions import warn_if_untested
 from znorm.receipts import FIELDS
 from znorm.transforms.base import Transform
 
-try:
-    from lightning.pytorch import Callback
-
-    _DISTRIBUTION = "lightning"
-except ImportError:
+# One library under two names, whose callbacks are two classes: the name that the script has used.
+if "pytorch_lightning" in sys.modules and "lightning.pytorch" not in sys.modules:
     from pytorch_lightning import Callback
 
     _DISTRIBUTION = "pytorch-lightning"
+else:
+    from lightning.pytorch import Callback
+
+    _DISTRIBUTION = "lightning"
 
 __all__ = ["GradientTransform"]
 
