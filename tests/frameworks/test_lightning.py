@@ -207,9 +207,8 @@ assert callback.attachments[0].receipt()["net.weight"]["steps"] == 4
 
 def test_the_other_package_of_lightning(tmp_path: Path) -> None:
     pytest.importorskip("pytorch_lightning")
-    done = subprocess.run(
-        [sys.executable, "-c", OTHER], cwd=tmp_path, capture_output=True, text=True
-    )
+    command = [sys.executable, "-c", OTHER, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
