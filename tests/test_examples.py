@@ -1,4 +1,4 @@
-"""The examples and the README's Python run as they stand."""
+"""The examples and the Python of README and of `docs` run as they stand."""
 
 from __future__ import annotations
 
@@ -9,7 +9,25 @@ from pathlib import Path
 
 import pytest
 
+from znorm.transforms import TRANSFORMS
+
 ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+# Pages that are run elsewhere: tests/test_guides.py, and tests/frameworks in their environment.
+ELSEWHERE = {DOCS / "extend", DOCS / "frameworks"}
+_BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def script(page: Path) -> str:
+    """The blocks of a page in their order: what one defines the next may use."""
+    return "\n".join(_BLOCK.findall(page.read_text()))
+
+
+PAGES = [
+    page
+    for page in (ROOT / "README.md", *sorted(DOCS.rglob("*.md")))
+    if not ELSEWHERE & set(page.parents) and script(page)
+]
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda p: p.name)
@@ -19,27 +37,14 @@ def test_example(path: Path, tmp_path: Path) -> None:
     assert result.stdout
 
 
-def blocks(language: str) -> list[str]:
-    pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-    text = "\n".join(page.read_text() for page in pages)
-    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
-
-
-@pytest.mark.parametrize("code", blocks("python"))
-def test_python_of_the_readme_and_the_documents(code: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_python_of_a_page(page: Path, tmp_path: Path) -> None:
     result = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
+        [sys.executable, "-c", script(page)], cwd=tmp_path, capture_output=True, text=True
     )
     assert result.returncode == 0, result.stderr
 
 
-def test_numbers_of_the_readme_are_those_of_the_committed_results() -> None:
-    """Each row of the demo's table stands in the page beside its raw files."""
-    page = (ROOT / "docs" / "results" / "demo" / "report.html").read_text()
-    rows = re.findall(r"^\| ([^|]+) \| (\d\d\.\d\d ± \d+\.\d\d) \|", README, re.MULTILINE)
-    assert len(rows) == 6
-    for label, score in rows:
-        assert re.search(rf"{re.escape(label)}.*?{re.escape(score)}", page, re.DOTALL), label
-
-
-README = (ROOT / "README.md").read_text()
+def test_each_transform_has_a_page_that_is_run() -> None:
+    run = {page.stem.replace("-", "") for page in PAGES if page.parent.name == "transforms"}
+    assert {name.lower() for name in TRANSFORMS} <= run
