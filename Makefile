@@ -82,6 +82,7 @@ bench: setup
 	$(BIN)/python benchmarks/loop.py
 	$(BIN)/python benchmarks/data.py
 	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python benchmarks/exactness.py
 	$(BIN)/python benchmarks/step.py
 	$(BIN)/python benchmarks/parts.py
 	$(BIN)/python benchmarks/train.py
