@@ -2,13 +2,14 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup demo test test-all test-frameworks test-gpu coverage lint format bench floor wheel clean
+.PHONY: help setup demo docs test test-all test-frameworks test-gpu coverage lint format bench floor wheel clean
 
 help:
 	@echo "make demo      set up, train the six methods on the built-in data, write the report"
 	@echo "make test      set up, run the tests"
 	@echo "make test-all  the tests that take longer, too"
 	@echo "make test-frameworks  those with Lightning, accelerate, transformers, peft and schedulefree"
+	@echo "make docs      the site, in build/docs; every example of it is run"
 	@echo "make test-gpu  the tests for a GPU; PYTHON=python3 sets nothing up"
 	@echo "make coverage  branch coverage of the library, 95 % or more"
 	@echo "make lint      ruff and mypy"
@@ -48,6 +49,23 @@ FRAMEWORKS := .venv-frameworks/bin/python
 
 test-frameworks: setup .venv-frameworks/.ready
 	PYTHONPATH=src $(FRAMEWORKS) -m pytest --quiet -m slow tests/frameworks
+
+# Sphinx and its theme, on top of .venv in the same way.
+.venv-docs/.ready: .venv/.ready
+	@echo "installing Sphinx into .venv-docs"
+	@test -x .venv-docs/bin/python || $(PYTHON) -m venv .venv-docs
+	@$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+	  > $$(.venv-docs/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/venv.pth
+	@PIP_CONSTRAINT=constraints.txt .venv-docs/bin/python -m pip install --quiet --disable-pip-version-check \
+	  furo myst-parser numpydoc sphinx sphinx-click sphinx-copybutton
+	@touch $@
+
+# A broken link, a public name without its docstring or an example that fails is an error.
+SITE = PYTHONPATH=src .venv-docs/bin/python -m sphinx --nitpicky --fail-on-warning --keep-going --quiet
+docs: setup .venv-docs/.ready
+	$(BIN)/python -m pytest $(BESIDE) tests/test_docs.py tests/test_examples.py src/znorm
+	$(SITE) --fresh-env --builder html docs build/docs
+	@echo "open build/docs/index.html"
 
 test-all: coverage test-frameworks
 	ZNORM_KERNELS=reference $(BIN)/python -m pytest $(BESIDE) tests/test_every_optimizer.py \
@@ -107,4 +125,4 @@ wheel:
 	.venv-wheel/bin/znorm --help
 
 clean:
-	rm -rf .venv .venv-build .venv-floor .venv-frameworks .venv-wheel dist build runs .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-build .venv-docs .venv-floor .venv-frameworks .venv-wheel dist build runs .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -344,7 +344,7 @@ class Run:
         write_atomically(self.folder / "weights.pt", content)
 
     def cases(self) -> Cases | None:
-        """The cases of a run on masks that :meth:`save_cases` wrote; None if there is no such file.
+        """The cases of a run on masks that ``save_cases`` wrote; None if there is no such file.
 
         Raises
         ------
