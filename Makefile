@@ -8,7 +8,7 @@ help:
 	@echo "make demo      set up, train the six methods on the built-in data, write the report"
 	@echo "make test      set up, run the tests"
 	@echo "make test-all  the tests that take longer, too"
-	@echo "make test-frameworks  those with Lightning, accelerate, transformers, peft and schedulefree"
+	@echo "make test-frameworks  those with Lightning, transformers, optax and other frameworks"
 	@echo "make docs      the site, in build/docs; every example of it is run"
 	@echo "make test-gpu  the tests for a GPU; PYTHON=python3 sets nothing up"
 	@echo "make coverage  branch coverage of the library, 95 % or more"
@@ -39,12 +39,16 @@ test: setup
 # top of .venv, since libraries there import them where they find them.
 FRAMEWORKS := .venv-frameworks/bin/python
 .venv-frameworks/.ready: .venv/.ready
-	@echo "installing Lightning, accelerate, transformers, peft and schedulefree into .venv-frameworks (0.3 GB)"
+	@echo "installing Lightning, transformers, jax and others into .venv-frameworks (1 GB)"
 	@test -x $(FRAMEWORKS) || $(PYTHON) -m venv .venv-frameworks
 	@$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
 	  > $$($(FRAMEWORKS) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/venv.pth
 	@PIP_CONSTRAINT=constraints.txt $(FRAMEWORKS) -m pip install --quiet --disable-pip-version-check \
-	  accelerate 'jsonargparse[signatures]' lightning peft schedulefree transformers
+	  accelerate jax 'jsonargparse[signatures]' lightning optax peft pytorch-ignite schedulefree \
+	  transformers
+	@# Its models need torchvision, which would bring another torch; its optimizers do not.
+	@PIP_CONSTRAINT=constraints.txt $(FRAMEWORKS) -m pip install --quiet --disable-pip-version-check \
+	  --no-deps timm
 	@touch $@
 
 test-frameworks: setup .venv-frameworks/.ready
