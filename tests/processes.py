@@ -95,6 +95,25 @@ def zero(rank: int) -> None:
         refused(lambda o=ours: znorm.attach(o, znorm.ZNorm()), "attached already")
 
 
+def ddp(rank: int) -> None:
+    """Each process has a part of the batch, and steps as one process with all of it."""
+    transform = znorm.chain(znorm.ZNorm(), znorm.ClipGlobalNorm(1.0))
+    plain, model = net(4), net(4)
+    wrapped = nn.parallel.DistributedDataParallel(model)
+    optimizers = [torch.optim.SGD(m.parameters(), lr=0.1) for m in (plain, model)]
+    for m, o in zip((plain, wrapped), optimizers, strict=True):
+        znorm.attach(o, transform, model=m)
+    images = torch.randn(16, 6, generator=torch.Generator().manual_seed(1))
+    for _ in range(3):
+        for m, part in ((plain, images), (wrapped, images.chunk(2)[rank])):
+            m.zero_grad()
+            m(part).square().mean().backward()
+        for o in optimizers:
+            o.step()
+    for one, other in zip(plain.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
+
+
 def dtensor(rank: int) -> None:
     """As parameters, and as gradients of plain ones."""
     from torch.distributed.device_mesh import init_device_mesh

@@ -1,4 +1,7 @@
-"""Parameters of which a process holds a part: refused by name on each, never left alone."""
+"""Parameters of which a process holds a part: refused by name on each, never left alone.
+
+Where each process has whole gradients, as under DistributedDataParallel, it is right.
+"""
 
 from __future__ import annotations
 
@@ -113,7 +116,7 @@ def test_a_layout_of_plain_parameters_refuses_sharded_gradients() -> None:
             call()
 
 
-CASES = ["fsdp1", "zero", "dtensor"]
+CASES = ["ddp", "fsdp1", "zero", "dtensor"]
 
 
 @pytest.fixture(scope="module")
