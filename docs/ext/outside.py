@@ -28,7 +28,7 @@ _OF_A_FOLDER = ("README.md", "report.html")
 def _included(page: Path) -> Path | None:
     """The file that a page is, if it is one."""
     found = _INCLUDE.search(page.read_text())
-    return None if found is None else (page.parent / found[1]).resolve()
+    return None if found is None else Path(os.path.normpath(page.parent / found[1]))
 
 
 def _read(app: Any, name: str, source: list[str]) -> None:
