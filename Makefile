@@ -61,17 +61,20 @@ test-frameworks: setup .venv-frameworks/.ready
 	@$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
 	  > $$(.venv-docs/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/venv.pth
 	@PIP_CONSTRAINT=constraints.txt .venv-docs/bin/python -m pip install --quiet --disable-pip-version-check \
-	  furo myst-parser numpydoc sphinx sphinx-click sphinx-copybutton
+	  --editable '.[docs]'
 	@touch $@
 
-# A broken link, a public name without its docstring or an example that fails is an error.
-SITE = PYTHONPATH=src .venv-docs/bin/python -m sphinx --nitpicky --fail-on-warning --keep-going --quiet
+# A broken link, a public name without its docstring or an example that fails is an error. Pages on
+# frameworks are run where these are installed, by make test-frameworks.
 docs: setup .venv-docs/.ready
 	$(BIN)/python -m pytest $(BESIDE) tests/test_docs.py tests/test_examples.py src/znorm
-	$(SITE) --fresh-env --builder html docs build/docs
+	rm -rf build/docs
+	PYTHONPATH=src .venv-docs/bin/python -m sphinx --nitpicky --fail-on-warning --keep-going --quiet \
+	  --builder html docs build/docs
 	@echo "open build/docs/index.html"
 
-test-all: coverage test-frameworks
+test-all: coverage test-frameworks docs
+	.venv-docs/bin/python -m pytest --quiet -m slow tests/test_docs.py
 	ZNORM_KERNELS=reference $(BIN)/python -m pytest $(BESIDE) tests/test_every_optimizer.py \
 	  tests/test_set_ups.py tests/transforms tests/optim
 	$(BIN)/python -m pytest $(BESIDE) -m 'slow and not alone' --ignore tests/frameworks
@@ -79,7 +82,8 @@ test-all: coverage test-frameworks
 
 coverage: setup
 	$(BIN)/python -m pytest $(BESIDE) -m 'not slow and not gpu and not alone' --cov --cov-report=term-missing:skip-covered --cov-fail-under=95 \
-	  tests src/znorm --ignore tests/lab --ignore src/znorm/lab --ignore tests/test_examples.py
+	  tests src/znorm --ignore tests/lab --ignore src/znorm/lab --ignore tests/test_docs.py \
+	  --ignore tests/test_examples.py
 
 # With PYTHON given, that interpreter as it is: machines with a GPU are often offline.
 ifeq ($(origin PYTHON),command line)
@@ -112,7 +116,7 @@ floor:
 	@test -x .venv-floor/bin/python || $(PYTHON) -m venv .venv-floor
 	.venv-floor/bin/python -m pip install --quiet --disable-pip-version-check torch==2.6.0 numpy numba hypothesis pytest pytorch_optimizer expecttest
 	PYTHONPATH=src .venv-floor/bin/python -m pytest tests src/znorm --ignore src/znorm/lab \
-	  --ignore tests/lab --ignore tests/test_examples.py
+	  --ignore tests/lab --ignore tests/test_docs.py --ignore tests/test_examples.py
 
 # With torch alone first: the core must not need more.
 wheel: export PIP_CONSTRAINT := constraints.txt

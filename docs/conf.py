@@ -52,5 +52,13 @@ html_css_files = ["site.css"]
 html_show_sourcelink = False
 html_copy_source = False
 html_show_sphinx = False
+# A page that is opened from a folder may not read the others.
+html_show_search_summary = False
+html_domain_indices = False
+pygments_dark_style = "github-dark"
+# What stands in single backticks in a docstring is a name, and must be one that there is.
+default_role = "py:obj"
+# "weights" is what users write.
+smartquotes = False
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True

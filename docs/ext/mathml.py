@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
+import re
+from html import escape
 from typing import Any
 
+from docutils import nodes
+from docutils.utils.math import MathError
 from docutils.utils.math.latex2mathml import tex2mathml
+from sphinx.util import logging
+
+log = logging.getLogger(__name__)
+
+
+def _mathml(node: Any, *, block: bool) -> str:
+    # docutils knows the dots under their second name alone.
+    formula = re.sub(r"\\dots\b", r"\\ldots", node.astext())
+    try:
+        return str(tex2mathml(formula, as_block=block))
+    except MathError as error:
+        log.warning("formula: %s", error, location=node)
+        return f"<code>{escape(formula)}</code>"
 
 
 def _inline(self: Any, node: Any) -> None:
-    from docutils import nodes
-
-    self.body.append(tex2mathml(node.astext()))
+    self.body.append(_mathml(node, block=False))
     raise nodes.SkipNode
 
 
 def _block(self: Any, node: Any) -> None:
-    from docutils import nodes
-
-    self.body.append(f'<div class="math">{tex2mathml(node.astext(), as_block=True)}</div>')
+    self.body.append(f'<div class="math">{_mathml(node, block=True)}</div>')
     raise nodes.SkipNode
 
 

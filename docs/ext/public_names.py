@@ -1,46 +1,59 @@
-"""A warning, which fails the build, for each public name that the reference does not have."""
+"""The public names, and a warning, which fails the build, for each that the reference lacks."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-from sphinx.ext.autodoc.mock import mock
-from sphinx.util import logging
+import znorm
 
-log = logging.getLogger(__name__)
+# What only the other modules of znorm.integrations use.
+_INTERNAL = ("__init__", "clipping", "versions")
 
 
-def public_names(mocked: list[str]) -> Iterator[str]:
-    """Each name that users import, as the reference has it."""
-    import znorm
+def modules() -> list[str]:
+    """The modules whose `__all__` users import from, those that `__all__` itself names but one."""
+    own = sorted(Path(znorm.__file__).parent.glob("integrations/*.py"))
+    return [
+        "znorm",
+        "znorm.lab",
+        *(f"znorm.integrations.{path.stem}" for path in own if path.stem not in _INTERNAL),
+    ]
 
-    modules = ["znorm", "znorm.optim", "znorm.receipts", "znorm.transforms", "znorm.lab"]
-    folder = Path(znorm.__file__).parent / "integrations"
-    own = ("__init__", "clipping", "versions")
-    modules += [f"znorm.integrations.{p.stem}" for p in folder.glob("*.py") if p.stem not in own]
-    with mock(mocked):
-        for module in modules:
-            loaded = import_module(module)
-            for name in loaded.__all__:
-                value = getattr(loaded, name)
-                # Modules have their own names; what both have stands in the reference once.
-                if isinstance(value, type(znorm)) or name == "__version__":
-                    continue
-                if module != "znorm" and getattr(znorm, "__all__", []).count(name):
-                    continue
-                yield f"{module}.{name}"
+
+def public_names(module: str) -> Iterator[tuple[str, Any]]:
+    """Each name of a module, and of the modules among these, as users write it."""
+    loaded = import_module(module)
+    for name in loaded.__all__:
+        value = getattr(loaded, name)
+        if isinstance(value, ModuleType):
+            # What the package shows as well is there under that name.
+            yield from (
+                (inner, thing)
+                for inner, thing in public_names(value.__name__)
+                if inner.rpartition(".")[2] not in loaded.__all__
+            )
+        elif name != "__version__":
+            yield f"{module}.{name}", value
 
 
 def _check(app: Any, env: Any) -> None:
+    from sphinx.ext.autodoc.mock import mock
+    from sphinx.util import logging
+
     there = env.get_domain("py").objects
-    for name in public_names(app.config.autodoc_mock_imports):
+    with mock(app.config.autodoc_mock_imports):
+        names = [name for module in modules() for name, _ in public_names(module)]
+    for name in names:
         if name not in there:
-            log.warning("%s is public, and no page of docs/reference has it", name)
+            logging.getLogger(__name__).warning(
+                "%s is public, and no page of docs/reference has it", name
+            )
 
 
 def setup(app: Any) -> dict[str, Any]:
-    app.connect("env-check-consistency", lambda app, env: _check(app, env))
+    app.connect("env-check-consistency", _check)
     return {"parallel_read_safe": True}

@@ -1,43 +1,38 @@
-"""The blocks of each page of docs/frameworks run, in their order, as one script."""
+"""The Python of the pages on frameworks, where these are installed."""
 
 from __future__ import annotations
 
-import re
-import subprocess
-import sys
+import ast
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
+import page_code
+
 pytestmark = pytest.mark.slow
 
-DOCS = Path(__file__).parents[2] / "docs" / "frameworks"
-# nnU-Net is not installed: test_nnunet.py runs its page with a stand-in.
-NEEDS = {
-    "accelerate": ("accelerate",),
-    "lightning": ("lightning",),
-    "monai": ("monai", "ignite"),
-    "optax": ("optax",),
-    "transformers": ("transformers",),
-    "wrappers": ("peft", "schedulefree"),
-}
+PAGES = [
+    page
+    for page in sorted((page_code.ROOT / "docs" / "frameworks").glob("*.md"))
+    if page_code.script(page)
+]
 
 
-def blocks(page: Path) -> list[str]:
-    return re.findall(r"^```python\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
+def imported(code: str) -> set[str]:
+    """The packages that a script imports."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names.add(node.module)
+    return {name.partition(".")[0] for name in names}
 
 
-def test_each_page_with_python_is_run() -> None:
-    assert {page.stem for page in DOCS.glob("*.md") if blocks(page)} == {*NEEDS, "nnunet"}
-
-
-@pytest.mark.parametrize("name", NEEDS)
-def test_what_a_page_shows_runs(name: str, tmp_path: Path) -> None:
-    for package in NEEDS[name]:
-        if find_spec(package) is None:
-            pytest.skip(f"{package} is not installed")
-    script = tmp_path / "page.py"
-    script.write_text("\n".join(blocks(DOCS / f"{name}.md")))
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_the_python_of_a_page_runs(page: Path, tmp_path: Path) -> None:
+    missing = sorted(n for n in imported(page_code.script(page)) if find_spec(n) is None)
+    if missing:
+        pytest.skip(f"{page.name}: not installed here: {', '.join(missing)}")
+    page_code.run(page, tmp_path)
