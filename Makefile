@@ -67,7 +67,7 @@ test-frameworks: setup .venv-frameworks/.ready
 # A broken link, a public name without its docstring or an example that fails is an error. Pages on
 # frameworks are run where these are installed, by make test-frameworks.
 docs: setup .venv-docs/.ready
-	$(BIN)/python -m pytest $(BESIDE) tests/test_docs.py tests/test_examples.py src/znorm
+	$(BIN)/python -m pytest $(BESIDE) -m 'not gpu' tests/test_docs.py tests/test_examples.py src/znorm
 	rm -rf build/docs
 	PYTHONPATH=src .venv-docs/bin/python -m sphinx --nitpicky --fail-on-warning --keep-going --quiet \
 	  --builder html docs build/docs

@@ -20,6 +20,7 @@ import pytest
 from public_names import modules, public_names
 
 import page_code
+from znorm.transforms import TRANSFORMS
 
 ROOT = page_code.ROOT
 DOCS = ROOT / "docs"
@@ -88,9 +89,24 @@ SCRIPTS = [
 ]
 
 
-@pytest.mark.parametrize("page", SCRIPTS, ids=name)
+# Each takes the seconds that torch takes to import: make docs and make test-all run the others.
+FIRST = (ROOT / "README.md", DOCS / "start.md", DOCS / "training-scripts.md")
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, id=name(page), marks=() if page in FIRST else pytest.mark.slow)
+        for page in SCRIPTS
+    ],
+)
 def test_the_python_of_a_page_runs(page: Path, tmp_path: Path) -> None:
     page_code.run(page, tmp_path)
+
+
+def test_each_transform_has_a_page_that_is_run() -> None:
+    run = {page.stem.replace("-", "") for page in SCRIPTS if page.parent.name == "transforms"}
+    assert {one.lower() for one in TRANSFORMS} <= run
 
 
 REFERENCE = "\n".join(page.read_text() for page in sorted((DOCS / "reference").glob("*.md")))
