@@ -2,13 +2,14 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup demo test test-all test-frameworks test-gpu coverage lint format bench floor wheel clean
+.PHONY: help setup demo docs test test-all test-frameworks test-gpu coverage lint format bench floor wheel clean
 
 help:
 	@echo "make demo      set up, train the six methods on the built-in data, write the report"
 	@echo "make test      set up, run the tests"
 	@echo "make test-all  the tests that take longer, too"
-	@echo "make test-frameworks  those with Lightning, accelerate, transformers, peft and schedulefree"
+	@echo "make test-frameworks  those with Lightning, transformers, optax and other frameworks"
+	@echo "make docs      the site, in build/docs; every example of it is run"
 	@echo "make test-gpu  the tests for a GPU; PYTHON=python3 sets nothing up"
 	@echo "make coverage  branch coverage of the library, 95 % or more"
 	@echo "make lint      ruff and mypy"
@@ -38,18 +39,42 @@ test: setup
 # top of .venv, since libraries there import them where they find them.
 FRAMEWORKS := .venv-frameworks/bin/python
 .venv-frameworks/.ready: .venv/.ready
-	@echo "installing Lightning, accelerate, transformers, peft and schedulefree into .venv-frameworks (0.3 GB)"
+	@echo "installing Lightning, transformers, jax and others into .venv-frameworks (1 GB)"
 	@test -x $(FRAMEWORKS) || $(PYTHON) -m venv .venv-frameworks
 	@$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
 	  > $$($(FRAMEWORKS) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/venv.pth
 	@PIP_CONSTRAINT=constraints.txt $(FRAMEWORKS) -m pip install --quiet --disable-pip-version-check \
-	  accelerate 'jsonargparse[signatures]' lightning peft schedulefree transformers
+	  accelerate jax 'jsonargparse[signatures]' lightning optax peft pytorch-ignite schedulefree \
+	  transformers
+	@# Its models need torchvision, which would bring another torch; its optimizers do not.
+	@PIP_CONSTRAINT=constraints.txt $(FRAMEWORKS) -m pip install --quiet --disable-pip-version-check \
+	  --no-deps timm
 	@touch $@
 
 test-frameworks: setup .venv-frameworks/.ready
 	PYTHONPATH=src $(FRAMEWORKS) -m pytest --quiet -m slow tests/frameworks
 
-test-all: coverage test-frameworks
+# Sphinx and its theme, on top of .venv in the same way.
+.venv-docs/.ready: .venv/.ready
+	@echo "installing Sphinx into .venv-docs"
+	@test -x .venv-docs/bin/python || $(PYTHON) -m venv .venv-docs
+	@$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+	  > $$(.venv-docs/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/venv.pth
+	@PIP_CONSTRAINT=constraints.txt .venv-docs/bin/python -m pip install --quiet --disable-pip-version-check \
+	  --editable '.[docs]'
+	@touch $@
+
+# A broken link, a public name without its docstring or an example that fails is an error. Pages on
+# frameworks are run where these are installed, by make test-frameworks.
+docs: setup .venv-docs/.ready
+	$(BIN)/python -m pytest $(BESIDE) -m 'not gpu' tests/test_docs.py tests/test_examples.py src/znorm
+	rm -rf build/docs
+	PYTHONPATH=src .venv-docs/bin/python -m sphinx --nitpicky --fail-on-warning --keep-going --quiet \
+	  --builder html docs build/docs
+	@echo "open build/docs/index.html"
+
+test-all: coverage test-frameworks docs
+	.venv-docs/bin/python -m pytest --quiet -m slow tests/test_docs.py
 	ZNORM_KERNELS=reference $(BIN)/python -m pytest $(BESIDE) tests/test_every_optimizer.py \
 	  tests/test_set_ups.py tests/transforms tests/optim
 	$(BIN)/python -m pytest $(BESIDE) -m 'slow and not alone' --ignore tests/frameworks
@@ -57,7 +82,8 @@ test-all: coverage test-frameworks
 
 coverage: setup
 	$(BIN)/python -m pytest $(BESIDE) -m 'not slow and not gpu and not alone' --cov --cov-report=term-missing:skip-covered --cov-fail-under=95 \
-	  tests src/znorm --ignore tests/lab --ignore src/znorm/lab --ignore tests/test_examples.py
+	  tests src/znorm --ignore tests/lab --ignore src/znorm/lab --ignore tests/test_docs.py \
+	  --ignore tests/test_examples.py
 
 # With PYTHON given, that interpreter as it is: machines with a GPU are often offline.
 ifeq ($(origin PYTHON),command line)
@@ -91,7 +117,7 @@ floor:
 	@test -x .venv-floor/bin/python || $(PYTHON) -m venv .venv-floor
 	.venv-floor/bin/python -m pip install --quiet --disable-pip-version-check torch==2.6.0 numpy numba hypothesis pytest pytorch_optimizer expecttest
 	PYTHONPATH=src .venv-floor/bin/python -m pytest tests src/znorm --ignore src/znorm/lab \
-	  --ignore tests/lab --ignore tests/test_examples.py
+	  --ignore tests/lab --ignore tests/test_docs.py --ignore tests/test_examples.py
 
 # With torch alone first: the core must not need more.
 wheel: export PIP_CONSTRAINT := constraints.txt
@@ -108,4 +134,4 @@ wheel:
 	.venv-wheel/bin/znorm --help
 
 clean:
-	rm -rf .venv .venv-build .venv-floor .venv-frameworks .venv-wheel dist build runs .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-build .venv-docs .venv-floor .venv-frameworks .venv-wheel dist build runs .pytest_cache .mypy_cache .ruff_cache .hypothesis

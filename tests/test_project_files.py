@@ -119,7 +119,7 @@ def test_make_can_make_what_is_named(path: Path) -> None:
 def test_the_search_for_targets_finds_some() -> None:
     assert {"setup", "test", "wheel"} <= targets()
     assert asked_of_make(GITHUB / "workflows" / "tests.yml") == {
-        *("setup", "lint", "test", "floor", "wheel")
+        *("setup", "lint", "test", "docs", "floor", "wheel")
     }
     assert asked_of_make(GITHUB / "workflows" / "test-all.yml") == {"test-all"}
     assert {"lint", "test", "floor"} <= asked_of_make(ROOT / "CONTRIBUTING.md")

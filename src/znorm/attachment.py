@@ -470,6 +470,11 @@ def attachment_of(optimizer: Optimizer) -> Attachment | None:
 
     Checkpoints hold no transform: a script that resumes attaches it anew.
 
+    Parameters
+    ----------
+    optimizer : torch.optim.Optimizer
+        Or what wraps it.
+
     Examples
     --------
     >>> import torch, znorm

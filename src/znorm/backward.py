@@ -145,8 +145,9 @@ def in_backward(
 class BackwardStepping:
     """A model whose backward steps; made by :func:`in_backward`.
 
-    Attributes
+    Parameters
     ----------
+    model : torch.nn.Module
     optimizers : dict of str to torch.optim.Optimizer
         By the parameter's name, each of one parameter.
     """
@@ -270,7 +271,12 @@ class BackwardStepping:
         )
 
     def receipt(self, *, reset: bool = False) -> dict[str, dict[str, float]]:
-        """As :meth:`znorm.Attachment.receipt`, for all parameters."""
+        """As :meth:`znorm.Attachment.receipt`, for all parameters.
+
+        Parameters
+        ----------
+        reset : bool, default False
+        """
         rows: dict[str, dict[str, float]] = {}
         for optimizer in self.optimizers.values():
             attachment = own_attachment(optimizer)
@@ -284,6 +290,10 @@ class BackwardStepping:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up what :meth:`state_dict` gave.
+
+        Parameters
+        ----------
+        state : mapping of str to dict
 
         Raises
         ------

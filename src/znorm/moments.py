@@ -35,6 +35,11 @@ class Affine:
 
         ``((g - c1) s1 - c2) s2 = (g - (c1 + c2 / s1)) s1 s2``. Where ``s1`` is 0 the result is a
         constant that no center can express; every transform here leaves such a unit at 0.
+
+        Parameters
+        ----------
+        other : Affine
+            Of as many units.
         """
         shift = torch.where(self.scale == 0, 0.0, other.center / self.scale)
         return replace(self, center=self.center + shift, scale=self.scale * other.scale)
@@ -73,6 +78,11 @@ class Moments:
     def merge(self, other: Moments) -> Moments:
         """Moments of both sets of elements together, exactly (Chan, Golub and LeVeque 1979).
 
+        Parameters
+        ----------
+        other : Moments
+            Of the same units, over other elements of them.
+
         Raises
         ------
         ValueError
@@ -95,12 +105,24 @@ class Moments:
         return replace(self, count=count, mean=mean, m2=m2)
 
     def after(self, affine: Affine) -> Moments:
-        """Moments that the gradients would have after ``affine``, without touching them."""
+        """Moments that the gradients would have after ``affine``, without touching them.
+
+        Parameters
+        ----------
+        affine : Affine
+            Of as many units.
+        """
         mean = (self.mean - affine.center) * affine.scale
         return replace(self, mean=mean, m2=self.m2 * affine.scale.square())
 
     def std(self, correction: int = 0) -> Tensor:
-        """Standard deviation of each unit, over ``count - correction``."""
+        """Standard deviation of each unit, over ``count - correction``.
+
+        Parameters
+        ----------
+        correction : int, default 0
+            0 for that of a population, 1 for that of a sample.
+        """
         return _root(self.m2 / (self.count - correction).clamp(min=1))
 
     def norm(self) -> Tensor:
@@ -108,7 +130,12 @@ class Moments:
         return _root(self.m2 + self.count * self.mean.square())
 
     def take(self, index: Tensor) -> Moments:
-        """The units at ``index``."""
+        """The units at ``index``.
+
+        Parameters
+        ----------
+        index : Tensor of int64
+        """
         return Moments(self.count[index], self.mean[index], self.m2[index])
 
     def pool(self, segment: Tensor, segments: int) -> Moments:

@@ -47,8 +47,8 @@ def adamw(
         The peak learning rate; the Trainer reads its own ``learning_rate`` for its own optimizers
         alone, and its schedule works on this one.
     log_receipt : bool, default True
-        Whether each line of the Trainer's log has ``znorm/norm_before`` and ``znorm/norm_after``,
-        see :class:`LogReceipt`.
+        Whether each line of the Trainer's log has ``znorm/norm_before`` and ``znorm/norm_after``;
+        each begins the receipt anew, see :class:`LogReceipt`.
     **options
         Of :class:`znorm.optim.AdamW`: ``betas``, ``eps``, ``stochastic_rounding`` and others.
 

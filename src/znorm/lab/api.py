@@ -385,6 +385,10 @@ def verify(source: PathLike, page: PathLike | None = None) -> Verification:
 def status(out: PathLike = "runs") -> list[dict[str, Any]]:
     """The status of each run below ``out``: one dict a run.
 
+    Parameters
+    ----------
+    out : path, default "runs"
+
     Raises
     ------
     DataError

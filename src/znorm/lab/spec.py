@@ -235,7 +235,7 @@ def resolve(choices: Mapping[str, Any]) -> RunSpec:
     Parameters
     ----------
     choices : mapping
-        By the keys of :func:`keys`, dotted or nested. What is missing or None takes its default;
+        By the keys of ``keys()``, dotted or nested. What is missing or None takes its default;
         ``method`` and ``seed`` too, as ``baseline`` and 0. ``model`` and ``optimizer`` may be
         mappings of ``name`` and their options.
 

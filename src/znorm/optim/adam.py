@@ -94,7 +94,9 @@ class Adam(torch.optim.Adam):
     Parameters
     ----------
     params, lr, betas, eps, weight_decay, amsgrad, **options
-        As in ``torch.optim.Adam``; ``options`` are its keyword arguments (``fused`` and others).
+        As in ``torch.optim.Adam``; ``options`` are its keyword arguments. ``fused=None`` takes
+        the best that works: the transform within the update where compiled kernels serve all
+        parameters, else in place before torch's own step. True asks for the former.
     transform : transform, optional
         Such as ``znorm.ZNorm()``; without one this is plain Adam.
     model : torch.nn.Module, optional
@@ -108,10 +110,6 @@ class Adam(torch.optim.Adam):
         at random, so that small updates are not lost. ``torch.manual_seed`` repeats it. Wider
         weights have nothing to round. Not together with ``foreach``, ``fused``, ``capturable`` or
         ``differentiable``.
-
-    fused : bool, optional
-        By default the best that works: the transform within the update where compiled kernels
-        serve all parameters, else in place before torch's own step. True asks for the former.
 
     Raises
     ------
@@ -194,9 +192,6 @@ class AdamW(torch.optim.AdamW):
         at random, so that small updates are not lost. ``torch.manual_seed`` repeats it. Wider
         weights have nothing to round. Not together with ``foreach``, ``fused``, ``capturable`` or
         ``differentiable``.
-
-    fused : bool, optional
-        As in :class:`Adam`.
 
     Raises
     ------

@@ -68,7 +68,9 @@ class SGD(torch.optim.SGD):
     Parameters
     ----------
     params, lr, momentum, dampening, weight_decay, nesterov, **options
-        As in ``torch.optim.SGD``; ``options`` are its keyword arguments (``fused`` and others).
+        As in ``torch.optim.SGD``; ``options`` are its keyword arguments. ``fused=None`` takes
+        the best that works: the transform within the update where compiled kernels serve all
+        parameters, else in place before torch's own step. True asks for the former.
     transform : transform, optional
         Such as ``znorm.ZNorm()``; without one this is plain SGD.
     model : torch.nn.Module, optional
@@ -82,9 +84,6 @@ class SGD(torch.optim.SGD):
         at random, so that small updates are not lost. ``torch.manual_seed`` repeats it. Wider
         weights have nothing to round. Not together with ``foreach``, ``fused`` or
         ``differentiable``.
-
-    fused : bool, optional
-        As in :class:`Adam`.
 
     Raises
     ------

@@ -14,7 +14,12 @@ __all__ = ["Chain", "chain", "stages", "transforms_of"]
 
 @dataclass(frozen=True, repr=False)
 class Chain(Transform):
-    """Transforms in the order in which they act; made by :func:`chain`."""
+    """Transforms in the order in which they act; made by :func:`znorm.chain`.
+
+    Parameters
+    ----------
+    transforms : tuple of Transform
+    """
 
     transforms: tuple[Transform, ...] = ()
 
@@ -27,6 +32,10 @@ def chain(*transforms: Transform) -> Chain:
 
     Gradients are measured once for the whole chain, and once more after each
     :class:`~znorm.ClipValue`.
+
+    Parameters
+    ----------
+    *transforms : transform
 
     Raises
     ------

@@ -102,6 +102,10 @@ class Cases:
         """Dice of each case, in the order of `case_names`, or of each patient's pooled pixels.
 
         The mean over labels where there are several: float64.
+
+        Parameters
+        ----------
+        of_patients : bool, default False
         """
         scores = []
         for cases in self.by_label().values():
@@ -221,6 +225,10 @@ class Cases:
     @classmethod
     def join(cls, parts: Iterable[Cases]) -> Cases:
         """The cases of several batches as one, in their order.
+
+        Parameters
+        ----------
+        parts : iterable of Cases
 
         Raises
         ------

@@ -90,6 +90,11 @@ class ClassCases:
     def from_rows(cls, rows: Iterable[Mapping[str, Any]]) -> ClassCases:
         """The cases of a file that holds `rows`.
 
+        Parameters
+        ----------
+        rows : iterable of mappings
+            As `rows` gives them; numbers may be text, as csv has them.
+
         Raises
         ------
         ValueError

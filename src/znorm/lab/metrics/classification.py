@@ -37,6 +37,11 @@ def correct(logits: Tensor, labels: Tensor) -> Tensor:
 def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
     """The share of correct predictions, float64.
 
+    Parameters
+    ----------
+    logits : Tensor of shape (N, classes)
+    labels : Tensor of shape (N,)
+
     Examples
     --------
     >>> import torch
@@ -104,7 +109,10 @@ def sensitivity(confusion: Tensor) -> float:
 def specificity(confusion: Tensor) -> float:
     """The share of negative cases that were left alone, TN / (TN + FP); nan where none is negative.
 
-    Argument and errors as `sensitivity`.
+    Parameters
+    ----------
+    confusion : Tensor of shape (2, 2)
+        As of `sensitivity`, whose errors are the same.
 
     Examples
     --------

@@ -183,7 +183,7 @@ def classification_scores(logits: Tensor, labels: Tensor) -> dict[str, float]:
     Returns
     -------
     dict of str to float
-        By the names of `CLASS_SCORES`, those of two classes only where there are two. What is
+        By the names of the scores of classes, those of two only where there are two. What is
         undefined (nan) is left out. Computed in float64.
 
     Raises

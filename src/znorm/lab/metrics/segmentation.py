@@ -234,7 +234,10 @@ def dice_of(counts: Counts, rule: Rule = "one") -> Tensor:
 def iou(prediction: Mask, target: Mask, rule: Rule = "one") -> Tensor:
     """Intersection over union of each case, the Jaccard index: TP / (TP + FP + FN).
 
-    Parameters, result and errors as `dice`.
+    Parameters
+    ----------
+    prediction, target, rule
+        As of `dice`; so are result and errors.
 
     Examples
     --------
@@ -259,8 +262,14 @@ def _by_rule(owner: str, rule: str, counts: Counts, score: Tensor) -> Tensor:
 def tversky(prediction: Mask, target: Mask, alpha: float = 0.3, beta: float = 0.7) -> Tensor:
     """Tversky index of each case: TP / (TP + alpha FP + beta FN).
 
-    Both masks empty: 1. One empty: 0. Masks, result and errors as for `dice`, weights as
-    `Counts.tversky`.
+    Both masks empty: 1. One empty: 0.
+
+    Parameters
+    ----------
+    prediction, target
+        As of `dice`; so are result and errors.
+    alpha, beta : float
+        As of `Counts.tversky`.
 
     Examples
     --------

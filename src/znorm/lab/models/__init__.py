@@ -57,7 +57,7 @@ class Family:
     ----------
     about : str
         One line, with the number of parameters.
-    make : callable (channels, classes, **options) -> nn.Module
+    make : callable (channels, classes, \\**options) -> nn.Module
     smallest : int
         The least image side that it takes with its default options.
     multiple : int
@@ -157,7 +157,7 @@ def build(
     Parameters
     ----------
     name : str
-        Of :data:`MODELS`; or ``timm:NAME``, ``torchvision:NAME``, ``smp:ARCH/ENCODER`` or
+        Of ``MODELS``; or ``timm:NAME``, ``torchvision:NAME``, ``smp:ARCH/ENCODER`` or
         ``package.module:function``, which is called as ``function(channels=..., classes=...,
         image_size=..., **options)`` with one number for square images and (height, width) for
         others.
@@ -201,8 +201,13 @@ def check(
 ) -> None:
     """Raise what :func:`build` would, without building; parameters as there.
 
-    A model of :data:`MODELS` imports nothing for it. One of another library imports that library,
+    A model of ``MODELS`` imports nothing for it. One of another library imports that library,
     but is not tried on a batch.
+
+    Parameters
+    ----------
+    name, channels, classes, image_size, **options
+        As of :func:`build`.
 
     Raises
     ------
@@ -233,7 +238,7 @@ def options_of(name: str, chosen: Mapping[str, Any]) -> dict[str, Any]:
     name : str
         As in :func:`build`.
     chosen : mapping
-        Options by name. For a model of :data:`MODELS`, None stands for the default.
+        Options by name. For a model of ``MODELS``, None stands for the default.
 
     Raises
     ------
@@ -266,6 +271,11 @@ def options_of(name: str, chosen: Mapping[str, Any]) -> dict[str, Any]:
 
 def output_of(name: str) -> Literal["classes", "mask"] | None:
     """The output of a model, classes or a mask; None for a function, which only trying can tell.
+
+    Parameters
+    ----------
+    name : str
+        As of :func:`build`.
 
     Raises
     ------

@@ -36,6 +36,10 @@ RESERVED = {
 def is_external(name: object) -> bool:
     """Tell whether a name is of one of the forms above.
 
+    Parameters
+    ----------
+    name : object
+
     Examples
     --------
     >>> is_external("timm:resnet18"), is_external("resnet20")

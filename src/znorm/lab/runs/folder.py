@@ -344,7 +344,7 @@ class Run:
         write_atomically(self.folder / "weights.pt", content)
 
     def cases(self) -> Cases | None:
-        """The cases of a run on masks that :meth:`save_cases` wrote; None if there is no such file.
+        """The cases of a run on masks, from cases.csv; None if there is no such file.
 
         Raises
         ------
@@ -358,7 +358,7 @@ class Run:
         return None if self._marks else self._cases(ClassCases.from_rows)
 
     def confusion(self) -> Mapping[tuple[str, str], int] | None:
-        """Test images by true and predicted class, those that there are; None as `class_cases`.
+        """Test images by true and predicted class; None where :meth:`class_cases` is.
 
         Raises
         ------
