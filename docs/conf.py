@@ -7,7 +7,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent / "ext"))
 
+from numpydoc.xref import DEFAULT_LINKS
+
 import znorm
+
+# Of Python's own documentation, which is elsewhere.
+DEFAULT_LINKS.clear()
 
 project = "znorm"
 author = "The znorm developers"
@@ -41,6 +46,19 @@ numpydoc_class_members_toctree = False
 numpydoc_validation_checks = {"GL08", "PR01", "PR02", "SS01"}
 # What others make is described by what it has.
 numpydoc_validation_exclude = {r"\.__init__$", r"\.Attachment$", r"\.LogReceipt$"}
+# Types of ours are links where parameters have them.
+numpydoc_xref_param_type = True
+numpydoc_xref_ignore = "all"
+numpydoc_xref_aliases = {
+    **{
+        name: f"znorm.{name}"
+        for name in ("Affine", "Attachment", "BackwardStepping", "Layers", "Layout", "Moments")
+    },
+    "transform": "znorm.transforms.Transform",
+    "Transform": "znorm.transforms.Transform",
+    "Run": "znorm.lab.Run",
+    "RunSpec": "znorm.lab.RunSpec",
+}
 autosummary_generate = False  # an extension of numpydoc's, which is not used here
 # Python's and torch's own documentation is elsewhere.
 nitpick_ignore_regex = [("py:.*", r"(torch|np|numpy|transformers|lightning|optax)\..*")]
