@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent / "ext"))
 
 from numpydoc.xref import DEFAULT_LINKS
+from sphinx.application import Sphinx
+from sphinx.util import inspect
 
 import znorm
 
@@ -80,3 +83,17 @@ default_role = "py:obj"
 smartquotes = False
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
+
+
+def _arguments(
+    app: Sphinx, what: str, name: str, thing: Any, options: Any, shown: str | None, returns: Any
+) -> tuple[str, Any] | None:
+    """Show the arguments of a class by its `__init__` where a mocked base hides them."""
+    if what != "class" or shown != "(*args, **kwargs)":
+        return None
+    found = inspect.signature(thing.__init__, bound_method=True)
+    return inspect.stringify_signature(found, show_annotation=False), returns
+
+
+def setup(app: Sphinx) -> None:
+    app.connect("autodoc-process-signature", _arguments)
