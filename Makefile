@@ -74,10 +74,10 @@ docs: setup .venv-docs/.ready
 	@echo "open build/docs/index.html"
 
 test-all: coverage test-frameworks docs
-	.venv-docs/bin/python -m pytest --quiet -m slow tests/test_docs.py
+	.venv-docs/bin/python -m pytest --quiet -m slow tests/test_site.py
 	ZNORM_KERNELS=reference $(BIN)/python -m pytest $(BESIDE) tests/test_every_optimizer.py \
 	  tests/test_set_ups.py tests/transforms tests/optim
-	$(BIN)/python -m pytest $(BESIDE) -m 'slow and not alone' --ignore tests/frameworks
+	$(BIN)/python -m pytest $(BESIDE) -m 'slow and not alone' --ignore tests/frameworks --ignore tests/test_docs.py
 	$(BIN)/python -m pytest --quiet -m 'slow and alone' --ignore tests/frameworks
 
 coverage: setup

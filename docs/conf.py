@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent / "ext"))
 
+from numpydoc.xref import DEFAULT_LINKS
+from sphinx.application import Sphinx
+from sphinx.util import inspect
+
 import znorm
+
+# Of Python's own documentation, which is elsewhere.
+DEFAULT_LINKS.clear()
 
 project = "znorm"
 author = "The znorm developers"
@@ -41,6 +49,19 @@ numpydoc_class_members_toctree = False
 numpydoc_validation_checks = {"GL08", "PR01", "PR02", "SS01"}
 # What others make is described by what it has.
 numpydoc_validation_exclude = {r"\.__init__$", r"\.Attachment$", r"\.LogReceipt$"}
+# Types of ours are links where parameters have them.
+numpydoc_xref_param_type = True
+numpydoc_xref_ignore = "all"
+numpydoc_xref_aliases = {
+    **{
+        name: f"znorm.{name}"
+        for name in ("Affine", "Attachment", "BackwardStepping", "Layers", "Layout", "Moments")
+    },
+    "transform": "znorm.transforms.Transform",
+    "Transform": "znorm.transforms.Transform",
+    "Run": "znorm.lab.Run",
+    "RunSpec": "znorm.lab.RunSpec",
+}
 autosummary_generate = False  # an extension of numpydoc's, which is not used here
 # Python's and torch's own documentation is elsewhere.
 nitpick_ignore_regex = [("py:.*", r"(torch|np|numpy|transformers|lightning|optax)\..*")]
@@ -62,3 +83,17 @@ default_role = "py:obj"
 smartquotes = False
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
+
+
+def _arguments(
+    app: Sphinx, what: str, name: str, thing: Any, options: Any, shown: str | None, returns: Any
+) -> tuple[str, Any] | None:
+    """Show the arguments of a class by its `__init__` where a mocked base hides them."""
+    if what != "class" or shown != "(*args, **kwargs)":
+        return None
+    found = inspect.signature(thing.__init__, bound_method=True)
+    return inspect.stringify_signature(found, show_annotation=False), returns
+
+
+def setup(app: Sphinx) -> None:
+    app.connect("autodoc-process-signature", _arguments)
