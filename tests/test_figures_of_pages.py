@@ -15,6 +15,7 @@ ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 README = (ROOT / "README.md").read_text()
 LIMITS = (ROOT / "docs" / "limits.md").read_text()
+TRANSFORMS = sorted((ROOT / "docs" / "transforms").glob("*.md"))
 
 SETS = {
     "ResNet-50, 25.6 M": "resnet50",
@@ -91,6 +92,23 @@ def test_speeds_are_those_of_the_raw_files(page: str, count: int) -> None:
                 assert found == ratios[key], (row["parameters"], row["dtype"], title)
 
 
+def numbers_in(content: Any) -> set[str]:
+    """All ratios of a raw file, as pages round them."""
+    if isinstance(content, dict):
+        own = {f"{content['ratio']:.2f}"} if "ratio" in content else set()
+        return own.union(*map(numbers_in, content.values()))
+    return set().union(*map(numbers_in, content)) if isinstance(content, list) else set()
+
+
+@pytest.mark.parametrize("page", TRANSFORMS, ids=lambda page: page.stem)
+def test_costs_of_a_transform_stand_in_the_raw_files_that_its_page_names(page: Path) -> None:
+    for cost in re.findall(r"^\*\*Cost\.\*\*.*?(?=\n\n|\Z)", page.read_text(), re.M | re.S):
+        files = re.findall(r"`benchmarks/results/([\w-]+)\.json`", cost)
+        known = set().union(*(numbers_in(read(file)) for file in files))
+        found = set(re.findall(r"(?<![\d.])(?<!torch )\d\.\d\d\b", cost))
+        assert found <= known, found - known
+
+
 @pytest.mark.parametrize(("page", "count"), [(README, 6), (LIMITS, 11)], ids=["README", "limits"])
 def test_errors_are_those_of_the_raw_file(page: str, count: int) -> None:
     tables = {
@@ -144,4 +162,5 @@ def test_the_figure_of_steps_under_adam_is_what_its_script_draws(tmp_path: Path)
     page = (figures.parent / "guide" / "under-adam.md").read_text().replace("\n", " ")
     ends = [float(end) for end in re.findall(r": ([\d.]+) times as long at the end", done.stdout)]
     assert [f"{end:.2g}" for end in ends] == ["1", "3.3", "21", "1.6e+02"]
+    assert min(map(float, re.findall(r"cosine ([\d.]+)", done.stdout))) > 0.998
     assert "1.00 times as long for a constant scale, 3.3 times after a 10-fold decay, 21" in page
