@@ -8,8 +8,12 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
 
 import pytest
+
+import chromium
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -28,17 +32,68 @@ def build(docs: Path, out: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_the_site_needs_no_outside_address(tmp_path: Path) -> None:
-    done = build(DOCS, tmp_path)
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("site")
+    done = build(DOCS, out)
     assert done.returncode == 0, done.stderr
-    pages = [page for page in tmp_path.rglob("*.html") if "results" not in page.parts]
-    assert len(pages) > 20
-    for page in pages:
+    return out
+
+
+def pages(site: Path) -> list[Path]:
+    """Those that Sphinx made: reports of runs have tests of their own."""
+    made = [page for page in site.rglob("*.html") if "results" not in page.parts]
+    return sorted([*made, site / "results" / "README.html"])
+
+
+def test_the_site_needs_no_outside_address(site: Path) -> None:
+    assert len(pages(site)) > 20
+    for page in pages(site):
         text = page.read_text()
         assert re.findall(r"<(?:script|img|iframe)[^>]*src=\"(?:https?:)?//[^>]*>", text) == []
         assert re.findall(r"<link[^>]*href=\"(?:https?:)?//[^>]*>", text) == []
-    for sheet in tmp_path.rglob("*.css"):
+    for sheet in site.rglob("*.css"):
         assert re.findall(r"(?:url\(|@import)\s*[\"']?https?:", sheet.read_text()) == []
+
+
+def test_links_between_files_lead_somewhere(site: Path) -> None:
+    """Those to raw files and folders, too, which Sphinx does not look at."""
+    wrong = []
+    for page in pages(site):
+        for link in re.findall(r"<a[^>]* href=\"([^\"#?:]+)[^\":]*\"", page.read_text()):
+            if not (page.parent / unquote(link)).is_file():
+                wrong.append(f"{page.relative_to(site)}: {link}")
+    assert wrong == []
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (1400, "light")])
+def test_everybody_can_read_it(site: Path, width: int, scheme: Any) -> None:
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="no axe-playwright")
+    wrong: list[Any] = []
+    with chromium.launched() as browser:
+        page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        page.on("pageerror", lambda error: wrong.append(error))
+        for file in pages(site):
+            page.goto(file.as_uri())
+            name = str(file.relative_to(site))
+            if page.evaluate("document.documentElement.scrollWidth") > width:
+                wrong.append(f"{name}: wider than the screen")
+            found = axe.Axe().run(page, options={"runOnly": ["wcag2a", "wcag2aa"]})
+            wrong += [(name, one["id"]) for one in found.response["violations"]]
+    assert wrong == []
+
+
+def test_the_search_works_from_a_folder(site: Path) -> None:
+    with chromium.launched() as browser:
+        page = browser.new_page()
+        page.goto((site / "index.html").as_uri())
+        page.get_by_placeholder("Search").first.fill("attachment_of")
+        page.keyboard.press("Enter")
+        found = page.locator("#search-results a").first
+        found.wait_for()
+        assert found.inner_text() == "znorm.attachment_of"
+        found.click()
+        assert page.locator("#znorm\\.attachment_of").is_visible()
 
 
 def test_faults_break_the_build(tmp_path: Path) -> None:

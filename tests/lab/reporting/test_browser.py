@@ -8,7 +8,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import shutil
 import statistics
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,12 +16,10 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
+import chromium
 from znorm import lab
 from znorm.lab.evidence.pairs import REFERENCE
 
-playwright = pytest.importorskip(
-    "playwright.sync_api", reason="no playwright; make setup installs it"
-)
 axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="no axe-playwright")
 
 pytestmark = pytest.mark.slow
@@ -37,14 +34,8 @@ PAPER = 718
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    names = ("chromium", "chromium-browser", "google-chrome")
-    place = next((found for name in names if (found := shutil.which(name))), None)
-    if place is None:
-        pytest.skip(f"none of {', '.join(names)} is on the PATH")
-    with playwright.sync_playwright() as driver:
-        one = driver.chromium.launch(executable_path=place, args=["--no-sandbox", "--disable-gpu"])
+    with chromium.launched() as one:
         yield one
-        one.close()
 
 
 @pytest.fixture(scope="module")
