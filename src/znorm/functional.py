@@ -71,11 +71,25 @@ def decide(
         Of the parameters themselves, measured with the same layout; :class:`~znorm.AdaptiveClip`
         needs them.
 
+    Returns
+    -------
+    Affine
+        A center and a scale a unit, in layout order.
+
     Raises
     ------
     ValueError
         If the transform is not the layout's, or holds a :class:`~znorm.ClipValue`, after which
         gradients must be read again; if it needs the parameters' moments.
+
+    Examples
+    --------
+    >>> import torch, znorm
+    >>> g, transform = torch.tensor([[1.0, 3.0]]), znorm.ZNorm(eps=0)
+    >>> layout = znorm.Layout([("w", g)], transform)
+    >>> affine = znorm.decide(transform, znorm.measure([g], layout))
+    >>> affine.center, affine.scale
+    (tensor([2.], dtype=torch.float64), tensor([1.], dtype=torch.float64))
     """
     _check("moments", moments, Moments, "those that znorm.measure returns")
     transforms_of(transform)  # raises for what is no transform
@@ -128,6 +142,15 @@ def apply_(gradients: Iterable[Tensor | None], affine: Affine) -> None:
     ------
     ValueError
         If the gradients do not fit the affine map's layout.
+
+    Examples
+    --------
+    >>> import torch, znorm
+    >>> g, transform = torch.tensor([[1.0, 3.0]]), znorm.ZNorm(eps=0)
+    >>> layout = znorm.Layout([("w", g)], transform)
+    >>> znorm.apply_([g], znorm.decide(transform, znorm.measure([g], layout)))
+    >>> g
+    tensor([[-1.,  1.]])
     """
     _check("affine", affine, Affine, "that of znorm.decide")
     layout: Layout | None = affine.layout

@@ -24,6 +24,14 @@ class Affine:
         In the units of the gradient and in their inverse; float64 where the device has it.
     layout : Layout, optional
         Says which slice of which gradient each entry belongs to; :func:`znorm.apply_` needs it.
+
+    Examples
+    --------
+    >>> import torch, znorm
+    >>> first = znorm.Affine(center=torch.tensor([2.0]), scale=torch.tensor([0.5]))
+    >>> both = first.then(znorm.Affine(center=torch.tensor([1.0]), scale=torch.tensor([3.0])))
+    >>> both.center, both.scale
+    (tensor([4.]), tensor([1.5000]))
     """
 
     center: Tensor

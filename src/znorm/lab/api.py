@@ -271,10 +271,23 @@ def run(
         your own; pass False for a specification that somebody has sent, as ``znorm run`` does.
     display : Display, optional
 
+    Returns
+    -------
+    Run
+        Ended, whatever its status is.
+
     Raises
     ------
     ConfigurationError, DataError, DiskFullError, Interrupted
         As :func:`compare` does.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from znorm import lab
+    >>> spec = {"method": "znorm", "epochs": 1, "data.limit": 8}
+    >>> lab.run(spec, out=tempfile.mkdtemp()).status
+    'done'
     """
     _check_folder(out)
     with trust.trusting(everything=trust_models):
@@ -308,6 +321,15 @@ def report(out: PathLike = "runs", *, images: bool = True, trust_models: bool = 
     ------
     DataError
         If there are no runs.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from znorm import lab
+    >>> out = tempfile.mkdtemp()
+    >>> _ = lab.run({"epochs": 1, "data.limit": 8}, out=out)
+    >>> lab.report(out).name
+    'report.html'
     """
     return report_and_damaged(out, images=images, trust_models=trust_models)[0]
 
@@ -333,12 +355,26 @@ def export_numbers(out: PathLike, file: PathLike) -> list[Damaged]:
     file : path
         A name that ends in ``.zip``; what is there is replaced.
 
+    Returns
+    -------
+    list
+        Of each folder that could not be read: ``folder`` and ``reason``.
+
     Raises
     ------
     ConfigurationError
         For another name.
     DataError
         If there are no runs, or the file cannot be written.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from znorm import lab
+    >>> out = tempfile.mkdtemp()
+    >>> _ = lab.run({"epochs": 1, "data.limit": 8}, out=out)
+    >>> lab.export_numbers(out, f"{out}/numbers.zip")
+    []
     """
     path = Path(file)
     if path.suffix.lower() != ".zip" or path.is_dir():
@@ -389,10 +425,25 @@ def status(out: PathLike = "runs") -> list[dict[str, Any]]:
     ----------
     out : path, default "runs"
 
+    Returns
+    -------
+    list of dict
+        task, model, method, seed, status, epochs_done, epochs, diverged_step, error, metrics,
+        folder; of a folder that cannot be read folder, status and error.
+
     Raises
     ------
     DataError
         If there is no such folder.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from znorm import lab
+    >>> out = tempfile.mkdtemp()
+    >>> _ = lab.run({"epochs": 1, "data.limit": 8}, out=out)
+    >>> [(row["method"], row["status"], row["epochs_done"]) for row in lab.status(out)]
+    [('baseline', 'done', 1)]
     """
     runs, damaged = survey(out)
     rows = []

@@ -26,6 +26,12 @@ def listing() -> list[dict[str, Any]]:
     list of dict
         name, state ("built in", "whole", "part", "missing" or "wrong"), about, found, folder,
         bytes, licence, home.
+
+    Examples
+    --------
+    >>> from znorm.lab import data
+    >>> [row["name"] for row in data.listing() if row["state"] == "built in"]
+    ['pcam_mini', 'phantom']
     """
     return [_listed(task.data) for task in sets().values()]
 

@@ -239,12 +239,23 @@ def resolve(choices: Mapping[str, Any]) -> RunSpec:
         ``method`` and ``seed`` too, as ``baseline`` and 0. ``model`` and ``optimizer`` may be
         mappings of ``name`` and their options.
 
+    Returns
+    -------
+    RunSpec
+
     Raises
     ------
     ConfigurationError
         Naming the key or value that is not valid.
     DataError
         If the parts of the data cannot be told, since it is missing or unreadable.
+
+    Examples
+    --------
+    >>> from znorm import lab
+    >>> spec = lab.resolve({"method": "znorm", "epochs": 3, "data.augment": "none"})
+    >>> spec.task, spec.epochs, spec.optimizer
+    ('pcam_mini', 3, 'adam')
     """
     nested = _nested(choices)
     data = nested.pop("data")

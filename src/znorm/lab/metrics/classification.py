@@ -30,6 +30,12 @@ def correct(logits: Tensor, labels: Tensor) -> Tensor:
     ----------
     logits : Tensor of shape (N, classes)
     labels : Tensor of shape (N,), int64
+
+    Examples
+    --------
+    >>> import torch
+    >>> correct(torch.tensor([[2.0, 1.0], [0.0, 3.0]]), torch.tensor([0, 0]))
+    tensor(1)
     """
     return (logits.argmax(1) == labels).sum()
 

@@ -47,6 +47,14 @@ class Run:
     ----------
     folder : Path
     spec : RunSpec
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from znorm import lab
+    >>> one = lab.run({"epochs": 1, "data.limit": 8}, out=tempfile.mkdtemp())
+    >>> one.status, len(one.history), "test_accuracy" in one.metrics
+    ('done', 1, True)
     """
 
     def __init__(self, folder: Path, spec: RunSpec) -> None:
