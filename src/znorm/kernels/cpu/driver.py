@@ -329,7 +329,7 @@ def _finish(kind, addresses, tensor, start, length, high, low, scale, constants,
 
 @njit(**_KEPT)
 def record(sums, row_of_unit, addresses, tensors, units, sizes, moments, transform, inv_scale):
-    """Add a step of ZNorm to a receipt's running sums, as `znorm.receipts.Receipt.record` does.
+    """Add a step of ZNorm to a receipt's running sums, as `znorm.engine.receipts.Receipt.add` does.
 
     Parameters
     ----------

@@ -151,7 +151,7 @@ def _z_score(mean, m2, n, z_score, inverse):
 
 @triton.jit
 def _record(row, mean, m2, n, z_score):
-    """Add to a receipt's sums, as `znorm.receipts.Receipt.record` does."""
+    """Add to a receipt's sums, as `znorm.engine.receipts.Receipt.add` does."""
     center, scale = _z_score(mean, m2, n, z_score, mean * 0.0 + 1.0)
     apart = mean - center
     before = tl.sqrt(m2 + n * mean * mean)
