@@ -93,7 +93,7 @@ def test_the_search_works_from_a_folder(site: Path) -> None:
         found.wait_for()
         assert found.inner_text() == "znorm.attachment_of"
         found.click()
-        assert page.locator("#znorm\\.attachment_of").is_visible()
+        page.locator("#znorm\\.attachment_of").wait_for()
 
 
 def test_faults_break_the_build(tmp_path: Path) -> None:
