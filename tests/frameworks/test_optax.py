@@ -139,6 +139,44 @@ def test_what_is_not_finite_makes_all_of_it_nan(bad: float, options: dict[str, A
     g[2, 3] = bad
     assert jnp.isnan(applied({"w": jnp.asarray(g)}, **options)["w"]).all()
     assert jnp.isnan(applied({"w": jnp.full((2, 3), bad)}, **options)["w"]).all()
+    # torch's, too, hides nothing in the other channels.
+    by_channel = {**options, "granularity": "channel"}
+    assert jnp.isnan(applied({"w": jnp.asarray(g)}, **by_channel)["w"]).all()
+    assert torchs(g.T, **by_channel).isnan().all()
+
+
+def torchs(g: np.ndarray, **options: Any) -> torch.Tensor:
+    """The transform of torch, of a weight in torch's layout."""
+    found = torch.tensor(np.ascontiguousarray(g))
+    transform = znorm.ZNorm(**options)
+    layout = znorm.Layout([("w", found)], transform)
+    znorm.apply_([found], znorm.decide(transform, znorm.measure([found], layout)))
+    return found
+
+
+@pytest.mark.parametrize("granularity", ["tensor", "channel"])
+@pytest.mark.parametrize("correction", [0, 1])
+@pytest.mark.parametrize("shape", [(6, 4), (1, 4), (1, 1)], ids=str)
+def test_a_complex_number_is_two_real_ones(
+    shape: tuple[int, ...], correction: int, granularity: str
+) -> None:
+    g = (RNG.standard_normal(shape) + 1j * RNG.standard_normal(shape)).astype(np.complex64)
+    options: dict[str, Any] = {"correction": correction, "granularity": granularity}
+    found = applied({"w": jnp.asarray(g)}, **options)["w"]
+    assert found.dtype == jnp.complex64
+    expected = torchs(g.T, **options).numpy().T
+    np.testing.assert_allclose(np.asarray(found), expected, rtol=0, atol=1e-6)
+    if granularity == "tensor" and g.size > 1:
+        parts = exact(np.stack([g.real, g.imag]), correction=correction)
+        np.testing.assert_allclose(np.asarray(found), parts[0] + 1j * parts[1], rtol=0, atol=1e-6)
+
+
+def test_a_vector_has_no_channels() -> None:
+    g = RNG.standard_normal(7).astype(np.float32)
+    found = applied({"w": jnp.asarray(g)}, granularity="channel", select="all")["w"]
+    np.testing.assert_allclose(np.asarray(found), exact(g), rtol=0, atol=1e-6)
+    expected = torchs(g, granularity="channel", select="all").numpy()
+    np.testing.assert_allclose(np.asarray(found), expected, rtol=0, atol=1e-6)
 
 
 def test_what_has_one_element_or_none_passes() -> None:
@@ -178,8 +216,10 @@ def test_what_is_wrong_is_named() -> None:
         z_score(axis=1.5)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"axis 3 is none of w, of shape \(2, 3\)"):
         applied({"w": jnp.ones((2, 3))}, granularity="channel", axis=3)
-    with pytest.raises(TypeError, match=r"a\.w is of complex64; leave it out"):
-        applied({"a": {"w": jnp.ones((2, 3), jnp.complex64)}})
+    with pytest.raises(TypeError, match=r"inject_hyperparams leaves it one with static_args="):
+        optax.inject_hyperparams(z_score)(eps=1e-3).init(on_device(tree()))
+    with pytest.raises(TypeError, match=r"w is of bool; leave it out"):
+        applied({"w": jnp.ones((2, 3), bool)})
     with pytest.raises(TypeError, match=r"w is of int32"):
         applied({"w": jnp.ones((2, 3), jnp.int32)})
 
@@ -222,6 +262,10 @@ def test_among_optaxs_own() -> None:
     found, _ = masked.update(gradients, masked.init(gradients))
     assert abs(float(found["Conv_0"]["kernel"].std()) - 1) < 1e-6
     assert (found["Dense_0"]["kernel"] == gradients["Dense_0"]["kernel"]).all()
+    labels = jax.tree.map(lambda leaf: "z" if leaf.ndim == 4 else "none", gradients)
+    several = optax.multi_transform({"z": z_score(), "none": optax.identity()}, labels)
+    same, _ = several.update(gradients, several.init(gradients))
+    assert jax.tree.all(jax.tree.map(lambda one, two: (one == two).all(), same, found))
     # Once a step, on the mean of what is accumulated.
     several = optax.MultiSteps(z_score(), every_k_schedule=2)
     state = several.init(gradients)
@@ -234,6 +278,18 @@ def test_among_optaxs_own() -> None:
     each = jax.vmap(lambda tree: z_score().update(tree, optax.EmptyState())[0])(stacked)
     for row in range(2):
         np.testing.assert_allclose(each["Dense_0"]["kernel"][row], expected, rtol=0, atol=1e-6)
+
+
+def test_an_epsilon_that_is_scheduled() -> None:
+    gradients = on_device(tree())
+    injected = optax.inject_hyperparams(z_score, static_args=("axis", "correction"))
+    transform = injected(eps=lambda count: 0.5 * count, correction=1)
+    state = transform.init(gradients)
+    update = jax.jit(transform.update)
+    for eps in (0.0, 0.5, 1.0):
+        found, state = update(gradients, state)
+        expected = exact(np.asarray(gradients["Dense_0"]["kernel"]), eps=eps, correction=1)
+        np.testing.assert_allclose(found["Dense_0"]["kernel"], expected, rtol=0, atol=1e-6)
 
 
 SHARDED = """

@@ -16,7 +16,7 @@ __all__ = ["z_score"]
 
 
 def z_score(
-    eps: float = 1e-10,
+    eps: float | jax.Array = 1e-10,
     *,
     center: bool = True,
     scale: bool = True,
@@ -30,7 +30,8 @@ def z_score(
     Parameters
     ----------
     eps, center, scale, correction, granularity
-        As of :class:`znorm.ZNorm`.
+        As of :class:`znorm.ZNorm`. ``eps`` may be an array of one number, too, as
+        ``optax.inject_hyperparams(z_score, static_args=("axis", "correction"))`` gives it.
     axis : int, default -1
         The axis of output channels, for ``granularity="channel"``: the last of Flax's and Haiku's
         kernels, the first (0) of weights in torch's layout.
@@ -48,7 +49,7 @@ def z_score(
     ------
     TypeError, ValueError
         For an argument of a wrong type or value; in ``init`` for a rule that matches nothing, in
-        ``update`` for a leaf of complex numbers or integers.
+        ``update`` for a leaf of integers or truth values.
 
     Warns
     -----
@@ -58,8 +59,9 @@ def z_score(
     Notes
     -----
     Statistics are in float32, or in float64 where leaves are, and results rounded once to the
-    leaf's own type. A constant leaf becomes exactly 0; one that holds NaN or inf becomes NaN as a
-    whole. A sum over entries above 3e38 / n overflows float32.
+    leaf's own type. A constant leaf, or channel, becomes exactly 0; a leaf that holds NaN or inf
+    becomes NaN as a whole, by channel too. A complex number counts as two real ones. A sum over
+    entries above 3e38 / n overflows float32.
 
     Under ``jax.jit`` the statistics of a sharded array are those of all of it. Within ``shard_map``
     and ``pmap`` each device has an array of its own: reduce gradients first, as without a
@@ -80,8 +82,15 @@ def z_score(
     [-1.069, -0.5345, 0.0, 1.6036]
     """
     warn_if_untested("optax")
-    # It checks the arguments, with the same words.
-    ZNorm(eps, center, scale, correction, granularity, select)
+    if not isinstance(axis, int) or isinstance(axis, bool):
+        static = '; inject_hyperparams leaves it one with static_args=("axis", "correction")'
+        raise TypeError(
+            f"z_score: axis must be a whole number, found {axis!r}"
+            f"{static if isinstance(axis, jax.Array) else ''}"
+        )
+    # It checks the arguments, with the same words; of an array the value may not be known yet.
+    known = ZNorm.eps if isinstance(eps, jax.Array) else eps
+    ZNorm(known, center, scale, correction, granularity, select)
     rules = [] if isinstance(select, str) else list(select)
     for pattern, chosen in rules:
         if not isinstance(pattern, str) or not isinstance(chosen, bool):
@@ -89,8 +98,6 @@ def z_score(
                 f"z_score: select takes pairs of a glob and True or False, found "
                 f"({pattern!r}, {chosen!r})"
             )
-    if not isinstance(axis, int) or isinstance(axis, bool):
-        raise TypeError(f"z_score: axis must be a whole number, found {axis!r}")
 
     def selected(path: Any, leaf: Any) -> bool:
         if select == "all":
@@ -113,12 +120,13 @@ def z_score(
         def one(path: Any, leaf: Any) -> Any:
             if not selected(path, leaf):
                 return leaf
-            if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            if not jnp.issubdtype(leaf.dtype, jnp.inexact):
                 raise TypeError(
                     f"z_score: {_name(path)} is of {leaf.dtype}; leave it out by a rule of select"
                 )
             axes = tuple(range(leaf.ndim))
-            if granularity == "channel" and leaf.ndim:
+            # A vector has no axis to average over but the output one: it stays one unit.
+            if granularity == "channel" and leaf.ndim > 1:
                 if not -leaf.ndim <= axis < leaf.ndim:
                     raise ValueError(
                         f"z_score: axis {axis} is none of {_name(path)}, of shape {leaf.shape}"
@@ -129,7 +137,12 @@ def z_score(
                 count *= leaf.shape[place]
             if leaf.size == 0 or count <= 1 or not (center or scale):
                 return leaf
-            return _z_score(leaf, axes, count, eps, center, scale, correction)
+            if not jnp.iscomplexobj(leaf):
+                return _z_score(leaf, axes, count, eps, center, scale, correction)
+            pairs = jnp.stack([leaf.real, leaf.imag], -1)
+            axes, count = (*axes, leaf.ndim), 2 * count
+            pairs = _z_score(pairs, axes, count, eps, center, scale, correction)
+            return jax.lax.complex(pairs[..., 0], pairs[..., 1])
 
         return jax.tree_util.tree_map_with_path(one, updates), state
 
@@ -145,7 +158,7 @@ def _z_score(
     g: Any,
     axes: tuple[int, ...],
     count: int,
-    eps: float,
+    eps: float | jax.Array,
     center: bool,
     scale: bool,
     correction: int,
@@ -159,17 +172,15 @@ def _z_score(
     ratios = deviations / jnp.where(largest == 0, 1, largest)
     std = largest * jnp.sqrt(_sum(ratios * ratios, axes) / (count - correction))
     # The mean of equal entries need not be equal to them: rounding alone would be blown up.
-    first = jnp.max(wide, axes, keepdims=True)
-    constant = (first == jnp.min(wide, axes, keepdims=True)) & jnp.isfinite(first)
+    first, least = (extreme(wide, axes, keepdims=True) for extreme in (jnp.max, jnp.min))
+    constant = first == least
     result = deviations if center else wide
     if scale:
         # To multiply would round once more; the other branch keeps 0 / 0 out of derivatives.
         result = result / jnp.where(constant, 1, std + eps)
-    elif not center:
-        result = wide
-    else:
-        result = result + 0 * std  # so that inf, too, is NaN everywhere
-    return jnp.where(constant, 0, result).astype(g.dtype)
+    # Both extremes are NaN where an entry is.
+    finite = jnp.isfinite(first).all() & jnp.isfinite(least).all()
+    return jnp.where(finite, jnp.where(constant, 0, result), jnp.nan).astype(g.dtype)
 
 
 def _sum(x: Any, axes: tuple[int, ...]) -> Any:
