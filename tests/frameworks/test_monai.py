@@ -1,4 +1,8 @@
-"""MONAI's SupervisedTrainer: the same weights as a plain loop; its autocast is for CUDA alone."""
+"""MONAI's SupervisedTrainer: the same weights as a plain loop.
+
+Its ``amp=True`` asks for autocast and a scaler of CUDA; the calls of its scaler are run with one of
+the CPU, without autocast.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +16,14 @@ from frameworks.small_training import BATCH, IMAGES, Net, adamw, plain, weights
 
 pytestmark = pytest.mark.slow
 
-pytest.importorskip("ignite")
+events = pytest.importorskip("ignite.engine").Events
 engines = pytest.importorskip("monai.engines")
 
 
 @pytest.mark.parametrize("transform", [None, znorm.ZNorm()], ids=["none", "znorm"])
 @pytest.mark.parametrize("options", [{}, {"accumulate": 2}], ids=str)
-def test_supervised_trainer(options: dict[str, Any], transform: Any) -> None:
+@pytest.mark.parametrize("scaled", [False, True])
+def test_supervised_trainer(scaled: bool, options: dict[str, Any], transform: Any) -> None:
     model = Net()
     trainer = engines.SupervisedTrainer(
         device=torch.device("cpu"),
@@ -32,7 +37,17 @@ def test_supervised_trainer(options: dict[str, Any], transform: Any) -> None:
         loss_function=lambda found, _: found["loss"],
         accumulation_steps=options.get("accumulate", 1),
     )
+    scaler = torch.amp.GradScaler("cpu")
+    if scaled:
+        trainer.amp_kwargs = {"enabled": False}
+
+        # `run` sets a scaler of its own before this.
+        @trainer.on(events.STARTED)
+        def _scale(engine: Any) -> None:
+            engine.amp, engine.scaler = True, scaler
+
     trainer.run()
+    assert (scaler.state_dict()["_growth_tracker"] > 0) == scaled
     for one, other in zip(weights(model), plain(transform, **options), strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
 

@@ -75,6 +75,26 @@ def test_timms_scaler_and_a_plain_loop(transform: Any, clip: float | None, every
 
 
 @pytest.mark.usefixtures("timm")
+@pytest.mark.parametrize("clip", [None, 0.05])
+def test_a_step_that_overflowed_changes_nothing(clip: float | None) -> None:
+    from timm.optim import create_optimizer_v2
+    from timm.utils.cuda import NativeScaler
+
+    model = Net()
+    optimizer = create_optimizer_v2(model, opt="adamw", lr=0.05, weight_decay=0.1)
+    attachment = znorm.attach(optimizer, znorm.ZNorm(), model=model)
+    scaler = NativeScaler(device="cpu")
+    before = weights(model)
+    for images, overflows in ((IMAGES[:BATCH] * 1e36, True), (IMAGES[:BATCH], False)):
+        optimizer.zero_grad()
+        loss = model(images)["loss"]
+        scaler(loss, optimizer, clip_grad=clip, parameters=model.parameters())
+        assert (attachment.receipt() == {}) == overflows
+        same = [torch.equal(one, two) for one, two in zip(before, weights(model), strict=True)]
+        assert all(same) == overflows
+
+
+@pytest.mark.usefixtures("timm")
 def test_timms_lookahead() -> None:
     from timm.optim import create_optimizer_v2
 
