@@ -35,14 +35,19 @@ test: setup
 	$(BIN)/python -m pytest $(BESIDE) -m 'not slow and not gpu and not alone'
 	$(BIN)/python -m pytest --quiet -m 'alone and not slow'
 
+# An environment of its own that sees what is in .venv, too.
+define on_top
+	@test -x $(1)/bin/python || $(PYTHON) -m venv $(1)
+	@$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+	  > $$($(1)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/venv.pth
+endef
+
 # Heavy ones, that the tests of wrappers and trainers are for: in an environment of their own, on
 # top of .venv, since libraries there import them where they find them.
 FRAMEWORKS := .venv-frameworks/bin/python
 .venv-frameworks/.ready: .venv/.ready
 	@echo "installing Lightning, transformers, jax and others into .venv-frameworks (1 GB)"
-	@test -x $(FRAMEWORKS) || $(PYTHON) -m venv .venv-frameworks
-	@$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
-	  > $$($(FRAMEWORKS) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/venv.pth
+	$(call on_top,.venv-frameworks)
 	@PIP_CONSTRAINT=constraints.txt $(FRAMEWORKS) -m pip install --quiet --disable-pip-version-check \
 	  accelerate jax 'jsonargparse[signatures]' lightning optax peft pytorch-ignite schedulefree \
 	  transformers
@@ -57,9 +62,7 @@ test-frameworks: setup .venv-frameworks/.ready
 # Sphinx and its theme, on top of .venv in the same way.
 .venv-docs/.ready: .venv/.ready
 	@echo "installing Sphinx into .venv-docs"
-	@test -x .venv-docs/bin/python || $(PYTHON) -m venv .venv-docs
-	@$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
-	  > $$(.venv-docs/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/venv.pth
+	$(call on_top,.venv-docs)
 	@PIP_CONSTRAINT=constraints.txt .venv-docs/bin/python -m pip install --quiet --disable-pip-version-check \
 	  --editable '.[docs]'
 	@touch $@

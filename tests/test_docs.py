@@ -97,7 +97,7 @@ FIRST = (ROOT / "README.md", DOCS / "start.md", DOCS / "training-scripts.md")
     ],
 )
 def test_the_python_of_a_page_runs(page: Path, tmp_path: Path) -> None:
-    page_code.run(page, tmp_path)
+    page_code.run(page_code.script(page), tmp_path)
 
 
 def test_each_transform_has_a_page_that_is_run() -> None:

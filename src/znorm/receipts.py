@@ -8,13 +8,40 @@ from typing import Any, Protocol
 
 from znorm.engine.receipts import FIELDS
 
-__all__ = ["FIELDS", "total", "write"]
+__all__ = ["FIELDS", "by_tag", "total", "write"]
 
 
 class Writer(Protocol):
     """The part of ``torch.utils.tensorboard.SummaryWriter`` that is used."""
 
     def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> Any: ...
+
+
+def by_tag(receipt: Mapping[str, Mapping[str, float]], prefix: str = "znorm") -> dict[str, float]:
+    """The numbers of a receipt as loggers take them, each by ``prefix/FIELD/NAME``.
+
+    Parameters
+    ----------
+    receipt : dict
+        Of ``attachment.receipt()``.
+    prefix : str, default "znorm"
+
+    Returns
+    -------
+    dict of str to float
+
+    Examples
+    --------
+    >>> from znorm import receipts
+    >>> receipts.by_tag({"weight": {"norm_before": 0.5, "steps": 2}})
+    {'znorm/norm_before/weight': 0.5}
+    """
+    return {
+        f"{prefix}/{field}/{name}": values[field]
+        for name, values in receipt.items()
+        for field in FIELDS
+        if field in values
+    }
 
 
 def total(receipt: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
@@ -74,7 +101,5 @@ def write(
     >>> receipts.write(Printer(), {"weight": {"norm_before": 0.5, "steps": 2}}, step=2)
     znorm/norm_before/weight 0.5 2
     """
-    for name, values in receipt.items():
-        for field in FIELDS:
-            if field in values:
-                writer.add_scalar(f"{prefix}/{field}/{name}", values[field], step)
+    for tag, value in by_tag(receipt, prefix).items():
+        writer.add_scalar(tag, value, step)

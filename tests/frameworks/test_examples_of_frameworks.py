@@ -1,41 +1,27 @@
-"""The examples of examples/frameworks run as they stand."""
+"""The examples of examples/frameworks run as they stand, where these are installed."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
+import page_code
+
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[2]
-EXAMPLES = ROOT / "examples" / "frameworks"
-NEEDS = {
-    "accelerate_loop": "accelerate",
-    "hf_trainer": "transformers",
-    "lightning_callback": "lightning",
-    "optax_adam": "optax",
-}
+EXAMPLES = sorted((page_code.ROOT / "examples" / "frameworks").glob("*.py"))
 
 
-def test_each_is_run() -> None:
-    assert {path.stem for path in EXAMPLES.glob("*.py")} == set(NEEDS)
+def test_there_is_one_for_each() -> None:
+    names = ["accelerate_loop", "hf_trainer", "lightning_callback", "optax_adam"]
+    assert [path.stem for path in EXAMPLES] == names
 
 
-@pytest.mark.parametrize("name", NEEDS)
-def test_example(name: str, tmp_path: Path) -> None:
-    if find_spec(NEEDS[name]) is None:
-        pytest.skip(f"{NEEDS[name]} is not installed")
-    done = subprocess.run(
-        [sys.executable, str(EXAMPLES / f"{name}.py")],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_example(path: Path, tmp_path: Path) -> None:
+    code = path.read_text()
+    missing = page_code.missing(code)
+    if missing:
+        pytest.skip(f"{path.name}: not installed here: {', '.join(missing)}")
+    assert page_code.run(code, tmp_path)

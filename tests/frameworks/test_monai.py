@@ -20,23 +20,31 @@ events = pytest.importorskip("ignite.engine").Events
 engines = pytest.importorskip("monai.engines")
 
 
+def trainer_of(model: Net, optimizer: torch.optim.Optimizer, **options: Any) -> Any:
+    """A SupervisedTrainer of the images on the CPU, for one epoch unless told."""
+    return engines.SupervisedTrainer(
+        **{
+            "device": torch.device("cpu"),
+            "max_epochs": 1,
+            "train_data_loader": torch.utils.data.DataLoader(
+                [{"image": row, "label": row} for row in IMAGES],  # type: ignore[arg-type]
+                batch_size=BATCH,
+            ),
+            "network": model,
+            "optimizer": optimizer,
+            "loss_function": lambda found, _: found["loss"],
+            **options,
+        }
+    )
+
+
 @pytest.mark.parametrize("transform", [None, znorm.ZNorm()], ids=["none", "znorm"])
 @pytest.mark.parametrize("options", [{}, {"accumulate": 2}], ids=str)
 @pytest.mark.parametrize("scaled", [False, True])
 def test_supervised_trainer(scaled: bool, options: dict[str, Any], transform: Any) -> None:
     model = Net()
-    trainer = engines.SupervisedTrainer(
-        device=torch.device("cpu"),
-        max_epochs=1,
-        train_data_loader=torch.utils.data.DataLoader(
-            [{"image": row, "label": row} for row in IMAGES],  # type: ignore[arg-type]
-            batch_size=BATCH,
-        ),
-        network=model,
-        optimizer=adamw(model, transform),
-        loss_function=lambda found, _: found["loss"],
-        accumulation_steps=options.get("accumulate", 1),
-    )
+    accumulate = options.get("accumulate", 1)
+    trainer = trainer_of(model, adamw(model, transform), accumulation_steps=accumulate)
     scaler = torch.amp.GradScaler("cpu")
     if scaled:
         trainer.amp_kwargs = {"enabled": False}
@@ -53,24 +61,13 @@ def test_supervised_trainer(scaled: bool, options: dict[str, Any], transform: An
 
 
 def test_a_receipt_for_each_epoch() -> None:
-    ignite = pytest.importorskip("ignite.engine")
     model = Net()
     optimizer = adamw(model)
     attachment = znorm.attach(optimizer, znorm.ZNorm(), model=model)
-    trainer = engines.SupervisedTrainer(
-        device=torch.device("cpu"),
-        max_epochs=2,
-        train_data_loader=torch.utils.data.DataLoader(
-            [{"image": row, "label": row} for row in IMAGES],  # type: ignore[arg-type]
-            batch_size=BATCH,
-        ),
-        network=model,
-        optimizer=optimizer,
-        loss_function=lambda found, _: found["loss"],
-    )
+    trainer = trainer_of(model, optimizer, max_epochs=2)
     seen: list[float] = []
 
-    @trainer.on(ignite.Events.EPOCH_COMPLETED)
+    @trainer.on(events.EPOCH_COMPLETED)
     def note(engine: Any) -> None:
         seen.append(attachment.receipt(reset=True)["net.0.weight"]["steps"])
 

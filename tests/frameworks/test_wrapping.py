@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import znorm
+from frameworks.small_training import lightning_trainer
 from kit import net
 
 pytestmark = pytest.mark.slow
@@ -36,20 +37,6 @@ def expected(steps: int, **options: Any) -> list[Tensor]:
 def check(model: nn.Module, steps: int) -> None:
     for one, other in zip(model.parameters(), expected(steps), strict=True):
         torch.testing.assert_close(one.detach(), other, rtol=0, atol=1e-6)
-
-
-def quiet_trainer(folder: Any, **options: Any) -> Any:
-    """A Lightning trainer on the CPU that writes and shows nothing."""
-    lightning = pytest.importorskip("lightning")
-    return lightning.Trainer(
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=folder,
-        **options,
-    )
 
 
 @pytest.mark.parametrize("manual", [False, True])
@@ -80,7 +67,7 @@ def test_lightnings_optimizers(manual: bool, tmp_path: Any) -> None:
             return torch.optim.SGD(self.parameters(), lr=0.1)
 
     module = Module()
-    trainer = quiet_trainer(tmp_path, max_epochs=1)
+    trainer = lightning_trainer(tmp_path)
     trainer.fit(module, torch.utils.data.DataLoader(IMAGES, batch_size=8))
     check(module.net, 4)
     assert module.attachment.receipt()["net.0.weight"]["steps"] == 4
@@ -101,7 +88,7 @@ def test_a_transform_in_lightnings_hyperparameters(tmp_path: Any) -> None:
         def configure_optimizers(self) -> Any:
             return znorm.optim.SGD(self.parameters(), lr=0.1, transform=self.hparams.transform)
 
-    trainer = quiet_trainer(tmp_path, max_steps=2)
+    trainer = lightning_trainer(tmp_path, max_steps=2)
     chain = znorm.chain(znorm.ZNorm(), znorm.ClipNorm(1.0))
     trainer.fit(Module(chain), torch.utils.data.DataLoader(IMAGES, batch_size=8))
     trainer.save_checkpoint(tmp_path / "last.ckpt")

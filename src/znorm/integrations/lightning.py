@@ -13,7 +13,7 @@ from typing import Any
 from znorm.attachment import Attachment, attach, attachment_of
 from znorm.integrations.clipping import warn_if_void
 from znorm.integrations.versions import warn_if_untested
-from znorm.receipts import FIELDS
+from znorm.receipts import by_tag
 from znorm.transforms.base import Transform
 
 # One library under two names, whose callbacks are two classes: the name that the script has used.
@@ -107,8 +107,7 @@ class GradientTransform(Callback):  # type: ignore[misc]
             return
         found: dict[str, float] = {}
         for attachment in self.attachments:
-            for name, values in attachment.receipt(reset=True).items():
-                found.update({f"znorm/{field}/{name}": values[field] for field in FIELDS})
+            found.update(by_tag(attachment.receipt(reset=True)))
         # Between the batches of one step there is nothing new.
         for logger in trainer.loggers if found else ():
             logger.log_metrics(found, step=step)

@@ -178,7 +178,8 @@ class AdamW(torch.optim.AdamW):
     Parameters
     ----------
     params, lr, betas, eps, weight_decay, amsgrad, **options
-        As in ``torch.optim.AdamW``; ``options`` are its keyword arguments (``fused`` and others).
+        As in ``torch.optim.AdamW``; ``options`` are its keyword arguments, ``fused`` as in
+        :class:`Adam`.
     transform : transform, optional
         Such as ``znorm.ZNorm()``; without one this is plain AdamW.
     model : torch.nn.Module, optional

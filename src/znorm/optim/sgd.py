@@ -68,9 +68,8 @@ class SGD(torch.optim.SGD):
     Parameters
     ----------
     params, lr, momentum, dampening, weight_decay, nesterov, **options
-        As in ``torch.optim.SGD``; ``options`` are its keyword arguments. ``fused=None`` takes
-        the best that works: the transform within the update where compiled kernels serve all
-        parameters, else in place before torch's own step. True asks for the former.
+        As in ``torch.optim.SGD``; ``options`` are its keyword arguments, ``fused`` as in
+        :class:`Adam`.
     transform : transform, optional
         Such as ``znorm.ZNorm()``; without one this is plain SGD.
     model : torch.nn.Module, optional
