@@ -125,6 +125,10 @@ def test_the_log_tells_what_is_stepped_on(make: Any, tmp_path: Path) -> None:
     assert [one["znorm/norm_after"] for one in seen if "loss" in one] == [
         line["znorm/norm_after"] for line in lines
     ]
+    # Each line began the receipt anew, the last one after the last step.
+    attachment = znorm.attachment_of(trainer.optimizer)
+    assert attachment is not None
+    assert attachment.receipt() == {}
     (end,) = [line for line in trainer.state.log_history if "train_loss" in line]
     assert not [name for name in end if name.startswith("znorm/")]
 
