@@ -114,24 +114,6 @@ def ddp(rank: int) -> None:
         torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
 
 
-def dtensor(rank: int) -> None:
-    """As parameters, and as gradients of plain ones."""
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.tensor import Shard, distribute_tensor
-
-    mesh = init_device_mesh("cpu", (2,))
-    whole = torch.randn(8, 6)
-    sharded = distribute_tensor(whole, mesh, [Shard(0)])
-    for transform in (znorm.ZNorm(), znorm.ClipGlobalNorm(1.0)):
-        parameter = nn.Parameter(sharded)
-        refused(
-            lambda p=parameter, t=transform: znorm.attach(torch.optim.SGD([p]), t),
-            "DTensor",
-        )
-        layout = znorm.Layout([("w", whole)], transform)
-        refused(lambda d=layout: znorm.measure([sharded], d), "w: its gradient is sharded")
-
-
 def process(rank: int, folder: str, cases: list[str]) -> None:
     store = f"file://{folder}/store"
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2)

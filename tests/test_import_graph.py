@@ -16,7 +16,7 @@ SOURCE = Path(__file__).parents[1] / "src"
 # other.
 LAYERS: list[tuple[str, ...]] = [
     ("znorm._torch_internals", "znorm.moments", "znorm.layers"),
-    ("znorm.parameter_info", "znorm.deprecation"),
+    ("znorm.parameter_info", "znorm.deprecation", "znorm.sharding"),
     ("znorm.selection",),
     ("znorm.transforms",),
     ("znorm.kernels",),

@@ -1,6 +1,7 @@
-"""Parameters of which a process holds a part: refused by name on each, never left alone.
+"""Parameters of which a process holds a flat part: refused by name on each, never left alone.
 
-Where each process has whole gradients, as under DistributedDataParallel, it is right.
+Where each process has whole gradients, as under DistributedDataParallel, it is right. Shards in
+which layers stay apart (DTensor) are those of `test_sharding.py`.
 """
 
 from __future__ import annotations
@@ -100,23 +101,7 @@ def test_deepspeeds_partitions_are_refused_whenever_it_is_attached(kind: Any, ma
             znorm.attach(given, znorm.ZNorm())
 
 
-def test_a_layout_of_plain_parameters_refuses_sharded_gradients() -> None:
-    class DTensor(torch.Tensor):
-        placements = ("Shard(0)",)
-        device_mesh = "mesh"
-
-    model = net()
-    layout = znorm.Layout(model.named_parameters(), znorm.ZNorm(), model=model)
-    gradients = [torch.randn_like(p).as_subclass(DTensor) for p in model.parameters()]
-    for call in (
-        lambda: znorm.measure(gradients, layout),
-        lambda: znorm.z_score_(gradients),
-    ):
-        with pytest.raises(TypeError, match=r"DTensor"):
-            call()
-
-
-CASES = ["ddp", "fsdp1", "zero", "dtensor"]
+CASES = ["ddp", "fsdp1", "zero"]
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ itself, so that a torch that changes one says which.
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -38,6 +39,7 @@ __all__ = [
     "metadata_of",
     "parameters_in",
     "refuse_grad_scaler",
+    "region_of_shard",
     "reset_accumulation_hooks",
     "running_backward",
     "running_losses",
@@ -79,6 +81,25 @@ def identity_behind(tensor: Tensor) -> int:
 def version_of(tensor: Tensor) -> int:
     """The number of times that a tensor has been written, as autograd counts it."""
     return tensor._version
+
+
+@functools.cache
+def region_of_shard(
+    shape: tuple[int, ...],
+    mesh_shape: tuple[int, ...],
+    coordinate: tuple[int, ...],
+    placements: tuple[Any, ...],
+) -> tuple[range, ...]:
+    """The part of a sharded tensor that the process at a coordinate of the mesh holds.
+
+    torch tells a process of its own shard alone.
+    """
+    from torch.distributed.tensor._utils import _compute_local_shape_and_global_offset
+
+    sizes, offsets = _compute_local_shape_and_global_offset(
+        shape, mesh_shape, list(coordinate), placements
+    )
+    return tuple(range(at, at + size) for at, size in zip(offsets, sizes, strict=True))
 
 
 # --- modules ------------------------------------------------------------------------------------

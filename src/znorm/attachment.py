@@ -64,8 +64,8 @@ def attach(
     ------
     TypeError, ValueError
         For anything that is not an optimizer, what wraps one in a way that is not known, an
-        optimizer attached already, a parameter that cannot be transformed or is sharded, a rule
-        that matches nothing.
+        optimizer attached already, a parameter that cannot be transformed or is part of a flat
+        shard, a rule that matches nothing.
 
     Warns
     -----
@@ -79,6 +79,10 @@ def attach(
     are real entries, so that a complex number counts as two. With ``differentiable=True`` gradients
     are replaced, not written, and the transform is differentiated through. Under
     ``torch.compile(optimizer.step)`` the transform stays outside of what is compiled.
+
+    Of sharded parameters (DTensor: FSDP2, HSDP, tensor parallelism) each process measures its
+    shards, and three numbers a unit cross between processes in one collective for each mesh and
+    step: every process has to step.
 
     Under GradScaler with a fused optimizer gradients are unscaled here and written back; those of
     float16 parameters can then be too small for float16, where torch's kernel divides in float32.
@@ -384,6 +388,11 @@ class Attachment:
         optimizer = self._live()
         differentiable = bool(optimizer.defaults.get("differentiable", False))
         sections = self._current()
+        if differentiable and any(section.layout.sharded for section in sections):
+            raise RuntimeError(
+                "attachment: differentiable=True cannot be had of sharded parameters (DTensor), "
+                "whose moments cross between processes; leave it out"
+            )
         writes = any(section.layout.writes for section in sections)
         inv_scale, found_inf = loss_scale(optimizer, take_over=writes)
         gradients = [

@@ -133,6 +133,12 @@ def in_backward(
                 "model.zero_grad() first"
             )
     layout = Layout(named, transform, infos=[infos[p] for _, p in named])
+    for entry in layout.entries:
+        if entry.sharding is not None:
+            raise TypeError(
+                f"{entry.name}: is sharded (DTensor), and its processes complete their gradients "
+                "at different times; use znorm.attach"
+            )
     warn_if_idle([layout])
     optimizers = {name: _optimizer_of(name, p, make_optimizer) for name, p in named}
     for entry, (name, parameter) in zip(layout.entries, named, strict=True):

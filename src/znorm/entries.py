@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,9 +14,10 @@ from znorm.kernels.registry import name_of
 from znorm.layers import Cut, Layers, LayerSlice
 from znorm.parameter_info import ParameterInfo
 from znorm.selection import Selector, freeze
+from znorm.sharding import Sharding, shard_of
 from znorm.transforms.base import Transform, check_granularity
 
-__all__ = ["Description", "ParameterEntry", "entries_of", "is_dtensor"]
+__all__ = ["Description", "ParameterEntry", "entries_of"]
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,8 @@ class ParameterEntry:
         The name of the kernels that serve it.
     observed : bool
         Whether it is measured alone, and not written.
+    sharding : Sharding, optional
+        Where processes hold a part of it each; ``shape`` and ``slices`` are those of the whole.
     """
 
     name: str
@@ -53,6 +56,7 @@ class ParameterEntry:
     units: int
     kernel: str
     observed: bool
+    sharding: Sharding | None = None
 
     @property
     def selected(self) -> bool:
@@ -64,6 +68,18 @@ class ParameterEntry:
         """Its units among all of the layout."""
         first = self.slices[0].first_unit if self.slices else 0
         return range(first, first + self.units)
+
+    def here(self, first_unit: int) -> tuple[tuple[int, ...], tuple[LayerSlice, ...]]:
+        """Shape and slices of what this process holds, numbered from ``first_unit``."""
+        if self.sharding is None or not self.selected:
+            pieces = tuple(
+                replace(piece, first_unit=piece.first_unit - self.unit_range.start + first_unit)
+                for piece in self.slices
+            )
+            return self.shape, pieces
+        at = self.sharding.here()
+        slices, _ = self.sharding.slices_at(at, self.slices, first_unit)
+        return self.sharding.shape_at(at), slices
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -162,16 +178,23 @@ def _entry(
     if not all(transform.elementwise for transform in acting):
         by_channel = any(transform.granularity == "channel" for transform in acting)
         slices = _slices(tensor, layers.cuts(name, shape), info, by_channel, first_unit)
+    sharding, here = Sharding.of(tensor), slices
+    if sharding is not None and acting:
+        reason = sharding.why_unsupported(tensor, slices)
+        if reason is not None:
+            raise TypeError(f"{name}: a sharded tensor (DTensor), but {reason}; {_LEAVE_OUT}")
+        here, _ = sharding.slices_at(sharding.here(), slices, 0)
     return ParameterEntry(
         name,
         shape,
         acts=tuple(reason is None for reason in reasons),
-        why=_explain(transforms, reasons, slices, info),
+        why=_explain(transforms, reasons, slices, info, sharding),
         layers=layers,
         slices=slices,
         units=sum(piece.units for piece in slices),
-        kernel=name_of(tensor, slices),
+        kernel=name_of(shard_of(tensor), here),
         observed=bool(acting) and not any(transform.writes for transform in acting),
+        sharding=sharding,
     )
 
 
@@ -258,31 +281,26 @@ def _why_unsupported(name: str, tensor: Tensor) -> str | None:
     TypeError
         Where it will.
     """
-    leave_out = 'leave it out by a rule of select, such as ("NAME", False)'
     if not (tensor.is_floating_point() or tensor.is_complex()):
         if isinstance(tensor, nn.Parameter) and not tensor.requires_grad:
             return str(tensor.dtype)  # quantized and frozen
         raise TypeError(
-            f"{name}: {tensor.dtype} is not supported, only floating point and complex; {leave_out}"
+            f"{name}: {tensor.dtype} is not supported, only floating point and complex; "
+            f"{_LEAVE_OUT}"
         )
     if tensor.dtype == torch.complex32:
-        raise TypeError(f"{name}: {tensor.dtype} is not supported; {leave_out}")
-    # A shard's own statistics would be silently wrong; named by duck type, since importing
-    # torch.distributed.tensor costs 0.2 s.
-    if is_dtensor(tensor):
-        raise TypeError(f"{name}: sharded tensors (DTensor) are not supported yet; {leave_out}")
+        raise TypeError(f"{name}: {tensor.dtype} is not supported; {_LEAVE_OUT}")
+    # A shard's own statistics would be silently wrong.
     if getattr(tensor, "tensor_model_parallel", False):
         raise TypeError(
             f"{name}: a shard of tensor parallelism (its tensor_model_parallel is set), of which "
-            f"other processes hold the rest; sharded tensors are not supported yet; {leave_out}"
+            "other processes hold the rest; of sharded tensors those of torch (DTensor) are "
+            f"supported; {_LEAVE_OUT}"
         )
     return None
 
 
-def is_dtensor(tensor: Tensor) -> bool:
-    """True if it is one process's view of a tensor that several hold."""
-    return hasattr(tensor, "placements") and hasattr(tensor, "device_mesh")
-
+_LEAVE_OUT = 'leave it out by a rule of select, such as ("NAME", False)'
 
 # Marks that frameworks leave on what they make of parameters: layers end to end in one vector, of
 # which each process holds a stretch.
@@ -303,8 +321,8 @@ def _check_not_flat(name: str, tensor: Tensor) -> None:
     for mark, what in _FLAT.items():
         if getattr(tensor, mark, None) not in (None, False):
             raise TypeError(
-                f"{name}: {what}, in which layers are no longer apart; sharded parameters are not "
-                "supported yet"
+                f"{name}: {what}, in which layers are no longer apart; of sharded parameters those "
+                "of FSDP2 (fully_shard) and other DTensors are supported"
             )
 
 
@@ -313,6 +331,7 @@ def _explain(
     reasons: Sequence[str | None],
     slices: Sequence[LayerSlice],
     info: ParameterInfo,
+    sharding: Sharding | None,
 ) -> str:
     """The sentence of the table: what acts on the tensor and how, what does not and why."""
     if not transforms:
@@ -332,6 +351,8 @@ def _explain(
     sentences = [", ".join(words)]
     if slices and slices[0].cut is not None:
         sentences.append(f"{len(slices)} layers along axis {slices[0].cut.dim}")
+    if sharding is not None and sharding.mesh_dims:
+        sentences.append(f"sharded over {sharding.processes} processes")
     sentences += [
         f"not {type(transform).__name__}: {reason}"
         for transform, reason in zip(transforms, reasons, strict=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from copy import copy
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from znorm.entries import Description, entries_of
+from znorm.entries import Description, ParameterEntry, entries_of
 from znorm.kernels.reference import statistics_dtype
 from znorm.parameter_info import ParameterInfo, infos_from_names, parameter_infos
 from znorm.transforms.base import FusedForm, Transform, form_of
@@ -39,6 +40,13 @@ class Layout:
     every_rule_matches : bool, default True
         Whether a rule that matches nothing raises; not where the parameters are one process's
         share of all.
+
+    Attributes
+    ----------
+    sharded : bool
+        Whether processes hold a part each of some parameters (DTensor).
+    local : Layout
+        That of what this process holds; this one, where nothing is sharded.
 
     Raises
     ------
@@ -98,10 +106,36 @@ class Layout:
                 Layout(named, Chain(run), infos=told, every_rule_matches=every_rule_matches)
                 for run in runs
             )
+        self.count = self._counts()
+        self.sharded = any(e.sharding is not None and e.sharding.mesh_dims for e in self.entries)
+        self.local = self._local() if self.sharded else self
+
+    def _counts(self) -> Tensor:
+        """The elements of each unit."""
         sizes = [
             piece.size for pieces in self.slices for piece in pieces for _ in range(piece.units)
         ]
-        self.count = torch.tensor(sizes, dtype=statistics_dtype(self.device), device=self.device)
+        return torch.tensor(sizes, dtype=statistics_dtype(self.device), device=self.device)
+
+    def _local(self) -> Layout:
+        """The layout of the shards that this process holds, its units numbered anew."""
+        local = copy(self)
+        entries: list[ParameterEntry] = []
+        first_unit = 0
+        for entry in self.entries:
+            shape, slices = entry.here(first_unit)
+            units = sum(piece.units for piece in slices)
+            entries.append(replace(entry, shape=shape, slices=slices, units=units))
+            first_unit += units
+        local.entries = tuple(entries)
+        local.slices = tuple(entry.slices for entry in entries)
+        local.units = first_unit
+        local.cache = {}
+        local.stages = (local,)
+        local.sharded = False
+        local.count = local._counts()
+        local.local = local
+        return local
 
     @property
     def elementwise(self) -> bool:

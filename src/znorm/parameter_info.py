@@ -133,8 +133,7 @@ def parameter_infos(model: nn.Module) -> dict[Tensor, ParameterInfo]:
         if kind == "FullyShardedDataParallel":
             raise ValueError(
                 f"model: {path or 'all of it'} is wrapped in FullyShardedDataParallel (FSDP1), "
-                "whose flat shards do not keep layers apart; sharded parameters are not supported "
-                "yet"
+                "whose flat shards do not keep layers apart; shard it by FSDP2 (fully_shard)"
             )
         parent, _, last = path.rpartition(".")
         if path:

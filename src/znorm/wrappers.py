@@ -155,8 +155,8 @@ def _parameters(optimizer: Optimizer) -> set[int]:
 
 def _reason_against_flat(kind: str) -> str:
     return (
-        f"{kind} (DeepSpeed) steps on flat partitions, in which layers are no longer apart; "
-        "sharded parameters are not supported yet"
+        f"{kind} (DeepSpeed) steps on flat partitions, in which layers are no longer apart; of "
+        "sharded parameters those of FSDP2 (fully_shard) and other DTensors are supported"
     )
 
 

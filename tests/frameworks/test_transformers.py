@@ -267,7 +267,7 @@ def test_flat_parameters_are_refused_by_name(make: Any, tmp_path: Path) -> None:
     torch.distributed.init_process_group("gloo", init_method=store.as_uri(), rank=0, world_size=1)
     try:
         wrapped = FullyShardedDataParallel(Net(), device_id=torch.device("cpu"))
-        with pytest.raises(ValueError, match=r"FSDP1.* sharded parameters are not supported"):
+        with pytest.raises(ValueError, match=r"FSDP1.* shard it by FSDP2"):
             make_late(trainer, wrapped)
     finally:
         torch.distributed.destroy_process_group()

@@ -10,6 +10,7 @@ from torch import Tensor
 from znorm._torch_internals import is_plain, is_traced
 from znorm.engine.comparison import Compared, Kept, sums_of
 from znorm.engine.decide import Decision, by_entry, decide
+from znorm.engine.exchange import exchange_of
 from znorm.engine.receipts import Readings, Receipt
 from znorm.engine.validate import aligned
 from znorm.kernels import reference, registry, stacked
@@ -17,6 +18,7 @@ from znorm.kernels.base import Coefficients, KernelBatch, StepContext
 from znorm.layers import LayerSlice
 from znorm.layout import Layout
 from znorm.moments import Affine, Moments
+from znorm.sharding import shard_of
 from znorm.transforms.base import Clamp, ZScore
 
 __all__ = [
@@ -57,8 +59,8 @@ def transform_(
     """
     tensors = aligned(gradients, layout)
     if layout.elementwise:
-        readings = _map_(tensors, layout, inv_scale, receipt)
-        if receipt is not None and readings:
+        readings = _map_(tensors, layout.local, inv_scale, receipt)
+        if receipt is not None and (readings or layout.sharded):
             receipt.add(receipt.of_readings(readings, None), found_inf)
         return
     if len(layout.stages) > 1:
@@ -97,7 +99,7 @@ def _stages_(
     scale = inv_scale
     for stage in layout.stages:
         if stage.elementwise:
-            _map_(tensors, stage, scale, None, clipped)
+            _map_(tensors, stage.local, scale, None, clipped)
         else:
             decision = _measured_stage_(tensors, stage, StepContext(scale), parameters)
             if clipped is not None and decision is not None and decision.clipped is not None:
@@ -111,7 +113,7 @@ def _stages_(
         )
         for one in kept.compared(written)
     ]
-    if readings:
+    if readings or layout.sharded:
         receipt.add(receipt.of_readings(readings, inv_scale), found_inf)
 
 
@@ -154,7 +156,8 @@ def _measure_parameters(
         None if gradient is None else parameter
         for parameter, gradient in zip(parameters, gradients, strict=True)
     ]
-    for entry, parameter, gradient in zip(stage.entries, present, gradients, strict=True):
+    shards = [None if parameter is None else shard_of(parameter) for parameter in present]
+    for entry, parameter, gradient in zip(stage.entries, shards, gradients, strict=True):
         if parameter is None or gradient is None or not entry.units or is_plain(parameter):
             continue
         if is_plain(gradient):
@@ -170,7 +173,10 @@ def measure(tensors: Sequence[Tensor | None], layout: Layout, *, weights: bool =
     """Count, mean and sum of squared deviations of each unit of the layout.
 
     ``weights`` says that these are the parameters themselves, constants to what is differentiated.
+    Of sharded tensors every process measures its shards, and has to call this.
     """
+    if layout.sharded:
+        return exchange_of(layout).merged(measure(tensors, layout.local, weights=weights))
     count = _count(tensors, layout)
     batches = compiled_batches(tensors, layout, measures=True, weights=weights)
     compiled = count.new_zeros(2, layout.units)
@@ -265,6 +271,10 @@ def apply_affine_(
 
     ``after``, the moments that come out, tells what `reference.apply_` may do in one operation.
     """
+    if layout.sharded:
+        exchange = exchange_of(layout)
+        after = None if after is None else exchange.moments_here(after)
+        affine, layout = exchange.here(affine), layout.local
     batches = compiled_batches(tensors, layout, measures=False)
     for batch in batches:
         batch.apply_affine_(tensors, Coefficients(affine.center, affine.scale))
@@ -322,6 +332,8 @@ def _normalize_compiled_(
     bool
         False, and nothing done, if the kernels do not serve all of them.
     """
+    if stage.sharded:
+        return False
     batches = compiled_batches(tensors, stage, measures=True)
     if any(batch.device != stage.device for batch in batches):
         return False

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from znorm.kernels.reference import statistics_dtype
+from znorm.sharding import is_dtensor
 
 __all__ = ["loss_scale", "writable_gradients"]
 
@@ -50,13 +51,24 @@ def _writable(parameter: Tensor, observes: bool) -> Tensor | None:
     gradient = parameter.grad
     if gradient is not None and gradient.is_conj():
         gradient = parameter.grad = gradient.resolve_conj()
-    if gradient is not None and gradient.layout != torch.strided:
+    if gradient is not None and is_dtensor(gradient) and is_dtensor(parameter):
+        gradient = parameter.grad = _redistributed(parameter, gradient)
+    elif gradient is not None and gradient.layout != torch.strided:
         if observes:
             gradient = None  # nothing is written, so that nothing can be wrong
     elif gradient is not None and not gradient.is_contiguous() and 0 in gradient.stride():
         # Expanded: several entries lie in one place, which cannot be written one by one.
         gradient = parameter.grad = gradient.clone(memory_format=torch.contiguous_format)
     return gradient
+
+
+def _redistributed(parameter: Any, gradient: Any) -> Tensor:
+    """A sharded gradient as its parameter lies; a sum over processes that is left open, closed."""
+    lies_else = gradient.placements != parameter.placements
+    if lies_else and gradient.device_mesh == parameter.device_mesh:
+        gradient = gradient.redistribute(parameter.device_mesh, parameter.placements)
+    alike: Tensor = gradient
+    return alike
 
 
 def _places(gradients: Sequence[Tensor]) -> list[int]:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from znorm.engine.decide import Decision
+from znorm.engine.exchange import exchange_of
 from znorm.layout import Layout
 from znorm.moments import Moments, sum_by
 
@@ -86,6 +87,8 @@ class Receipt:
 
     def __init__(self, layout: Layout, earlier: Sequence[Tensor | None] = ()) -> None:
         selected = [index for index, entry in enumerate(layout.entries) if entry.selected]
+        self._layout = layout
+        self._selected = torch.tensor(selected, dtype=torch.int64, device=layout.device)
         self.names = [layout.entries[index].name for index in selected]
         self._row_of = {index: row for row, index in enumerate(selected)}
         units = [row for row, i in enumerate(selected) for _ in range(layout.entries[i].units)]
@@ -139,10 +142,14 @@ class Receipt:
         rows, count = self._counts(
             tuple(pair for some in readings for pair in zip(some.rows, some.sizes, strict=True))
         )
-        sums = torch.cat([some.sums.to(like) for some in readings])
-        acted = torch.cat([some.clipped.to(like) for some in readings])
+        sums = torch.cat([like.new_zeros(0, 4), *(some.sums.to(like) for some in readings)])
+        acted = torch.cat([like.new_zeros(0), *(some.clipped.to(like) for some in readings)])
         total, square, dot, after = like.new_zeros(4, len(like)).index_copy_(1, rows, sums.T)
         clipped = torch.zeros_like(count).index_copy_(0, rows, acted)
+        if self._layout.sharded:
+            together = torch.stack([total, square, dot, after, clipped, count], 1)
+            total, square, dot, after, clipped, count = self._of_all_processes(together).unbind(1)
+            clipped = (clipped > 0).to(like)
         if inv_scale is not None:
             scale = inv_scale.to(like)
             total, square, dot = total * scale, square * scale * scale, dot * scale
@@ -150,11 +157,17 @@ class Receipt:
         m2 = (square - total * mean).clamp(min=0)
         return Report(Moments(count, mean, m2), after.sqrt(), dot, clipped)
 
+    def _of_all_processes(self, values: Tensor) -> Tensor:
+        """Sums over the processes of numbers of each tensor, of shape (tensors, numbers)."""
+        every = values.new_zeros(len(self._layout.entries), values.shape[1])
+        every[self._selected] = values
+        return exchange_of(self._layout).totals(every)[self._selected]
+
     def _counts(self, sizes: tuple[tuple[int, int], ...]) -> tuple[Tensor, Tensor]:
         """The rows that were read, and the elements of each row; copied to a GPU once."""
         if sizes not in self._counted:
             like = self.sums
-            rows = torch.tensor([row for row, _ in sizes], device=like.device)
+            rows = torch.tensor([row for row, _ in sizes], dtype=torch.int64, device=like.device)
             elements = torch.tensor([size for _, size in sizes], device=like.device)
             count = torch.zeros_like(like[:, 0]).index_copy_(0, rows, elements.to(like))
             self._counted[sizes] = rows, count

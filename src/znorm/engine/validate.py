@@ -7,14 +7,17 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from znorm.entries import ParameterEntry, is_dtensor
+from znorm.entries import ParameterEntry
 from znorm.layout import Layout
+from znorm.sharding import Sharding, is_dtensor, shard_of
 
 __all__ = ["aligned", "check_each_once"]
 
 
 def aligned(gradients: Iterable[Tensor | None], layout: Layout) -> list[Tensor | None]:
     """The gradients as a list, if the layout's transforms can take them.
+
+    Of sharded ones it holds the shards that lie in this process.
 
     Raises
     ------
@@ -30,6 +33,8 @@ def aligned(gradients: Iterable[Tensor | None], layout: Layout) -> list[Tensor |
     for entry, gradient in zip(layout.entries, tensors, strict=True):
         if gradient is not None and entry.selected:
             _check(entry, gradient)
+    if any(entry.sharding is not None for entry in layout.entries):
+        return [None if tensor is None else shard_of(tensor) for tensor in tensors]
     return tensors
 
 
@@ -44,9 +49,21 @@ def _check(entry: ParameterEntry, gradient: Tensor) -> None:
             "transformed"
         )
     if type(gradient) is not Tensor and is_dtensor(gradient):
+        if entry.sharding is None:
+            raise TypeError(
+                f"{entry.name}: its gradient is sharded (DTensor), and the layout was made for a "
+                "plain tensor; make it from the sharded parameters"
+            )
+        lies = Sharding.of(gradient)
+        if lies is not None and lies != entry.sharding:
+            raise ValueError(
+                f"{entry.name}: its gradient lies on the processes as {lies.placements} says, the "
+                f"parameter as {entry.sharding.placements}; redistribute it first"
+            )
+    elif entry.sharding is not None:
         raise TypeError(
-            f"{entry.name}: its gradient is sharded (DTensor), of which this process holds a part; "
-            "sharded tensors are not supported yet"
+            f"{entry.name}: its gradient is a plain tensor, the parameter sharded (DTensor); give "
+            "the DTensor, or make the layout from the shards"
         )
     if gradient.layout != torch.strided:
         raise ValueError(

@@ -133,7 +133,7 @@ class GradientTransformMixin:
     ------
     TypeError, ValueError
         As :func:`znorm.attach` does, when the optimizer is made: for an optimizer with a transform
-        attached already; for sharded parameters; for optimizers that step in backward.
+        attached already; for flat shards (FSDP1, DeepSpeed); for optimizers that step in backward.
 
     Examples
     --------

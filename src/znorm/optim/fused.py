@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from znorm._torch_internals import is_traced, makes_empty_state
+from znorm.engine.exchange import here
 from znorm.engine.execute import compiled_batches, decide_stage
 from znorm.engine.receipts import Receipt
 from znorm.kernels.base import Coefficients, KernelBatch, StepContext, UpdateRule
@@ -26,6 +27,7 @@ from znorm.kernels.reference import statistics_dtype
 from znorm.kernels.registry import can_update, why_not
 from znorm.layers import is_dense
 from znorm.layout import Layout
+from znorm.sharding import lie_alike, shard_of
 from znorm.step_hooks import own_attachment
 from znorm.transforms.base import ZScore
 
@@ -39,9 +41,15 @@ _dtype, _bytes, _gradient = attrgetter("dtype"), attrgetter("nbytes"), attrgette
 
 @dataclass
 class _Weights:
-    """Parameters, their groups, and which of them have a gradient, as they were seen last."""
+    """Parameters, their groups, and which of them have a gradient, as they were seen last.
+
+    ``parameters`` are the optimizer's; ``shards`` what of them lies here, which is the same unless
+    ``sharded``.
+    """
 
     parameters: list[Tensor]
+    shards: list[Tensor]
+    sharded: bool
     groups: list[tuple[int, tuple[str, ...]]]
     missing: list[bool]
     addresses: list[int]
@@ -54,6 +62,7 @@ class _Weights:
     def seen(
         cls,
         parameters: list[Tensor],
+        shards: list[Tensor],
         groups: Sequence[dict[str, Any]],
         gradients: Sequence[Tensor | None],
         rule: UpdateRule,
@@ -61,12 +70,14 @@ class _Weights:
         missing = [gradient is None for gradient in gradients]
         return cls(
             parameters=parameters,
+            shards=shards,
+            sharded=not all(map(is_, shards, parameters)),
             groups=_grouped(groups, rule),
             missing=missing,
-            addresses=list(map(Tensor.data_ptr, parameters)),
-            sizes=list(map(Tensor.numel, parameters)),
-            strides=list(map(Tensor.stride, parameters)),
-            dtypes=list(map(_dtype, parameters)),
+            addresses=list(map(Tensor.data_ptr, shards)),
+            sizes=list(map(Tensor.numel, shards)),
+            strides=list(map(Tensor.stride, shards)),
+            dtypes=list(map(_dtype, shards)),
             gradients=_described(gradients, True in missing),
         )
 
@@ -76,9 +87,10 @@ class _Weights:
         gradients: Sequence[Tensor | None],
         rule: UpdateRule,
     ) -> bool:
-        kept = self.parameters
+        kept = self.shards
         return (
-            _grouped(groups, rule) == self.groups
+            not (self.sharded and not all(map(is_, map(shard_of, self.parameters), kept)))
+            and _grouped(groups, rule) == self.groups
             and list(map(is_, gradients, repeat(None))) == self.missing
             and list(map(Tensor.data_ptr, kept)) == self.addresses
             and list(map(Tensor.numel, kept)) == self.sizes
@@ -104,7 +116,7 @@ class _States:
     @classmethod
     def seen(cls, optimizer: Optimizer, states: list[dict[str, Any]]) -> _States:
         values = list(_values(states))
-        tensors = [value for value in values if isinstance(value, Tensor)]
+        tensors = [shard_of(value) for value in values if isinstance(value, Tensor)]
         # A place that has not moved can still hold another number of bytes, that kernels write
         # past.
         large = [tensor for tensor in tensors if tensor.dim()]
@@ -150,6 +162,8 @@ class FusedStep:
     batches : list of KernelBatch
     written : list of Tensor
         The parameters that have a gradient.
+    unserved : list of Tensor
+        Step counters of shards that are empty, which no kernel sees.
     """
 
     attachment: Any
@@ -162,6 +176,7 @@ class FusedStep:
     z_score: ZScore | None
     batches: list[KernelBatch]
     written: list[Tensor]
+    unserved: list[Tensor]
 
     def still_holds(
         self, optimizer: Optimizer, attachment: Any, gradients: Sequence[Tensor | None]
@@ -201,18 +216,23 @@ def _take_fused_step(optimizer: Optimizer, rule: UpdateRule) -> bool:
     if attachment is not None and on_host and float(found_inf):
         return True  # before any state is made: torch's own then has none either
     parameters = [p for group in groups for p in group["params"]]
-    gradients = list(map(_gradient, parameters))
+    gradients: Sequence[Tensor | None] = list(map(_gradient, parameters))
     makes_state = makes_empty_state(optimizer)
     fused: FusedStep | None = optimizer.__dict__.get("_fused_step")
-    if (
-        fused is None
-        or len(parameters) != len(fused.weights.parameters)
-        or not all(map(is_, parameters, fused.weights.parameters))
-        or not fused.still_holds(optimizer, attachment, gradients)
-    ):
+    known = (
+        fused is not None
+        and len(parameters) == len(fused.weights.parameters)
+        and all(map(is_, parameters, fused.weights.parameters))
+    )
+    if fused is None or not known or fused.weights.sharded:
+        shards = _shards(parameters, gradients)
+        if shards is None:
+            return False
+        gradients = shards
+    if fused is None or not known or not fused.still_holds(optimizer, attachment, gradients):
         if attachment is not None and found_inf is not None and float(found_inf):
             return True  # once: a first step that is skipped leaves no state behind
-        fused = _make_fused_step(optimizer, rule, attachment)
+        fused = _make_fused_step(optimizer, rule, attachment, gradients)
         optimizer.__dict__["_fused_step"] = fused
         if fused is None:
             return False
@@ -223,12 +243,16 @@ def _take_fused_step(optimizer: Optimizer, rule: UpdateRule) -> bool:
     decided = None
     if decision is None:
         decided = decide_stage(gradients, fused.layout, inv_scale, fused.weights.parameters)
-        decision = Coefficients(decided.affine.center, decided.affine.scale)
+        affine = here(decided.affine, fused.layout)
+        decision = Coefficients(affine.center, affine.scale)
     receipt = None if makes_state else fused.receipt
     hyperparameters = [rule.hyperparameters(group) for group in groups]
     context = StepContext(inv_scale, found_inf, receipt)
     for batch in fused.batches:
         batch.update_(gradients, hyperparameters, decision, context)
+    if fused.unserved and not makes_state:
+        stepped = 1 if found_inf is None else (found_inf.reshape(()) == 0).to(fused.unserved[0])
+        torch._foreach_add_(fused.unserved, stepped)
     if decided is not None and receipt is not None:
         receipt.add(receipt.of_decision(decided), found_inf)
     # It cannot see what kernels do: a graph that has kept a weight then raises.
@@ -260,7 +284,11 @@ def why_not_fused(optimizer: Optimizer, rule: UpdateRule, *, load: bool = True) 
     if attachment.single() is None:
         return f"{attachment.transform!r} does not fold into one update"
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    if not all(p.numel() and is_dense(tuple(p.shape), p.stride()) for p in parameters):
+    shards = list(map(shard_of, parameters))
+    # An empty shard is no empty parameter.
+    if not all(p.numel() for p in parameters) or not all(
+        is_dense(tuple(p.shape), p.stride()) for p in shards
+    ):
         return "a parameter is empty or does not fill its memory"
     kinds = dict.fromkeys((p.device, p.dtype) for p in parameters)
     reasons = (why_not(device, dtype, rule=rule, load=load) for device, dtype in kinds)
@@ -283,7 +311,10 @@ def _is_on_gpu(group: dict[str, Any]) -> bool:
 
 
 def _make_fused_step(
-    optimizer: Optimizer, rule: UpdateRule, attachment: Any | None
+    optimizer: Optimizer,
+    rule: UpdateRule,
+    attachment: Any | None,
+    gradients: Sequence[Tensor | None],
 ) -> FusedStep | None:
     single = None if attachment is None else attachment.single()
     if attachment is None or single is None:
@@ -294,28 +325,33 @@ def _make_fused_step(
     if len(parameters) != len(layout.entries):
         return None  # one is there twice: torch steps twice on it, one after the other
     owners = [number for number, group in enumerate(groups) for _ in group["params"]]
-    gradients = [p.grad for p in parameters]
+    shards = list(map(shard_of, parameters))
     attachment.look_for_gradients([(layout, gradients)])
     form = layout.fused_form
     z_score = form if isinstance(form, ZScore) else None
     devices = {p.device for p in parameters}
-    if any(entry.units > 1 for entry in layout.entries) or len(devices) > 1:
+    if any(entry.units > 1 for entry in layout.entries) or len(devices) > 1 or layout.sharded:
         z_score = None
     batches = compiled_batches(
-        gradients, layout, measures=z_score is not None, everything=True, kept=False
+        gradients, layout.local, measures=z_score is not None, everything=True, kept=False
     )
     served = {index for batch in batches for index in batch.indices}
-    for index, (parameter, gradient) in enumerate(zip(parameters, gradients, strict=True)):
+    empty = {
+        index
+        for index, (shard, parameter) in enumerate(zip(shards, parameters, strict=True))
+        if shard is not parameter and not shard.numel()
+    }
+    for index, (shard, gradient) in enumerate(zip(shards, gradients, strict=True)):
         if gradient is None:
             continue
-        if index not in served or not lies_as(parameter, gradient):
+        if index not in served | empty or not lies_as(shard, gradient):
             return None
     # All is looked at before anything is filled: torch's own step may have to do it.
-    for parameter, gradient, owner in zip(parameters, gradients, owners, strict=True):
-        state_ = optimizer.state.get(parameter)
-        if gradient is not None and not _is_known(state_, parameter, rule, groups[owner]):
+    for index, (parameter, gradient) in enumerate(zip(parameters, gradients, strict=True)):
+        state_, group = optimizer.state.get(parameter), groups[owners[index]]
+        if gradient is not None and not _is_known(state_, shards[index], rule, group):
             return None
-    if not all(can_update(rule, batch, parameters[batch.indices[0]].dtype) for batch in batches):
+    if not all(can_update(rule, batch, shards[batch.indices[0]].dtype) for batch in batches):
         return None
     states: list[dict[str, Any]] = []
     initialized: list[bool] = []
@@ -328,20 +364,42 @@ def _make_fused_step(
         state = optimizer.state[parameter]
         initialized.append(rule.init_state(group, state, parameter))
         states.append(state)
+    states_here = [
+        {k: shard_of(v) if isinstance(v, Tensor) else v for k, v in state.items()}
+        for state in states
+    ]
     for batch in batches:
-        batch.bind_state(rule, parameters, states, owners, initialized)
+        batch.bind_state(rule, shards, states_here, owners, initialized)
     return FusedStep(
         attachment,
         rule,
         layout,
         receipt,
-        weights=_Weights.seen(parameters, groups, gradients, rule),
+        weights=_Weights.seen(parameters, shards, groups, gradients, rule),
         states=_States.seen(optimizer, states),
         threads=torch.get_num_threads(),
         z_score=z_score,
         batches=batches,
-        written=[p for p, g in zip(parameters, gradients, strict=True) if g is not None],
+        written=[
+            tensor
+            for several in zip(parameters, shards, gradients, strict=True)
+            for tensor in dict.fromkeys(several[:2])
+            if several[2] is not None
+        ],
+        unserved=[states[i]["step"] for i in sorted(empty - served) if "step" in states[i]],
     )
+
+
+def _shards(
+    parameters: Sequence[Tensor], gradients: Sequence[Tensor | None]
+) -> list[Tensor | None] | None:
+    """Gradients as they lie here; None where one is sharded in another way than its parameter."""
+    shards: list[Tensor | None] = []
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        if gradient is not None and not lie_alike(parameter, gradient):
+            return None
+        shards.append(None if gradient is None else shard_of(gradient))
+    return shards
 
 
 def _grouped(
@@ -366,7 +424,7 @@ def _is_known(
     ):
         return False
     tensors = [state.get(name) for name in rule.names_of(group)]
-    return all(isinstance(t, Tensor) and lies_as(parameter, t) for t in tensors)
+    return all(isinstance(t, Tensor) and lies_as(parameter, shard_of(t)) for t in tensors)
 
 
 def _described(gradients: Sequence[Tensor | None], some_missing: bool) -> list[Any] | None:
