@@ -113,6 +113,7 @@ bench: setup
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/exactness.py
 	$(BIN)/python benchmarks/step.py
+	$(BIN)/python benchmarks/sharded.py
 	$(BIN)/python benchmarks/parts.py
 	$(BIN)/python benchmarks/train.py
 

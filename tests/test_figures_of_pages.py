@@ -92,6 +92,25 @@ def test_speeds_are_those_of_the_raw_files(page: str, count: int) -> None:
                 assert found == ratios[key], (row["parameters"], row["dtype"], title)
 
 
+def test_speeds_on_shards_are_those_of_the_raw_file() -> None:
+    arms = {
+        "`znorm.optim.Adam`": "znorm.optim.Adam, ZNorm",
+        "`attach`": "attach ZNorm to Adam(fused=True)",
+        "`clip_grad_norm_`": "clip_grad_norm_, Adam(fused=True)",
+        "the formula on DTensors": "the formula on DTensors, Adam(fused=True)",
+    }
+    ratios = {
+        (table["set"], row["arm"]): f"{row['ratio']:.2f}"
+        for table in read("sharded-cpu")["tables"]
+        for row in table["rows"]
+    }
+    rows = rows_of((ROOT / "docs" / "guide" / "sharding.md").read_text(), "sharded")
+    assert len(rows) == 3
+    for row in rows:
+        for title, arm in arms.items():
+            assert row[title] == ratios[SETS[row["sharded"]], arm], (row["sharded"], title)
+
+
 def numbers_in(content: Any) -> set[str]:
     """All ratios of a raw file, as pages round them."""
     if isinstance(content, dict):

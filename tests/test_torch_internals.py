@@ -103,6 +103,24 @@ def test_writes_are_counted() -> None:
     assert internals.version_of(tensor) == before + 1, VERSION
 
 
+def test_the_shard_behind_a_parameter_is_one_object(tmp_path: Path) -> None:
+    import torch.distributed as dist
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import DTensor, Shard
+
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        shard = torch.zeros(4, 3)
+        whole = DTensor.from_local(shard, init_device_mesh("cpu", (1,)), [Shard(0)])
+        parameter = nn.Parameter(whole)
+        first = internals.local_tensor(parameter)
+        assert internals.local_tensor(parameter) is first, VERSION
+        assert first.data_ptr() == shard.data_ptr()
+        assert type(first) is Tensor
+    finally:
+        dist.destroy_process_group()
+
+
 def test_the_shard_of_any_process_is_told() -> None:
     """Five rows for two processes, then each part of them for two again; and columns."""
     from torch.distributed.tensor import Replicate, Shard

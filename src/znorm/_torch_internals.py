@@ -34,6 +34,7 @@ __all__ = [
     "is_functional_call",
     "is_plain",
     "is_traced",
+    "local_tensor",
     "made_before_forward",
     "makes_empty_state",
     "metadata_of",
@@ -81,6 +82,17 @@ def identity_behind(tensor: Tensor) -> int:
 def version_of(tensor: Tensor) -> int:
     """The number of times that a tensor has been written, as autograd counts it."""
     return tensor._version
+
+
+def local_tensor(tensor: Tensor) -> Tensor:
+    """The shard behind a DTensor, the same object each time.
+
+    Of a parameter ``to_local`` makes a new view at each call, at a cost that a step would feel.
+    """
+    local: Any = cast(Any, tensor)._local_tensor
+    if type(local) is not Tensor and hasattr(local, "trigger_wait"):
+        local = local.trigger_wait()  # a collective that is still at work
+    return cast(Tensor, local)
 
 
 @functools.cache

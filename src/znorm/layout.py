@@ -43,8 +43,10 @@ class Layout:
 
     Attributes
     ----------
+    distributed : bool
+        Whether some parameters are those of several processes (DTensor), replicas too.
     sharded : bool
-        Whether processes hold a part each of some parameters (DTensor).
+        Whether processes hold a part each of some parameters.
     local : Layout
         That of what this process holds; this one, where nothing is sharded.
 
@@ -107,7 +109,9 @@ class Layout:
                 for run in runs
             )
         self.count = self._counts()
-        self.sharded = any(e.sharding is not None and e.sharding.mesh_dims for e in self.entries)
+        shardings = [e.sharding for e in self.entries if e.sharding is not None]
+        self.distributed = bool(shardings)
+        self.sharded = any(sharding.mesh_dims for sharding in shardings)
         self.local = self._local() if self.sharded else self
 
     def _counts(self) -> Tensor:

@@ -13,10 +13,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from znorm._torch_internals import region_of_shard
+from znorm._torch_internals import local_tensor, region_of_shard
 from znorm.layers import Cut, LayerSlice
 
 __all__ = ["Sharding", "is_dtensor", "lie_alike", "shard_of"]
@@ -40,11 +39,7 @@ def lie_alike(one: Any, other: Any) -> bool:
 
 def shard_of(tensor: Tensor) -> Tensor:
     """The shard of a tensor that this process holds, sharing its memory; of a plain one, itself."""
-    if type(tensor) is Tensor or not is_dtensor(tensor):
-        return tensor
-    with torch.no_grad():  # else a view for autograd
-        shard: Tensor = tensor.to_local()  # type: ignore[attr-defined]
-    return shard
+    return tensor if type(tensor) is Tensor or not is_dtensor(tensor) else local_tensor(tensor)
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ def aligned(gradients: Iterable[Tensor | None], layout: Layout) -> list[Tensor |
     for entry, gradient in zip(layout.entries, tensors, strict=True):
         if gradient is not None and entry.selected:
             _check(entry, gradient)
-    if any(entry.sharding is not None for entry in layout.entries):
+    if layout.distributed:
         return [None if tensor is None else shard_of(tensor) for tensor in tensors]
     return tensors
 
