@@ -267,6 +267,24 @@ def fsdp2() -> None:
         same_receipts(*(znorm.attachment_of(optimizer) for optimizer in reversed(optimizers)))
 
 
+def sharded_after_attach() -> None:
+    """As accelerate does: the optimizer is made first, and given the shards later."""
+    part = IMAGES.chunk(WORLD)[dist.get_rank()]
+    for make, trained in itertools.product(MAKERS.values(), (False, True)):
+        nets = alone, sharded = small_net(), small_net()
+        optimizers = [make(net.parameters(), znorm.ZNorm(), net) for net in nets]
+        if trained:  # states are made of whole parameters, and left behind
+            for net, optimizer in zip(nets, optimizers, strict=True):
+                train(net, optimizer, IMAGES, scaled=False, steps=1)
+                optimizer.state.clear()
+        fully_shard(sharded, mesh=init_device_mesh("cpu", (4,)))
+        optimizers[1].param_groups[0]["params"] = list(sharded.parameters())
+        for net, optimizer, images in zip(nets, optimizers, (IMAGES, part), strict=True):
+            train(net, optimizer, images, scaled=False)
+        same_nets(sharded, alone)
+        same_receipts(*(znorm.attachment_of(optimizer) for optimizer in reversed(optimizers)))
+
+
 def tensor_parallel() -> None:
     """Two ways at once: tensor parallelism, and FSDP2 over what it leaves; output channels, too."""
     mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "model"))

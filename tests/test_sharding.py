@@ -136,6 +136,7 @@ CASES = [
     "functions",
     "optimizers",
     "fsdp2",
+    "sharded_after_attach",
     "tensor_parallel",
     "sums_left_open",
     "overflow",
