@@ -121,20 +121,6 @@ def test_the_shard_behind_a_parameter_is_one_object(tmp_path: Path) -> None:
         dist.destroy_process_group()
 
 
-def test_the_shard_of_any_process_is_told() -> None:
-    """Five rows for two processes, then each part of them for two again; and columns."""
-    from torch.distributed.tensor import Replicate, Shard
-
-    region = internals.region_of_shard
-    rows = [
-        region((5, 3), (2, 2), at, (Shard(0), Shard(0)))[0]
-        for at in ((0, 0), (0, 1), (1, 0), (1, 1))
-    ]
-    assert rows == [range(2), range(2, 3), range(3, 4), range(4, 5)], VERSION
-    found = region((5, 3), (2, 2), (1, 1), (Replicate(), Shard(1)))
-    assert found == (range(5), range(2, 3)), VERSION
-
-
 def test_each_place_of_a_module_and_of_a_parameter_is_told() -> None:
     shared = nn.Linear(2, 2)
     model = nn.Module()

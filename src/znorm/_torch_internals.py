@@ -6,7 +6,6 @@ itself, so that a torch that changes one says which.
 
 from __future__ import annotations
 
-import functools
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -40,7 +39,6 @@ __all__ = [
     "metadata_of",
     "parameters_in",
     "refuse_grad_scaler",
-    "region_of_shard",
     "reset_accumulation_hooks",
     "running_backward",
     "running_losses",
@@ -93,25 +91,6 @@ def local_tensor(tensor: Tensor) -> Tensor:
     if type(local) is not Tensor and hasattr(local, "trigger_wait"):
         local = local.trigger_wait()  # a collective that is still at work
     return cast(Tensor, local)
-
-
-@functools.cache
-def region_of_shard(
-    shape: tuple[int, ...],
-    mesh_shape: tuple[int, ...],
-    coordinate: tuple[int, ...],
-    placements: tuple[Any, ...],
-) -> tuple[range, ...]:
-    """The part of a sharded tensor that the process at a coordinate of the mesh holds.
-
-    torch tells a process of its own shard alone.
-    """
-    from torch.distributed.tensor._utils import _compute_local_shape_and_global_offset
-
-    sizes, offsets = _compute_local_shape_and_global_offset(
-        shape, mesh_shape, list(coordinate), placements
-    )
-    return tuple(range(at, at + size) for at, size in zip(offsets, sizes, strict=True))
 
 
 # --- modules ------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
-from znorm._torch_internals import local_tensor, region_of_shard
+from znorm._torch_internals import local_tensor
 from znorm.layers import Cut, LayerSlice
 
 __all__ = ["Sharding", "is_dtensor", "lie_alike", "shard_of"]
@@ -94,16 +94,13 @@ class Sharding:
         if tuple(shard_of(tensor).shape) != self.shape_at(self.here()):
             return f"its shard has another shape than its placements {self.placements} say"
         if any(piece.cut is not None or piece.unit_dims for piece in slices):
-            for dim, length in enumerate(self.shape):
-                stretches = {(r[dim].start, r[dim].stop) for r in map(self._region, self.peers())}
-                ends = [0]
-                for start, stop in sorted(stretches):
-                    if start < stop:
-                        ends += [stop] if start == ends[-1] else [-1]
-                if ends[-1] != length:
+            for dim in self.mesh_dims:
+                placement = self.placements[dim]
+                if _split_factor(placement) not in (1, self._later_shards(dim)):
                     return (
-                        f"its placements {self.placements} do not leave a stretch of dim {dim} to "
-                        "each process, so that its layers or channels cannot be told apart"
+                        f"its placements {self.placements} do not leave a stretch of dim "
+                        f"{placement.dim} to each process, so that its layers or channels cannot "
+                        "be told apart"
                     )
         return None
 
@@ -153,7 +150,29 @@ class Sharding:
         return tuple(map(len, self._region(coordinate)))
 
     def _region(self, coordinate: tuple[int, ...]) -> tuple[range, ...]:
-        return region_of_shard(self.shape, tuple(self.mesh.shape), coordinate, self.placements)
+        """The part of each dim that a process holds, cut as ``torch.chunk`` cuts."""
+        region = [range(length) for length in self.shape]
+        for mesh_dim in sorted(self.mesh_dims, key=lambda d: _split_factor(self.placements[d]) > 1):
+            dim, parts = self.placements[mesh_dim].dim, self.mesh.size(mesh_dim)
+            each = math.ceil(len(region[dim]) / parts)
+            start = each * coordinate[mesh_dim]
+            region[dim] = region[dim][start : start + each]
+        return tuple(region)
+
+    def _later_shards(self, mesh_dim: int) -> int:
+        """The parts into which later dims of the mesh cut what one of them cuts."""
+        dim = self.placements[mesh_dim].dim
+        later = (d for d in self.mesh_dims if d > mesh_dim and self.placements[d].dim == dim)
+        return math.prod(int(self.mesh.size(d)) for d in later)
+
+
+def _split_factor(placement: Any) -> int:
+    """1, or into how many parts the tensor is cut before one that is strided cuts each of them.
+
+    FSDP2 marks so what tensor parallelism, a later dim of the mesh, has cut first.
+    """
+    factor: int = getattr(placement, "split_factor", 1)
+    return factor
 
 
 def _within(
