@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import znorm
-from znorm.engine.execute import multiply_
+from znorm.engine.execute import multiply_, multiply_in_float32_
 from znorm.kernels import registry
 from znorm.transforms.base import Transform
 from znorm.transforms.composition import transforms_of
@@ -193,3 +193,15 @@ def test_gradients_are_unscaled_together_to_the_bits_of_one_by_one(dtype: torch.
     multiply_([*together, None], third)
     for one, other in zip(together, apart, strict=True):
         assert torch.equal(one, other.mul_(third))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_a_scale_that_half_precision_rounds_to_zero_is_no_zero(dtype: torch.dtype) -> None:
+    """As on a GPU, where torch rounds the scale to the type of what it multiplies."""
+    given = [torch.randn(99) * 2**12, torch.randn(5, 7).t() * 2**12, torch.tensor(2.0**15)]
+    tensors = [gradient.to(dtype) for gradient in given]
+    right = [(tensor.double() * 2.0**-25).to(dtype) for tensor in tensors]
+    multiply_in_float32_(tensors, torch.tensor(2.0**-25, dtype=torch.float64))
+    for one, other in zip(tensors, right, strict=True):
+        assert torch.equal(one, other)
+        assert one.any()

@@ -13,7 +13,7 @@ from znorm.kernels.base import ComparingBatch, KernelBatch
 from znorm.kernels.reference import statistics_dtype
 from znorm.layout import Layout
 
-__all__ = ["Compared", "Kept", "sums_of"]
+__all__ = ["Compared", "Kept", "compared_rows", "sums_of"]
 
 # Elements up to which torch reads in float64.
 _SMALL = 1 << 16
@@ -39,6 +39,21 @@ class Compared:
     changed: Tensor
 
 
+def compared_rows(
+    indices: Sequence[int], tensors: Sequence[Tensor | None], read: Tensor, layout: Layout
+) -> Compared:
+    """What kernels have read of a batch's tensors, a row each, without those that are missing."""
+    rows = tuple(row for row, index in enumerate(indices) if tensors[index] is not None)
+    if len(rows) < len(indices):
+        key = ("rows that are there", rows, read.device)
+        if key not in layout.cache:
+            layout.cache[key] = torch.tensor(rows, dtype=torch.int64, device=read.device)
+        read = read[layout.cache[key]]
+    here = tuple(indices[row] for row in rows)
+    sizes = tuple(t.numel() for t in (tensors[index] for index in here) if t is not None)
+    return Compared(here, sizes, read[:, :4], read[:, 4] > 0)
+
+
 class Kept:
     """Copies of gradients as they are now, for a look at what has become of them.
 
@@ -60,6 +75,7 @@ class Kept:
                 everything=True,
                 cache=layout.cache.setdefault("compared", {}),
             )
+        self._layout = layout
         self._batches = [
             (tuple(batch.indices), batch, batch.copy(tensors))
             for batch in batches
@@ -75,9 +91,7 @@ class Kept:
     def compared(self, tensors: Sequence[Tensor | None]) -> Iterator[Compared]:
         """Read the tensors as they are now beside the copies."""
         for indices, batch, kept in self._batches:
-            read = batch.compare(kept, tensors)
-            sizes = tuple(t.numel() for t in (tensors[i] for i in indices) if t is not None)
-            yield Compared(indices, sizes, read[:, :4], read[:, 4] > 0)
+            yield compared_rows(indices, tensors, batch.compare(kept, tensors), self._layout)
         for index, before in self._clones.items():
             after = tensors[index]
             assert after is not None

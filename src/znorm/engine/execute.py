@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from znorm._torch_internals import is_plain, is_traced
-from znorm.engine.comparison import Compared, Kept, sums_of
+from znorm.engine.comparison import Compared, Kept, compared_rows, sums_of
 from znorm.engine.decide import Decision, by_entry, decide
 from znorm.engine.exchange import exchange_of
 from znorm.engine.receipts import Readings, Receipt
@@ -27,6 +27,7 @@ __all__ = [
     "decide_stage",
     "measure",
     "multiply_",
+    "multiply_in_float32_",
     "transform_",
 ]
 
@@ -182,6 +183,9 @@ def measure(tensors: Sequence[Tensor | None], layout: Layout, *, weights: bool =
     compiled = count.new_zeros(2, layout.units)
     for batch in batches:
         batch.measure(tensors, compiled)
+    if batches and _missing(tensors, layout):
+        # Kernels leave alone what is missing; what they keep is of another step.
+        compiled = torch.where(count == 0, 0.0, compiled)
     done = {index for batch in batches for index in batch.indices}
     present = (
         index
@@ -216,11 +220,7 @@ def measure(tensors: Sequence[Tensor | None], layout: Layout, *, weights: bool =
 
 def _count(tensors: Sequence[Tensor | None], layout: Layout) -> Tensor:
     """Elements of each unit; 0 where the gradient is missing."""
-    missing = [
-        index
-        for index, (pieces, tensor) in enumerate(zip(layout.slices, tensors, strict=True))
-        if pieces and tensor is None
-    ]
+    missing = _missing(tensors, layout)
     if not missing:
         return layout.count.clone()
     known = layout.cache.get("count")
@@ -232,6 +232,15 @@ def _count(tensors: Sequence[Tensor | None], layout: Layout) -> Tensor:
         known = layout.cache["count"] = missing, count
     present: Tensor = known[1]
     return present.clone()
+
+
+def _missing(tensors: Sequence[Tensor | None], layout: Layout) -> list[int]:
+    """The places of gradients that are missing and would be measured."""
+    return [
+        index
+        for index, (pieces, tensor) in enumerate(zip(layout.slices, tensors, strict=True))
+        if pieces and tensor is None
+    ]
 
 
 def compiled_batches(
@@ -408,9 +417,7 @@ def _clamp_(
         read = batch.clamp_(tensors, clamp.bound)
         _mark_written(batch, tensors)
         done.update(batch.indices)
-        indices = tuple(batch.indices)
-        sizes = tuple(t.numel() for t in (tensors[i] for i in indices) if t is not None)
-        yield Compared(indices, sizes, read[:, :4], read[:, 4] > 0)
+        yield compared_rows(batch.indices, tensors, read, stage)
     for index, tensor in enumerate(tensors):
         if tensor is None or index in done:
             continue
@@ -453,9 +460,21 @@ def multiply_(tensors: Iterable[Tensor | None], inv_scale: Tensor) -> None:
         else:
             tensor.mul_(inv_scale.to(tensor.device))
     for (device, dtype), several in together.items():
-        scale = inv_scale.to(device)
-        if device.type != "cpu" and dtype in (torch.float32, torch.float64):
-            # Of another dtype torch goes tensor by tensor. In half precision it has to: a scale
-            # that is rounded to it can be 0, as 2^-25 is in float16.
-            scale = scale.to(dtype)
-        torch._foreach_mul_(several, scale.reshape(()))
+        scale = inv_scale.to(device).reshape(())
+        if device.type == "cpu":  # where a product is of the wider type, and rounded once
+            torch._foreach_mul_(several, scale)
+        elif dtype in (torch.float16, torch.bfloat16):
+            multiply_in_float32_(several, scale)
+        else:  # by a scale of another dtype torch goes tensor by tensor
+            torch._foreach_mul_(several, scale.to(dtype))
+
+
+def multiply_in_float32_(tensors: list[Tensor], scale: Tensor) -> None:
+    """Multiply tensors of half precision, rounded once.
+
+    A GPU rounds the scale to their type, in which it can be 0, as 2^-25 is in float16.
+    """
+    flat = torch.cat([tensor.reshape(-1) for tensor in tensors]).float() * scale.float()
+    parts = flat.split([tensor.numel() for tensor in tensors])
+    wide = [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
+    torch._foreach_copy_(tensors, wide)

@@ -137,7 +137,7 @@ def batches(
     weights : bool, default False
         Whether these are weights, which are measured and never written.
     cache : dict
-        Where batches are kept from step to step.
+        Where batches are kept from step to step. They may hold tensors that are missing now.
     """
     made: list[KernelBatch] = []
     for kind in {tensor.device.type for tensor in tensors if tensor is not None}:
@@ -146,18 +146,16 @@ def batches(
             continue
         key = (kind, measures, everything, weights)
         # What a batch depends on. Addresses are written anew each time.
+        rests_on = backend.rests_on()
         seen = [
-            backend.rests_on(),
-            [
-                None if t is None else (t.dtype, t.stride(), t.device, type(t), t.is_neg())
-                for t in tensors
-            ],
+            None if t is None else (t.dtype, t.stride(), t.device, type(t), t.is_neg())
+            for t in tensors
         ]
         known = cache.get(key)
-        if known is None or known[0] != seen:
+        if known is None or known[0][0] != rests_on or not _serve(known[0][1], seen):
             fitting = _by_device_and_dtype(backend, kind, tensors, slices, everything, weights)
             known = cache[key] = (
-                seen,
+                (rests_on, seen),
                 [
                     backend.batch(
                         indices,
@@ -171,6 +169,16 @@ def batches(
             )
         made += known[1]
     return made
+
+
+def _serve(made_for: Sequence[Any], seen: Sequence[Any]) -> bool:
+    """True if batches that were made for some tensors serve these: the same, or fewer of them.
+
+    What comes and goes, as the gradients of an expert do, must not cost new tables each time.
+    """
+    return made_for == seen or all(
+        now is None or now == then for now, then in zip(seen, made_for, strict=True)
+    )
 
 
 def _by_device_and_dtype(

@@ -20,6 +20,11 @@ def fault(
     """The fault of a backend's kernels for a dtype, or for steps of a rule; None if they are right.
 
     Kernels are compiled here. What they raise is told in one line; None if they are right.
+
+    Raises
+    ------
+    torch.OutOfMemoryError
+        If there was no memory to try them in: they can be tried again.
     """
     with backend.first_use(dtype, device):
         try:
@@ -32,8 +37,15 @@ def fault(
                 if numbers != right:
                     return f"{what} came out as {numbers}, and {right} is right"
         except Exception as error:
+            if _is_out_of_memory(error):
+                raise  # which says nothing of the kernels
             return " ".join(str(error).split())[:200] or type(error).__name__
     return None
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    known = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    return known or (isinstance(error, RuntimeError) and "out of memory" in str(error).lower())
 
 
 _Tried = Iterator[tuple[str, list[float], list[float]]]

@@ -14,16 +14,18 @@ import znorm
 from znorm.lab.errors import ConfigurationError
 from znorm.lab.importing import import_users_module
 from znorm.lab.registry import unknown
+from znorm.optim.fused import why_not_fused
+from znorm.optim.sgd import SGD_RULE
 from znorm.transforms import Transform
 
 __all__ = [
     "OPTIMIZERS",
-    "READ_THEIR_RATE",
     "check",
     "check_schedule",
     "learning_rate",
     "make_optimizer",
     "options_of",
+    "reads_rate_on_device",
 ]
 
 # Each with the options that differ from torch's defaults: SGD there has no momentum.
@@ -35,8 +37,6 @@ OPTIMIZERS: Mapping[str, tuple[type[torch.optim.Optimizer], Mapping[str, Any]]] 
     "rmsprop": (torch.optim.RMSprop, {}),
 }
 
-# Those whose learning rate may be a tensor on the device, of which captured steps know the place.
-READ_THEIR_RATE = ("adam", "adamw", "sgd")
 
 _FIXED = ("params", "lr", "weight_decay", "transform", "model")
 
@@ -170,6 +170,17 @@ def make_optimizer(
     if not takes_transform and transform is not None:
         znorm.attach(optimizer, transform, model=model)
     return optimizer
+
+
+def reads_rate_on_device(optimizer: torch.optim.Optimizer) -> bool:
+    """True if captured steps can take a learning rate that is a tensor on the device.
+
+    Those of others read it as it was when they were captured, and torch's plain SGD waits for it.
+    """
+    if isinstance(optimizer, znorm.optim.SGD):
+        fused = all(group.get("fused") for group in optimizer.param_groups)
+        return fused or why_not_fused(optimizer, SGD_RULE) is None
+    return isinstance(optimizer, znorm.optim.Adam | znorm.optim.AdamW)
 
 
 def check_schedule(schedule: str) -> str:

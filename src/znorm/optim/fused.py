@@ -57,6 +57,7 @@ class _Weights:
     strides: list[Any]
     dtypes: list[torch.dtype]
     gradients: list[Any] | None
+    each: list[Any]
 
     @classmethod
     def seen(
@@ -79,6 +80,7 @@ class _Weights:
             strides=list(map(Tensor.stride, shards)),
             dtypes=list(map(_dtype, shards)),
             gradients=_described(gradients, True in missing),
+            each=[None if g is None else _described([g], some_missing=False) for g in gradients],
         )
 
     def still_hold(
@@ -91,13 +93,29 @@ class _Weights:
         return (
             not (self.sharded and not all(map(is_, map(shard_of, self.parameters), kept)))
             and _grouped(groups, rule) == self.groups
-            and list(map(is_, gradients, repeat(None))) == self.missing
+            and self._serve(gradients)
             and list(map(Tensor.data_ptr, kept)) == self.addresses
             and list(map(Tensor.numel, kept)) == self.sizes
             and list(map(Tensor.stride, kept)) == self.strides
             and list(map(_dtype, kept)) == self.dtypes
-            and _described(gradients, True in self.missing) == self.gradients
         )
+
+    def _serve(self, gradients: Sequence[Tensor | None]) -> bool:
+        """True if these gradients are as they were, or some of them are missing now.
+
+        What comes and goes, as the gradients of an expert do, must not cost a new plan each time.
+        """
+        if self.has_all(gradients):
+            return _described(gradients, True in self.missing) == self.gradients
+        return all(
+            gradient is None
+            or (known is not None and _described([gradient], some_missing=False) == known)
+            for gradient, known in zip(gradients, self.each, strict=True)
+        )
+
+    def has_all(self, gradients: Sequence[Tensor | None]) -> bool:
+        """True if the same gradients are there as when this was made."""
+        return list(map(is_, gradients, repeat(None))) == self.missing
 
 
 @dataclass
@@ -160,10 +178,10 @@ class FusedStep:
     z_score : ZScore or None
         What kernels decide by themselves; else coefficients are decided in Python.
     batches : list of KernelBatch
-    written : list of Tensor
-        The parameters that have a gradient.
-    unserved : list of Tensor
-        Step counters of shards that are empty, which no kernel sees.
+    written : list of list of Tensor
+        For each parameter what is written where it has a gradient.
+    unserved : dict of int to Tensor
+        Step counters of shards that are empty, which no kernel sees, by the parameter's number.
     """
 
     attachment: Any
@@ -175,8 +193,8 @@ class FusedStep:
     threads: int
     z_score: ZScore | None
     batches: list[KernelBatch]
-    written: list[Tensor]
-    unserved: list[Tensor]
+    written: list[list[Tensor]]
+    unserved: dict[int, Tensor]
 
     def still_holds(
         self, optimizer: Optimizer, attachment: Any, gradients: Sequence[Tensor | None]
@@ -250,13 +268,15 @@ def _take_fused_step(optimizer: Optimizer, rule: UpdateRule) -> bool:
     context = StepContext(inv_scale, found_inf, receipt)
     for batch in fused.batches:
         batch.update_(gradients, hyperparameters, decision, context)
-    if fused.unserved and not makes_state:
-        stepped = 1 if found_inf is None else (found_inf.reshape(()) == 0).to(fused.unserved[0])
-        torch._foreach_add_(fused.unserved, stepped)
+    unserved = [step for at, step in fused.unserved.items() if gradients[at] is not None]
+    if unserved and not makes_state:
+        stepped = 1 if found_inf is None else (found_inf.reshape(()) == 0).to(unserved[0])
+        torch._foreach_add_(unserved, stepped)
     if decided is not None and receipt is not None:
         receipt.add(receipt.of_decision(decided), found_inf)
     # It cannot see what kernels do: a graph that has kept a weight then raises.
-    torch.autograd.graph.increment_version(fused.written)
+    there = zip(fused.written, gradients, strict=True)
+    torch.autograd.graph.increment_version([t for ts, g in there if g is not None for t in ts])
     return True
 
 
@@ -380,13 +400,8 @@ def _make_fused_step(
         threads=torch.get_num_threads(),
         z_score=z_score,
         batches=batches,
-        written=[
-            tensor
-            for several in zip(parameters, shards, gradients, strict=True)
-            for tensor in dict.fromkeys(several[:2])
-            if several[2] is not None
-        ],
-        unserved=[states[i]["step"] for i in sorted(empty - served) if "step" in states[i]],
+        written=[list(dict.fromkeys(pair)) for pair in zip(parameters, shards, strict=True)],
+        unserved={i: states[i]["step"] for i in sorted(empty - served) if "step" in states[i]},
     )
 
 

@@ -25,6 +25,8 @@ __all__ = ["DTYPES", "Batch"]
 
 DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
+_LARGEST = torch.finfo(torch.float32).max
+
 # What steps were captured from in a CUDA graph, which reads it for as long as it lives.
 _captured: dict[int, Any] = {}
 
@@ -107,7 +109,8 @@ class Batch:
                 buffers.addresses,
                 items,
                 partial,
-                bound,
+                # Not a whole number, of which Triton would compile kernels of their own.
+                min(float(bound), _LARGEST),
                 count,
                 DTYPE=self._dtype,
                 BLOCK=SIZES.block,

@@ -33,6 +33,7 @@ class Numbers:
         """
         known = [None if isinstance(value, Tensor) else value for value in values]
         if known != self._known:
+            self._known = []  # until all is written: an interruption may come between
             torch._foreach_zero_(self._each)
             torch._foreach_add_(self._each, [0 if value is None else value for value in known])
             self._known = known

@@ -120,7 +120,7 @@ def execute(
                 display.end()
         left = [one for one in able if one.folder not in problems and one.result is None]
         if processes > 1 and left:
-            execute(left, display, workers)  # what a helper left that was killed
+            execute(left, display, workers, side_by_side)  # what a helper left that was killed
     for problem in problems.values():
         display.note(str(problem))
     if len(runs) == 1 and problems:
@@ -168,6 +168,8 @@ class _Hands:
     problems: dict[Path, DataError]
     # Images on the GPU, which runs side by side share.
     copies: dict[int, Split] = field(default_factory=dict)
+    # Of runs that have ended: torch has 32 to give, and hands them out again in turn.
+    free_streams: list[torch.cuda.Stream] = field(default_factory=list)
 
     def take_part(self, number: int, one: Run) -> Generator[None, None, None]:
         """Train one run, with a pause after each step, unless it has ended or others are at it."""
@@ -194,11 +196,13 @@ class _Hands:
                 return
             display.run_begins(number, one)
             dataset = load_once(one.spec, self.datasets)
-            with self.stop.deferred():
-                yield from self._train(one, dataset)
+            with self.stop.deferred(), self._beside(one.spec) as beside:
+                yield from self._train(one, dataset, beside)
             display.run_ends(number, one)
 
-    def _train(self, run: Run, dataset: Dataset) -> Generator[None, None, None]:
+    def _train(
+        self, run: Run, dataset: Dataset, beside: SideBySide | None
+    ) -> Generator[None, None, None]:
         run.begin()
         try:
             watch = _Watch(run, self.display, self.stop)
@@ -209,7 +213,7 @@ class _Hands:
                 run.checkpoints(),
                 watch.save,
                 self.workers,
-                self._beside(run.spec),
+                beside,
             )
         except DataError as error:
             text = str(error)
@@ -220,19 +224,48 @@ class _Hands:
             # Of the disk or the terminal, not of the run, which can go on from its checkpoint.
             raise DataError(f"{run.folder}: {error}") from error
         except (Exception, SystemExit) as error:
-            no_memory = memory.is_out_of_memory(error)
-            if no_memory and not self.turns.alone:
+            alone = self.turns.alone
+            no_memory = memory.is_out_of_memory(error, beside_others=not alone)
+            if no_memory and not alone:
                 memory.let_go(error)
                 raise NoRoomError from None
+            if run.spec.device == "cuda" and not no_memory:
+                _check_gpu(run, error)
             run.finish(_failed(run.spec, dataset, error, no_memory))
             return
         _finish(run, outcome)
 
-    def _beside(self, spec: RunSpec) -> SideBySide | None:
+    @contextmanager
+    def _beside(self, spec: RunSpec) -> Iterator[SideBySide | None]:
+        """Where a run is trained among others: on a stream that no other one at work has."""
         if self.side_by_side == 1:
-            return None
-        stream = torch.cuda.Stream() if spec.device == "cuda" else None
-        return SideBySide(stream, self.copies)
+            yield None
+            return
+        if spec.device != "cuda":
+            yield SideBySide(None, self.copies)
+            return
+        stream = self.free_streams.pop() if self.free_streams else torch.cuda.Stream()
+        try:
+            yield SideBySide(stream, self.copies)
+        finally:
+            self.free_streams.append(stream)
+
+
+def _check_gpu(run: Run, error: BaseException) -> None:
+    """Raise if the GPU answers nobody any more: then no run has failed, this process has.
+
+    Raises
+    ------
+    LabError
+    """
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:
+        text = " ".join(str(error).split())[:200]
+        raise LabError(
+            f"{run.folder}: the GPU answers this process no more ({type(error).__name__}: {text}); "
+            "the same command in a new process goes on from the last checkpoints"
+        ) from error
 
 
 def _is_tried_again(result: Mapping[str, Any], retry: bool) -> bool:

@@ -77,7 +77,8 @@ def dump(model: nn.Module, optimizer: torch.optim.Optimizer, position: Position)
         "position": asdict(position),
         "random": {
             "cpu": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            # Of the GPU that the run is on, whose number can be another one when it goes on.
+            "cuda": [torch.cuda.get_rng_state()] if torch.cuda.is_available() else [],
         },
     }
     buffer = io.BytesIO()
@@ -98,6 +99,8 @@ def load(content: bytes, model: nn.Module, optimizer: torch.optim.Optimizer) -> 
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["random"]["cpu"])
+        if torch.cuda.is_available() and state["random"]["cuda"]:
+            torch.cuda.set_rng_state(state["random"]["cuda"][0])
         position = TypeAdapter(Position).validate_python(state["position"])
         if not (0 <= position.threads <= MOST_THREADS and min(position.epoch, position.step) >= 0):
             raise ValueError("out of bounds")
@@ -110,8 +113,6 @@ def load(content: bytes, model: nn.Module, optimizer: torch.optim.Optimizer) -> 
         raise DataError(
             f"checkpoint.pt: not the state of this run ({type(error).__name__})"
         ) from None
-    if torch.cuda.is_available() and state["random"]["cuda"]:
-        torch.cuda.set_rng_state_all(state["random"]["cuda"])
     return position
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -59,11 +61,7 @@ class CapturedWork:
         if self._graph is None:
             self._images, self._targets = torch.empty_like(images), torch.empty_like(targets)
             graph = torch.cuda.CUDAGraph()
-            # Other threads may read ahead meanwhile. Back on this stream if the capture fails.
-            with (
-                torch.cuda.stream(torch.cuda.current_stream()),
-                torch.cuda.graph(graph, capture_error_mode="thread_local"),
-            ):
+            with _capture(graph):
                 self._made = work(self._images, self._targets)
             self._graph = graph
         self._images.copy_(images)
@@ -73,7 +71,7 @@ class CapturedWork:
 
     def _on_another_stream(self, work: Work, images: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
         """On another stream, as torch asks for before a capture."""
-        current, other = torch.cuda.current_stream(), torch.cuda.Stream()
+        current, other = torch.cuda.current_stream(), _warm_up_stream(torch.cuda.current_device())
         other.wait_stream(current)
         with torch.cuda.stream(other):
             made = work(images, targets)
@@ -81,3 +79,37 @@ class CapturedWork:
         for tensor in made:
             tensor.record_stream(current)
         return made
+
+
+@contextmanager
+def _capture(graph: torch.cuda.CUDAGraph) -> Iterator[None]:
+    """Capture into memory of the graph's own, cuBLAS's workspaces included.
+
+    cuBLAS keeps a workspace for each stream, and torch captures everything on one stream: graphs
+    that are replayed side by side would write to the same place, and one that is let go would take
+    it from the others. Emptied before a capture, they are allocated anew within it; emptied after
+    it, nobody else uses them.
+    """
+    pool = torch.cuda.graph_pool_handle()
+    torch._C._cuda_clearCublasWorkspaces()
+    try:
+        # Other threads may read ahead meanwhile. Back on this stream if the capture fails.
+        with (
+            torch.cuda.stream(torch.cuda.current_stream()),
+            torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"),
+        ):
+            yield
+    except BaseException:
+        # A torch before 2.12 goes on taking memory from the pool of a capture that has failed, and
+        # then refuses each later one.
+        with suppress(RuntimeError):
+            torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
+        raise
+    finally:
+        torch._C._cuda_clearCublasWorkspaces()
+
+
+@cache
+def _warm_up_stream(device: int) -> torch.cuda.Stream:
+    """One for all: torch has 32 streams to give, and each keeps a workspace of cuBLAS."""
+    return torch.cuda.Stream(device)

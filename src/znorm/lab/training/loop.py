@@ -17,7 +17,7 @@ from znorm.lab.errors import DataError, Interrupted
 from znorm.lab.methods import make_transform
 from znorm.lab.metrics import Cases, ClassCases
 from znorm.lab.models.start import new_head
-from znorm.lab.optimizers import READ_THEIR_RATE, learning_rate
+from znorm.lab.optimizers import learning_rate, reads_rate_on_device
 from znorm.lab.spec import RunSpec
 from znorm.lab.tasks import TASKS
 from znorm.lab.training import checkpoint
@@ -302,7 +302,7 @@ class _Loop:
         self.captured = CapturedWork(size) if spec.cuda_graph else None
         # On the device, where captured steps read it anew each time.
         self.rate = None
-        if spec.cuda_graph and spec.optimizer in READ_THEIR_RATE:
+        if spec.cuda_graph and reads_rate_on_device(optimizer):
             self.rate = torch.zeros((), device=pipeline.device)
         self.evaluator = Evaluator(spec, model, pipeline)
         self.statistics = _statistics(spec, model, optimizer)

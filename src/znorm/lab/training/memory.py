@@ -29,24 +29,36 @@ __all__ = [
 
 
 _SIGNS = ("out of memory", "alloc_failed", "can't allocate memory")
+# cuDNN tries its algorithms, and tells of none that had no memory.
+_SIGNS_BESIDE_OTHERS = ("unable to find an engine",)
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether a GPU or this machine had no memory left, as libraries say it in many ways."""
+def is_out_of_memory(error: BaseException, *, beside_others: bool = False) -> bool:
+    """Tell whether a GPU or this machine had no memory left, as libraries say it in many ways.
+
+    ``beside_others``: whether others take memory, so that what may have another cause is more
+    likely that.
+    """
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    if isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in _SIGNS):
+    signs = _SIGNS + (_SIGNS_BESIDE_OTHERS if beside_others else ())
+    if isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in signs):
         return True
     # What ends a capture can hide it.
-    return error.__context__ is not None and is_out_of_memory(error.__context__)
+    hidden = error.__context__
+    return hidden is not None and is_out_of_memory(hidden, beside_others=beside_others)
 
 
 def let_go(error: BaseException) -> None:
-    """Free the tensors that an error still refers to."""
-    traceback.clear_frames(error.__traceback__)
+    """Free the tensors that an error, and what it came of, still refer to."""
+    one: BaseException | None = error
+    while one is not None:
+        traceback.clear_frames(one.__traceback__)
+        one = one.__cause__ or one.__context__
     gc.collect()
     if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+        with suppress(RuntimeError):  # after a capture that has failed
+            torch.cuda.empty_cache()
 
 
 def fitting_micro_batch(spec: RunSpec, dataset: Dataset, error: BaseException) -> int | None:

@@ -17,7 +17,7 @@ class _Settings(NamedTuple):
     deterministic: bool
     warns_only: bool
     random: Tensor
-    random_of_gpu: Tensor | None
+    random_of_gpu: torch.Generator | None
     stream: torch.cuda.Stream | None
 
 
@@ -52,8 +52,12 @@ class Surroundings:
         self._outer = self._read()
         if self._own is not None:
             self._write(self._own)
-        elif self._stream is not None:
-            torch.cuda.set_stream(self._stream)
+        else:
+            if self._stream is not None:
+                torch.cuda.set_stream(self._stream)
+            if self._on_gpu:
+                generator = _generator_of_gpu()
+                generator.graphsafe_set_state(generator.clone_state())
         self._flags = self._algorithms()
         self._flags.__enter__()
         return self
@@ -81,7 +85,7 @@ class Surroundings:
             torch.are_deterministic_algorithms_enabled(),
             torch.is_deterministic_algorithms_warn_only_enabled(),
             torch.get_rng_state(),
-            torch.cuda.get_rng_state() if self._on_gpu else None,
+            _generator_of_gpu().graphsafe_get_state() if self._on_gpu else None,
             torch.cuda.current_stream() if self._stream is not None else None,
         )
 
@@ -91,6 +95,16 @@ class Surroundings:
         torch.use_deterministic_algorithms(settings.deterministic, warn_only=settings.warns_only)
         torch.set_rng_state(settings.random)
         if settings.random_of_gpu is not None:
-            torch.cuda.set_rng_state(settings.random_of_gpu)
+            _generator_of_gpu().graphsafe_set_state(settings.random_of_gpu)
         if settings.stream is not None:
             torch.cuda.set_stream(settings.stream)
+
+
+def _generator_of_gpu() -> torch.Generator:
+    """The current GPU's generator, whose state is exchanged, not copied.
+
+    Graphs read where their numbers begin from the state that was there when they were captured: of
+    one that several runs share, each would overwrite what another's graph still reads.
+    """
+    generator: torch.Generator = torch.cuda.default_generators[torch.cuda.current_device()]
+    return generator
