@@ -54,6 +54,31 @@ class Broken:
         return made
 
 
+def test_no_memory_to_try_them_in_says_nothing_of_kernels(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are tried again, and then serve."""
+    kinds = [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("Triton Error [CUDA]: out of memory"),
+    ]
+    for error in kinds:
+
+        def full(*args: Any, error: Exception = error) -> None:
+            raise error
+
+        with monkeypatch.context() as patched:
+            patched.setitem(registry._loaded, "cpu", Broken(backend, "measure", full))  # type: ignore[arg-type]
+            patched.setattr(registry, "_tried", {})
+            with pytest.raises(RuntimeError, match="out of memory"):
+                znorm.z_score_([torch.randn(8)])
+            patched.setitem(registry._loaded, "cpu", backend)
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                znorm.z_score_([torch.randn(8)])
+            assert all(registry._tried.values())
+
+
 def raising(*args: Any) -> None:
     raise RuntimeError("no such\ninstruction")
 

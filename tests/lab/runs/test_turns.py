@@ -6,6 +6,7 @@ On a CPU, where it is not done otherwise; `training/test_on_gpu.py` has streams 
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import signal
 from collections.abc import Callable, Generator
@@ -16,12 +17,12 @@ import pytest
 import torch
 
 from znorm import lab
-from znorm.lab.errors import Interrupted
+from znorm.lab.errors import Interrupted, LabError
 from znorm.lab.runs import runner
 from znorm.lab.runs.folder import Run
 from znorm.lab.runs.progress import Silent
 from znorm.lab.runs.turns import NoRoomError, Turns
-from znorm.lab.training import loop, setup
+from znorm.lab.training import checkpoint, loop, setup
 from znorm.lab.training.surroundings import Surroundings
 
 SMALL: dict[str, Any] = {"epochs": 2, "limit": 40, "batch_size": 8, "device": "cpu"}
@@ -167,12 +168,59 @@ def test_what_a_run_sets_is_its_own() -> None:
     assert torch.equal(torch.rand(3), drawn)
 
 
+class State:
+    """A state of a GPU's generator, which graphs hold on to."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+
+class GpuGenerator:
+    """A GPU's generator, or what holds one of its states."""
+
+    def __init__(self, state: State) -> None:
+        self.state = state
+
+    def clone_state(self) -> GpuGenerator:
+        return GpuGenerator(State(self.state.seed))
+
+    def graphsafe_get_state(self) -> GpuGenerator:
+        return GpuGenerator(self.state)
+
+    def graphsafe_set_state(self, other: GpuGenerator) -> None:
+        self.state = other.state
+
+
+@pytest.fixture
+def generator(monkeypatch: pytest.MonkeyPatch) -> GpuGenerator:
+    made = GpuGenerator(State(0))
+    monkeypatch.setattr(torch.cuda, "default_generators", (made,))
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    return made
+
+
+def test_each_has_a_state_of_the_gpus_generator_to_itself(generator: GpuGenerator) -> None:
+    """The state itself and not its numbers: a graph reads it where it was captured."""
+    before = generator.state
+    runs = [Surroundings(torch.device("cuda")) for _ in range(2)]
+    states: list[State] = []
+    for number, run in enumerate(runs):
+        with run:
+            generator.state.seed = number + 1  # as manual_seed does
+            states.append(generator.state)
+        assert generator.state is before
+    assert before.seed == 0
+    assert len({id(state) for state in (before, *states)}) == 3
+    for number in (1, 0):
+        with runs[number]:
+            assert generator.state is states[number]
+            assert generator.state.seed == number + 1
+
+
 def test_algorithms_are_tried_on_a_gpu_within_a_turn_alone(
-    monkeypatch: pytest.MonkeyPatch,
+    generator: GpuGenerator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where flags of cuDNN may be set by its context alone, too, as torch's own tests have it."""
-    monkeypatch.setattr(torch.cuda, "get_rng_state", torch.get_rng_state)
-    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state: None)
     monkeypatch.setattr(torch.backends, "__allow_nonbracketed_mutation_flag", False)
     for device, tries, expected in (
         ("cuda", True, True),
@@ -184,6 +232,46 @@ def test_algorithms_are_tried_on_a_gpu_within_a_turn_alone(
             with surroundings:
                 assert torch.backends.cudnn.benchmark is expected
             assert torch.backends.cudnn.benchmark is False
+
+
+def test_a_gpu_that_answers_no_more_fails_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is this process that has failed: what was saved is gone on from."""
+    (run,) = lab.compare(**SMALL, methods=["baseline"], seeds=1, out=tmp_path)
+    error = RuntimeError("CUDA error: an illegal memory access\nwas encountered")
+
+    def synchronize() -> None:
+        raise error
+
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    runner._check_gpu(run, error)  # it does answer: the run alone has failed
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+    with pytest.raises(LabError, match=r"answers this process no more .* memory access was"):
+        runner._check_gpu(run, error)
+
+
+def test_a_run_goes_on_where_there_are_fewer_gpus(
+    generator: GpuGenerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only the state of the GPU that it is on is kept; of those of earlier versions, the first."""
+    net = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(net.parameters())
+    own, others = torch.tensor([1, 2], dtype=torch.uint8), torch.tensor([9], dtype=torch.uint8)
+    put: list[Any] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda: own)
+    monkeypatch.setattr(torch.cuda, "get_rng_state_all", lambda: [own, others])
+    monkeypatch.setattr(torch.cuda, "set_rng_state", put.append)
+    content = checkpoint.dump(net, optimizer, checkpoint.Position())
+    state = torch.load(io.BytesIO(content), weights_only=True)
+    assert len(state["random"]["cuda"]) == 1
+    earlier = io.BytesIO()
+    torch.save({**state, "random": {**state["random"], "cuda": [own, others]}}, earlier)
+    for one in (content, earlier.getvalue()):
+        checkpoint.load(one, net, optimizer)
+    assert len(put) == 2
+    assert all(torch.equal(one, own) for one in put)
 
 
 def test_one_that_fails_or_diverges_leaves_the_others_alone(
