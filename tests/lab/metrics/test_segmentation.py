@@ -15,7 +15,7 @@ from sklearn.metrics import f1_score, jaccard_score
 from torch import Tensor
 from torchmetrics.functional.segmentation import dice_score, mean_iou
 
-from znorm.lab.metrics import Counts, count, dice, iou, tversky
+from znorm.lab.metrics import Counts, count, dice, iou, segmentation, tversky
 
 EMPTY = ("......", "......", "......", "......")
 LESION = (".##...", ".##...", "......", "......")
@@ -236,3 +236,13 @@ def test_where_monai_differs() -> None:
         assert own(p, t).tolist() == [0]
         assert library(t[:, None].float(), t[:, None].float()).isnan().all()
         assert own(t, t).tolist() == [1]
+
+
+def test_pixels_are_counted_alike_on_a_gpu_and_on_a_cpu() -> None:
+    generator = torch.Generator().manual_seed(0)
+    prediction, target = (torch.rand(2, 5, 7, 3, generator=generator) > 0.6).unbind()
+    target[1] = False
+    counts = count(prediction, target)
+    right = torch.stack([part.sum() for part in (counts.tp, counts.fp, counts.fn, counts.tn)])
+    assert torch.equal(segmentation.pooled_pixels(prediction, target), right)
+    assert torch.equal(segmentation._pixels_by_torch(prediction, target), right)

@@ -9,6 +9,7 @@ import contextlib
 import io
 import os
 import signal
+import time
 from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,12 @@ import pytest
 import torch
 
 from znorm import lab
-from znorm.lab.errors import Interrupted, LabError
+from znorm.lab.errors import ConfigurationError, Interrupted, LabError
 from znorm.lab.runs import runner
 from znorm.lab.runs.folder import Run
 from znorm.lab.runs.progress import Silent
 from znorm.lab.runs.turns import NoRoomError, Turns
+from znorm.lab.spec import resolve
 from znorm.lab.training import checkpoint, loop, setup
 from znorm.lab.training.surroundings import Surroundings
 
@@ -249,6 +251,36 @@ def test_a_gpu_that_answers_no_more_fails_no_run(
     monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
     with pytest.raises(LabError, match=r"answers this process no more .* memory access was"):
         runner._check_gpu(run, error)
+
+
+def test_what_cublas_asks_for_is_set_in_time_or_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = resolve({"deterministic": True, "device": "cpu"})
+    on_gpu = spec.model_copy(update={"device": "cuda"})
+    name = "CUBLAS_WORKSPACE_CONFIG"
+    monkeypatch.setenv(name, "")  # put back at the end
+    monkeypatch.delenv(name)
+    runner._prepare_determinism([spec])
+    assert name not in os.environ
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    with pytest.raises(ConfigurationError, match=r"CUBLAS_WORKSPACE_CONFIG=:4096:8 .* found none"):
+        runner._prepare_determinism([spec, on_gpu])
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
+    runner._prepare_determinism([on_gpu])
+    assert os.environ[name] == ":4096:8"
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    runner._prepare_determinism([on_gpu])
+    monkeypatch.setenv(name, ":0:0")
+    with pytest.raises(ConfigurationError, match="found :0:0"):
+        runner._prepare_determinism([on_gpu])
+
+
+def test_the_seconds_of_runs_in_turns_add_up_to_those_of_all(
+    tmp_path: Path, three_at_once: None
+) -> None:
+    begun = time.perf_counter()
+    runs = lab.compare(**GRID, out=tmp_path, jobs=4)
+    took = time.perf_counter() - begun
+    assert 0 < sum(run.result["seconds"] for run in runs if run.result) <= took
 
 
 def test_a_run_goes_on_where_there_are_fewer_gpus(

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from znorm.lab.metrics.masks import Mask, as_masks
 
-__all__ = ["Counts", "Rule", "count", "dice", "dice_of", "iou", "tversky"]
+__all__ = ["Counts", "Rule", "count", "dice", "dice_of", "iou", "pooled_pixels", "tversky"]
 
 Rule: TypeAlias = Literal["one", "monai", "torchmetrics"]
 
@@ -180,6 +180,35 @@ def count(prediction: Mask, target: Mask) -> Counts:
     fp = pixels(predicted) - tp
     fn = pixels(true) - tp
     return Counts(tp, fp, fn, predicted.shape[1] - tp - fp - fn)
+
+
+def pooled_pixels(prediction: Tensor, target: Tensor) -> Tensor:
+    """The counts of all cases pooled, on the masks' own device, which is not waited for.
+
+    Parameters
+    ----------
+    prediction, target : bool Tensor of shape (N, H, W)
+
+    Returns
+    -------
+    int64 Tensor of shape (4,)
+        The fields of `Counts`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> pooled_pixels(torch.tensor([[[True, True, False]]]), torch.tensor([[[True, False, False]]]))
+    tensor([1, 1, 0, 1])
+    """
+    if prediction.device.type == "cpu":
+        counts = count(prediction, target).pooled()
+        return torch.cat([counts.tp, counts.fp, counts.fn, counts.tn])
+    return _pixels_by_torch(prediction, target)
+
+
+def _pixels_by_torch(prediction: Tensor, target: Tensor) -> Tensor:
+    tp, predicted, true = (m.sum() for m in (prediction & target, prediction, target))
+    return torch.stack([tp, predicted - tp, true - tp, prediction.numel() - predicted - true + tp])
 
 
 def dice(prediction: Mask, target: Mask, rule: Rule = "one") -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -29,6 +30,9 @@ from znorm.lab.training.loop import Outcome, SideBySide, train_by_steps
 from znorm.lab.training.setup import check_images, load_once, try_model, try_own_code
 
 __all__ = ["execute"]
+
+_CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
+_DETERMINISTIC_CUBLAS = (":4096:8", ":16:8")
 
 
 class _Watch:
@@ -104,6 +108,7 @@ def execute(
             one.take_back()
     for one in {one.spec.configuration: one for one in able if one.result is None}.values():
         memory.check(one.spec, load_once(one.spec, datasets), jobs)
+    _prepare_determinism([one.spec for one in able if one.result is None])
     checked()
     for one in able:
         one.announce()
@@ -133,6 +138,26 @@ def _division(runs: Sequence[Run], jobs: int) -> tuple[int, int]:
         return jobs, 1
     processes = min(jobs, torch.cuda.device_count())
     return processes, math.ceil(jobs / processes)
+
+
+def _prepare_determinism(specs: Sequence[RunSpec]) -> None:
+    """Set what cuBLAS asks for where deterministic algorithms are: it reads that once.
+
+    Raises
+    ------
+    ConfigurationError
+        If this process has begun to use the GPU already, so that it is too late.
+    """
+    if not any(spec.deterministic and spec.device == "cuda" for spec in specs):
+        return
+    if os.environ.get(_CUBLAS) in _DETERMINISTIC_CUBLAS:
+        return
+    if _CUBLAS in os.environ or torch.cuda.is_initialized():
+        raise ConfigurationError(
+            f"deterministic: on a GPU torch asks for {_CUBLAS}={_DETERMINISTIC_CUBLAS[0]} in the "
+            f"environment from the start, found {os.environ.get(_CUBLAS, 'none')}"
+        )
+    os.environ[_CUBLAS] = _DETERMINISTIC_CUBLAS[0]
 
 
 def _tell_fewer(display: Display, count: int) -> None:

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from znorm.lab.datasets import Split
 from znorm.lab.datasets.tiles import Tiles
-from znorm.lab.metrics import Cases, ClassCases, classification_scores, count, masks_of
+from znorm.lab.metrics import Cases, ClassCases, classification_scores, masks_of
 from znorm.lab.metrics.scores import MASK_SCORES
+from znorm.lab.metrics.segmentation import Counts, pooled_pixels
 from znorm.lab.own_code import own_scores, probabilities
 from znorm.lab.spec import RunSpec
 from znorm.lab.training.graph import CapturedWork
@@ -51,45 +52,45 @@ class Evaluator:
         """
         self._model.eval()
         # All stays on the device until the end: no batch waits for it.
-        outputs, truths, losses, sizes, whole = [], [], [], [], []
+        outputs: list[Tensor] = []
+        truths: list[Tensor] = []
+        pixels: list[Tensor] = []
+        losses, sizes, whole = [], [], []
         for images, truth in self._pipeline.evaluation_batches(split):
             output, loss = self._evaluate(images, truth)
             losses.append(loss)
             sizes.append(len(images))
-            outputs.append(masks_of(output) if split.has_masks else output)
-            truths.append(truth)
+            if split.has_masks:
+                pixels.append(self._pixels(masks_of(output), truth))
+            else:
+                outputs.append(output)
             if self._spec.metrics:
                 whole.append(probabilities(output))
+            if self._spec.metrics or not split.has_masks:
+                truths.append(truth)
 
         def read() -> Scores:
             if not sizes:
                 return {}
-            predicted, targets = torch.cat(outputs).cpu(), torch.cat(truths).cpu()
             shares = torch.tensor(sizes, dtype=torch.float64) / len(split)
             mean_loss = float(torch.dot(torch.stack(losses).cpu().double(), shares))
             own: Scores = {}
             if self._spec.metrics:
                 # What is nan is left out, as of the scores by name.
-                own = own_scores(self._spec.metrics, torch.cat(whole).cpu(), targets)
-            if not split.has_masks:
-                return {**classification_scores(predicted, targets), **own, "loss": mean_loss}
-            return {"loss": mean_loss, **self._mask_scores(predicted, targets), **own}
+                own = own_scores(self._spec.metrics, torch.cat(whole).cpu(), _on_host(truths))
+            if split.has_masks:
+                return {"loss": mean_loss, **_mask_scores(torch.stack(pixels).sum(0).cpu()), **own}
+            scores = classification_scores(torch.cat(outputs).cpu(), _on_host(truths))
+            return {**scores, **own, "loss": mean_loss}
 
         return read
 
-    def _mask_scores(self, predicted: Tensor, targets: Tensor) -> Scores:
-        """The scores of all pixels pooled; the mean over labels where there are several."""
+    def _pixels(self, predicted: Tensor, true: Tensor) -> Tensor:
+        """Counts of pixels on the device, a row a label."""
         labels = range(1, len(self._pipeline.dataset.classes))
-        pairs = [(predicted, targets)]
-        if len(labels) > 1:
-            pairs = [(predicted == number, targets == number) for number in labels]
-        counted = [count(mine, true).pooled() for mine, true in pairs]
-        # As `Cases.by_label`: what is nowhere has no score.
-        of_labels = [one for one in counted if int(one.tp + one.fp + one.fn)] or counted
-        return {
-            name: math.fsum(float(score.compute(one)) for one in of_labels) / len(of_labels)
-            for name, score in MASK_SCORES.items()
-        }
+        if len(labels) < 2:
+            return pooled_pixels(predicted, true.bool())[None]
+        return torch.stack([pooled_pixels(predicted == one, true == one) for one in labels])
 
     def _evaluate(self, images: Tensor, truth: Tensor) -> tuple[Tensor, ...]:
         if self._captured is None:
@@ -98,6 +99,21 @@ class Evaluator:
 
     def _output_and_loss(self, images: Tensor, truth: Tensor) -> tuple[Tensor, ...]:
         return evaluation_loss(self._spec, self._model, images, truth)
+
+
+def _on_host(parts: list[Tensor]) -> Tensor:
+    return torch.cat(parts).cpu()
+
+
+def _mask_scores(pixels: Tensor) -> Scores:
+    """The scores of all pixels pooled, from counts by label; the mean over labels."""
+    counted = [Counts(*row[:, None]) for row in pixels]
+    # As `Cases.by_label`: what is nowhere has no score.
+    of_labels = [one for one in counted if int(one.tp + one.fp + one.fn)] or counted
+    return {
+        name: math.fsum(float(score.compute(one)) for one in of_labels) / len(of_labels)
+        for name, score in MASK_SCORES.items()
+    }
 
 
 def _logits(spec: RunSpec, model: nn.Module, pipeline: Pipeline, split: Split) -> Iterator[Tensor]:

@@ -174,7 +174,8 @@ def train_by_steps(
     stream = None if beside is None else beside.stream
     surroundings = Surroundings(device, stream, tries_algorithms=not spec.deterministic)
     with surroundings:
-        steps = _begin(spec, dataset, watch, saved, save, workers, beside).run()
+        run = _begin(spec, dataset, watch, saved, save, workers, beside)
+        steps = run.run()
     try:
         while True:
             with surroundings:
@@ -183,7 +184,9 @@ def train_by_steps(
                 except StopIteration as end:
                     outcome: Outcome = end.value
                     return outcome
+            run.pause_clock()
             yield
+            run.resume_clock()
     finally:
         steps.close()
 
@@ -435,6 +438,13 @@ class _Loop:
                 name: tensor.detach().to("cpu", copy=True)
                 for name, tensor in self.model.state_dict().items()
             }
+
+    def pause_clock(self) -> None:
+        """Others' turns are not this run's time: what all of them take adds up to the whole."""
+        self._seconds()
+
+    def resume_clock(self) -> None:
+        self.clock = time.perf_counter()
 
     def _seconds(self) -> float:
         now = time.perf_counter()
