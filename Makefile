@@ -91,10 +91,10 @@ coverage: setup
 # With PYTHON given, that interpreter as it is: machines with a GPU are often offline.
 ifeq ($(origin PYTHON),command line)
 test-gpu:
-	PYTHONPATH=src $(PYTHON) -m pytest tests/gpu tests/lab/training/test_on_gpu.py -m gpu
+	CUBLAS_WORKSPACE_CONFIG=:4096:8 PYTHONPATH=src $(PYTHON) -m pytest -rs tests/gpu tests/lab/training/test_on_gpu.py -m gpu
 else
 test-gpu: setup
-	$(BIN)/python -m pytest tests/gpu tests/lab/training/test_on_gpu.py -m gpu
+	CUBLAS_WORKSPACE_CONFIG=:4096:8 $(BIN)/python -m pytest -rs tests/gpu tests/lab/training/test_on_gpu.py -m gpu
 endif
 
 lint: setup

@@ -142,6 +142,12 @@ def test_the_number_of_operations_does_not_grow_with_the_tensors(transform: Any,
             assert calls(transform, 50, way, missing=3) == calls(transform, 12, way, missing=3)
 
 
+@pytest.mark.parametrize("way", ["attach", "optim"])
+def test_a_chain_takes_as_many_for_a_thousand_tensors_as_for_ten(way: str) -> None:
+    chain = TRANSFORMS["chain"]
+    assert calls(chain, 1000, way) == calls(chain, 10, way)
+
+
 def opcodes(transform: Any, rows: int, dtype: torch.dtype) -> int:
     """How much of this package's Python runs in a step on an embedding of so many rows: opcodes."""
     weight = nn.Parameter(torch.randn(rows, 2, dtype=dtype))
