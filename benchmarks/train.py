@@ -2,12 +2,14 @@
 
     python benchmarks/train.py [--json FILE]
 
-Two tables, each of arms that alternate within one process, with medians of the ratios of each
+Tables, each of arms that alternate within one process, with medians of the ratios of each
 round and their quartiles:
 
 - steps of ResNet-20 and ResNet-56 in float32, channels-last, 128 images of 32x32 pixels: with
   torch's fused Adam, with ``znorm.optim.Adam(transform=ZNorm())``, and with the formula in a loop
   over parameters before torch's fused Adam;
+- forward and backward by ``torch.compile`` beside eager ones, for the precision that "auto" takes,
+  and the seconds that compiling takes (``--tables compiled``; not among the tables by default);
 - forward and backward of every model of the lab in float32 and in bfloat16, channels-last: what
   ``--precision auto`` rests on.
 """
@@ -16,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -102,6 +105,29 @@ def precisions(name: str, count: int) -> list[dict[str, Any]]:
     return rounds({"float32": arm(False), "bfloat16": arm(True)}, count)
 
 
+def compiled(name: str, count: int) -> dict[str, Any]:
+    batch, size = SIZES.get(name, (8, 64))
+    images = torch.randn(batch, 3, size, size).contiguous(memory_format=CHANNELS_LAST)
+    bfloat16 = resolve_precision("auto", "cpu", name) == "bfloat16"
+
+    def arm(own: Any) -> Callable[[], object]:
+        def step() -> None:
+            own.zero_grad()
+            with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+                found = own(images)
+            found.float().square().mean().backward()
+
+        return step
+
+    eager, fast = arm(net(name, size)), arm(torch.compile(net(name, size), dynamic=False))
+    begun = time.perf_counter()
+    fast()
+    seconds = time.perf_counter() - begun
+    rows = rounds({"eager": eager, "torch.compile": fast}, count)
+    precision = "bfloat16" if bfloat16 else "float32"
+    return {"precision": precision, "seconds_to_compile": seconds, "rows": rows}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tables", default="steps,precisions")
@@ -128,6 +154,13 @@ def main() -> None:
             chosen = resolve_precision("auto", "cpu", name)
             show(f"{name}, {batch} images of {size}x{size}; auto is {chosen}", rows)
             result["precisions"][name] = {"auto": chosen, "rows": rows}
+    if "compiled" in wanted:
+        result["compiled"] = {}
+        for name in ("resnet20", "resnet56", "mobilenetv2", "attention_unet"):
+            found = compiled(name, options.rounds)
+            title = f"{name}, {found['precision']}, {found['seconds_to_compile']:.0f} s to compile"
+            show(title, found["rows"])
+            result["compiled"][name] = found
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(result, indent=2) + "\n")

@@ -152,6 +152,25 @@ def test_a_stretch_far_into_a_tensor_is_found_by_64_bits(device: torch.device) -
     clamp[(1,)](addresses, items, sums, 50.0, 1, DTYPE=triton.language.float32, BLOCK=SIZES.block)
     assert end.tolist() == [min(float(n), 50.0) if n >= 32 else float(n) for n in range(96)]
     assert sums[0, 4] == 96 - 51
+    items = torch.tensor([[0, far + 64, 32, 0, 0, 0]], device=device)
+    nothing = torch.zeros(1, device=device)
+    kernels.finish[(1,)](
+        addresses,
+        items,
+        torch.tensor([[50.0], [0.0], [2.0]], device=device),  # center in two parts, scale
+        nothing,
+        nothing,
+        nothing,
+        1,
+        1,
+        DTYPE=triton.language.float32,
+        BLOCK=SIZES.block,
+        KIND=kernels.AFFINE,
+        HAS_INV_SCALE=False,
+        HAS_FOUND_INF=False,
+    )
+    assert end[:64].tolist() == [min(float(n), 50.0) if n >= 32 else float(n) for n in range(64)]
+    assert end[64:].tolist() == [0.0] * 32
 
 
 def test_a_plan_of_more_than_2_to_the_31_elements(device: torch.device) -> None:
