@@ -443,6 +443,61 @@ def states() -> None:
         assert torch.equal(whole_of(one), whole_of(two))
 
 
+def sharded_anew() -> None:
+    """A parameter that is sharded in another way, in its place: no address is of before."""
+    mesh = init_device_mesh("cpu", (4,))
+    kinds = [(Shard(0),), (Shard(1),), (Replicate(),)]
+    wholes = [numbers(step, [(9, 4), (8, 4)]) for step in range(3)]
+    for (before, after), make in itertools.product(
+        itertools.permutations(kinds, 2), (MAKERS["attach"], MAKERS["adam"], MAKERS["sgd"])
+    ):
+        runs = []
+        for sharded in (False, True):
+            holder = nn.ParameterList(
+                parameters_of(
+                    [spread(w, (mesh, before)) if sharded else w.clone() for w in wholes[0]]
+                )
+            )
+            optimizer = make(holder.parameters(), znorm.Centralize(), None)
+            for step in (1, 2):
+                if sharded and step == 2:
+                    holder._apply(lambda t, to=after: t.redistribute(placements=to))
+                    optimizer.state.clear()
+                elif step == 2:
+                    optimizer.state.clear()
+                way = (mesh, before if step == 1 else after)
+                for p, g in zip(holder, wholes[step], strict=True):
+                    p.grad = spread(g, way) if sharded else g
+                optimizer.step()
+            runs.append(list(holder))
+        for whole, shard in zip(*runs, strict=True):
+            torch.testing.assert_close(whole_of(shard), whole.detach(), rtol=0, atol=1e-6)
+
+
+def states_of_one_process() -> None:
+    """Before the first step torch takes one of its own to make them, which waits for nobody."""
+    for make in MAKERS.values():
+        net = small_net()
+        fully_shard(net, mesh=init_device_mesh("cpu", (4,)))
+        optimizer = make(net.parameters(), znorm.ZNorm(), net)
+        if dist.get_rank() == 1:
+            with counted() as sizes:
+                get_optimizer_state_dict(net, optimizer)
+            assert sizes == []
+        dist.barrier()
+
+
+def expanded() -> None:
+    """A gradient whose entries lie in one place is copied, as a plain one is."""
+    way = ways()["rows"]
+    parameter = nn.Parameter(spread(torch.zeros(8, 4), way))
+    optimizer = attached(torch.optim.SGD([parameter], lr=1.0), znorm.UnitNorm(), None)
+    shard = torch.ones(1, 1).expand(2, 4)
+    parameter.grad = DTensor.from_local(shard, way[0], way[1], run_check=False)
+    optimizer.step()
+    same(parameter, torch.full((8, 4), -1 / 32**0.5), way)
+
+
 def refused(call: Any, words: str) -> None:
     with pytest.raises((TypeError, ValueError, RuntimeError), match=words):
         call()
@@ -466,6 +521,27 @@ def refusals() -> None:
     refused(
         lambda: znorm.in_backward(net, lambda p: torch.optim.SGD(p, lr=0.1), znorm.ZNorm()),
         r"0.weight: is sharded .*use znorm.attach",
+    )
+    descending = DeviceMesh("cpu", [3, 1, 0, 2])
+    net = nn.Linear(8, 16)
+    fully_shard(net, mesh=descending)
+    for transform in (znorm.ZNorm(), znorm.Centralize()):
+        refused(
+            lambda t=transform, n=net: znorm.attach(torch.optim.SGD(n.parameters()), t, model=n),
+            "not in ascending order",
+        )
+    net = small_net()
+    fully_shard(net, mesh=way[0])
+    optimizer = torch.optim.SGD(net.parameters())
+    with torch.no_grad():
+        net(IMAGES)
+    refused(lambda: znorm.attach(optimizer, znorm.ZNorm(), model=net), r"call model.reshard\(\) f")
+    net.reshard()
+    znorm.attach(optimizer, znorm.ZNorm(), model=net)
+    half = nn.Parameter(spread(whole.bfloat16(), ways()["hybrid"]))
+    refused(
+        lambda: znorm.optim.AdamW([half], transform=znorm.ZNorm(), stochastic_rounding=True),
+        "replicas of a weight",
     )
     odd = DTensor.from_local(
         torch.zeros(2 if dist.get_rank() else 5, 6),

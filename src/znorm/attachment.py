@@ -21,7 +21,14 @@ from znorm.engine.validate import aligned
 from znorm.entries import Description
 from znorm.idle import warn_if_idle, warn_if_no_gradient, warn_if_swapped
 from znorm.layout import Layout
-from znorm.parameter_info import ParameterInfo, infos_from_names, labels, parameter_infos
+from znorm.parameter_info import (
+    ParameterInfo,
+    infos_from_names,
+    labels,
+    parameter_infos,
+    why_none_belongs,
+)
+from znorm.sharding import placed
 from znorm.step_hooks import MARK, StepHooks, own_attachment
 from znorm.transforms.base import Transform
 from znorm.transforms.composition import transforms_of
@@ -112,8 +119,8 @@ def attach(
         # A process can have no share of the parameters.
         if parameters and not any(p in known for p in parameters):
             raise ValueError(
-                "model: none of the optimizer's parameters belongs to it; pass the very model "
-                "whose parameters the optimizer trains, not a copy"
+                "model: none of the optimizer's parameters belongs to it; "
+                + why_none_belongs(model)
             )
     several = tuple(transform) if isinstance(transform, list | tuple) else transform
     return Attachment(
@@ -193,7 +200,8 @@ class Attachment:
         """The layouts of the optimizer's parameters as they are now."""
         groups = self._live().param_groups
         identity = [
-            [(id(p), p.device, p.shape, p.dtype) for p in group["params"]] for group in groups
+            [(id(p), p.device, p.shape, p.dtype, placed(p)) for p in group["params"]]
+            for group in groups
         ]
         if self._sections and identity == self._sections_of:
             return self._sections
@@ -404,6 +412,8 @@ class Attachment:
                 [(one.layout, tensors) for one, tensors in zip(sections, gradients, strict=True)]
             )
         counts = not makes_empty_state(optimizer)
+        if not counts and any(section.layout.sharded for section in sections):
+            return  # a step that changes nothing, which one process may take alone
         if len(sections) > 1:
             # Before any is written; the only one is checked as it is transformed.
             for section, tensors in zip(sections, gradients, strict=True):

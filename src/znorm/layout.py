@@ -13,7 +13,12 @@ from torch import Tensor, nn
 
 from znorm.entries import Description, ParameterEntry, entries_of
 from znorm.kernels.reference import statistics_dtype
-from znorm.parameter_info import ParameterInfo, infos_from_names, parameter_infos
+from znorm.parameter_info import (
+    ParameterInfo,
+    infos_from_names,
+    parameter_infos,
+    why_none_belongs,
+)
 from znorm.transforms.base import FusedForm, Transform, form_of
 from znorm.transforms.composition import Chain, stages, transforms_of
 
@@ -209,8 +214,5 @@ def _infos(
         return tuple(infos_from_names([name for name, _ in named]))
     known = parameter_infos(model)
     if named and not any(tensor in known for _, tensor in named):
-        raise ValueError(
-            "model: none of the parameters belongs to it; pass the very model whose parameters "
-            "are trained, not a copy"
-        )
+        raise ValueError(f"model: none of the parameters belongs to it; {why_none_belongs(model)}")
     return tuple(known.get(tensor, ParameterInfo(name, outside=True)) for name, tensor in named)

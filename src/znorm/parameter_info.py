@@ -25,7 +25,14 @@ from znorm._torch_internals import (
 )
 from znorm.layers import Layers
 
-__all__ = ["NORMALIZATIONS", "ParameterInfo", "infos_from_names", "labels", "parameter_infos"]
+__all__ = [
+    "NORMALIZATIONS",
+    "ParameterInfo",
+    "infos_from_names",
+    "labels",
+    "parameter_infos",
+    "why_none_belongs",
+]
 
 NORMALIZATIONS: tuple[type[nn.Module], ...] = (
     NormalizationBase,
@@ -320,3 +327,13 @@ def _transposed(owner: nn.Module, parameter: Tensor) -> int:
     )
     kernel = cast(tuple[int, ...], owner.kernel_size)
     return groups if tuple(parameter.shape) == (inputs, outputs // groups, *kernel) else 0
+
+
+def why_none_belongs(model: nn.Module) -> str:
+    """Advice where none of the parameters that are trained is one of the model's."""
+    if any(hasattr(module, "reshard") and hasattr(module, "unshard") for module in model.modules()):
+        return (
+            "FSDP2 has left it unsharded, as it does after a forward without a backward; call "
+            "model.reshard() first"
+        )
+    return "pass the very model whose parameters are trained, not a copy"

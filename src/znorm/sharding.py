@@ -13,12 +13,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from znorm._torch_internals import local_tensor
 from znorm.layers import Cut, LayerSlice
 
-__all__ = ["Sharding", "is_dtensor", "lie_alike", "shard_of"]
+__all__ = ["Sharding", "has_replicas", "is_dtensor", "lie_alike", "placed", "shard_of"]
 
 
 def is_dtensor(tensor: Tensor) -> bool:
@@ -35,6 +35,19 @@ def lie_alike(one: Any, other: Any) -> bool:
         return is_dtensor(one) == is_dtensor(other)
     same: bool = one.placements == other.placements and one.device_mesh == other.device_mesh
     return same
+
+
+def placed(tensor: Any) -> Any:
+    """The mesh of a tensor and how it lies there; None of a plain one."""
+    if type(tensor) is nn.Parameter or not is_dtensor(tensor):
+        return None
+    return tensor.device_mesh, tuple(tensor.placements)
+
+
+def has_replicas(tensor: Any) -> bool:
+    """True if several processes hold the same part of a sharded tensor."""
+    sharding = Sharding.of(tensor)
+    return sharding is not None and sharding.processes < int(sharding.mesh.mesh.numel())
 
 
 def shard_of(tensor: Tensor) -> Tensor:
@@ -91,6 +104,11 @@ class Sharding:
             return "its mesh does not hold this process"
         if any(one.is_partial() for one in self.placements):
             return f"it is a sum that is not complete {self.placements}; redistribute it first"
+        if any(not _ascends(self.mesh, dim) for dim in self.mesh_dims):
+            return (
+                f"the processes of its mesh {self.mesh.mesh.tolist()} are not in ascending order, "
+                "in which torch cuts"
+            )
         if tuple(shard_of(tensor).shape) != self.shape_at(self.here()):
             return f"its shard has another shape than its placements {self.placements} say"
         if any(piece.cut is not None or piece.unit_dims for piece in slices):
@@ -164,6 +182,11 @@ class Sharding:
         dim = self.placements[mesh_dim].dim
         later = (d for d in self.mesh_dims if d > mesh_dim and self.placements[d].dim == dim)
         return math.prod(int(self.mesh.size(d)) for d in later)
+
+
+def _ascends(mesh: Any, dim: int) -> bool:
+    """True if the processes along a dim of a mesh are in the order of their numbers."""
+    return bool((mesh.mesh.diff(dim=dim) > 0).all())
 
 
 def _split_factor(placement: Any) -> int:

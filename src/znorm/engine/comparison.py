@@ -42,7 +42,7 @@ class Compared:
 def compared_rows(
     indices: Sequence[int], tensors: Sequence[Tensor | None], read: Tensor, layout: Layout
 ) -> Compared:
-    """What kernels have read of a batch's tensors, a row each, without those that are missing."""
+    """The rows that kernels have read of a batch's tensors, without those that are missing."""
     rows = tuple(row for row, index in enumerate(indices) if tensors[index] is not None)
     if len(rows) < len(indices):
         key = ("rows that are there", rows, read.device)

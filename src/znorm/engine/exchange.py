@@ -106,7 +106,7 @@ class Exchange:
         return Affine(affine.center[self._whole], affine.scale[self._whole], self._layout.local)
 
     def moments_here(self, moments: Moments) -> Moments:
-        """Whole units' moments, for those that this process has a part of."""
+        """The moments of those whole units that this process has a part of."""
         return moments.take(self._whole)
 
     def totals(self, values: Tensor) -> Tensor:
@@ -147,7 +147,7 @@ class _Part:
         assert first is not None
         self._mesh, self._dims = first.mesh, first.mesh_dims
         here, peers = first.here(), list(first.peers())
-        sent: list[list[int]] = [[] for _ in peers]
+        sent: list[list[int]] = [[] for _ in peers]  # the units of each process, in its order
         for index in indices:
             entry = layout.entries[index]
             assert entry.sharding is not None
@@ -158,16 +158,16 @@ class _Part:
         self._here = numbers(list(own))
         assert len(self._here) == len(sent[peers.index(here)])
         # In the order of units, then of processes: the same sums, in the same order, everywhere.
-        order = sorted(
-            (unit, position, slot)
-            for position, units in enumerate(sent)
-            for slot, unit in enumerate(units)
+        units = torch.tensor([unit for units in sent for unit in units], dtype=torch.int64)
+        slots = torch.cat(
+            [number * self._width + torch.arange(len(units)) for number, units in enumerate(sent)]
         )
-        self._index = numbers([position * self._width + slot for _, position, slot in order])
-        units = list(dict.fromkeys(unit for unit, _, _ in order))
-        place = {unit: number for number, unit in enumerate(units)}
-        self._segment = numbers([place[unit] for unit, _, _ in order])
-        self.units, self.entries = numbers(units), numbers(indices)
+        in_order, order = units.sort(stable=True)
+        self.units, self._segment = (
+            index.to(layout.device) for index in in_order.unique_consecutive(return_inverse=True)
+        )
+        self._index = slots[order].to(layout.device)
+        self.entries = numbers(indices)
 
     def merged(self, rows: Tensor) -> Tensor:
         """Count, mean and m2 of the units, of shape (3, units), from those of local ones."""

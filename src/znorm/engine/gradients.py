@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from znorm.kernels.reference import statistics_dtype
-from znorm.sharding import is_dtensor
+from znorm.sharding import is_dtensor, shard_of
 
 __all__ = ["loss_scale", "writable_gradients"]
 
@@ -67,6 +67,8 @@ def _redistributed(parameter: Any, gradient: Any) -> Tensor:
     lies_else = gradient.placements != parameter.placements
     if lies_else and gradient.device_mesh == parameter.device_mesh:
         gradient = gradient.redistribute(parameter.device_mesh, parameter.placements)
+    if 0 in shard_of(gradient).stride():
+        gradient = gradient.clone(memory_format=torch.contiguous_format)
     alike: Tensor = gradient
     return alike
 

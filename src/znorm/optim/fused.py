@@ -259,7 +259,9 @@ def _take_fused_step(optimizer: Optimizer, rule: UpdateRule) -> bool:
         inv_scale = scale.to(statistics_dtype(fused.layout.device)).reciprocal()
     decision: ZScore | Coefficients | None = fused.z_score
     decided = None
-    if decision is None:
+    if decision is None and makes_state and fused.layout.sharded:
+        decision = _identity(fused.layout)  # one process may take this step alone
+    elif decision is None:
         decided = decide_stage(gradients, fused.layout, inv_scale, fused.weights.parameters)
         affine = here(decided.affine, fused.layout)
         decision = Coefficients(affine.center, affine.scale)
@@ -278,6 +280,11 @@ def _take_fused_step(optimizer: Optimizer, rule: UpdateRule) -> bool:
     there = zip(fused.written, gradients, strict=True)
     torch.autograd.graph.increment_version([t for ts, g in there if g is not None for t in ts])
     return True
+
+
+def _identity(layout: Layout) -> Coefficients:
+    ones = torch.ones_like(layout.local.count)
+    return Coefficients(torch.zeros_like(ones), ones)
 
 
 def why_not_fused(optimizer: Optimizer, rule: UpdateRule, *, load: bool = True) -> str | None:
@@ -346,6 +353,10 @@ def _make_fused_step(
         return None  # one is there twice: torch steps twice on it, one after the other
     owners = [number for number, group in enumerate(groups) for _ in group["params"]]
     shards = list(map(shard_of, parameters))
+    # Kernels write by address: what a layout was made for must lie so.
+    made_for = zip(layout.local.entries, shards, strict=True)
+    if any(entry.selected and entry.shape != tuple(shard.shape) for entry, shard in made_for):
+        return None
     attachment.look_for_gradients([(layout, gradients)])
     form = layout.fused_form
     z_score = form if isinstance(form, ZScore) else None

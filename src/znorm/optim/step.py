@@ -16,6 +16,7 @@ from znorm.kernels.memory import lies_as
 from znorm.kernels.registry import name_on
 from znorm.layers import is_dense
 from znorm.optim.fused import take_fused_step, why_not_fused
+from znorm.sharding import has_replicas
 from znorm.step_hooks import own_attachment
 from znorm.transforms.arguments import check_flag
 from znorm.transforms.base import Transform
@@ -82,6 +83,11 @@ def _check_group(name: str, group: dict[str, Any]) -> None:
             raise TypeError(
                 f"{name}: stochastic_rounding is for bfloat16 weights, wider ones beside them; "
                 f"found {parameter.dtype}"
+            )
+        if parameter.dtype == torch.bfloat16 and has_replicas(parameter):
+            raise TypeError(
+                f"{name}: stochastic_rounding draws on each process, and replicas of a weight "
+                f"(DTensor, {parameter.placements}) would drift apart; leave it out"
             )
 
 

@@ -262,7 +262,7 @@ class _Hands:
 
     @contextmanager
     def _beside(self, spec: RunSpec) -> Iterator[SideBySide | None]:
-        """Where a run is trained among others: on a stream that no other one at work has."""
+        """The place of a run among others: on a stream that no other one at work has."""
         if self.side_by_side == 1:
             yield None
             return
