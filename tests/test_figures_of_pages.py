@@ -111,6 +111,18 @@ def test_speeds_on_shards_are_those_of_the_raw_file() -> None:
             assert row[title] == ratios[SETS[row["sharded"]], arm], (row["sharded"], title)
 
 
+def test_ratios_of_compiled_nets_are_those_of_the_raw_file() -> None:
+    found = read("compiled-cpu")["compiled"]
+    rows = rows_of((ROOT / "docs" / "experiments.md").read_text(), "model")
+    rows = [row for row in rows if "seconds to compile" in row]
+    assert [row["model"] for row in rows] == list(found)
+    for row in rows:
+        one = found[row["model"]]
+        assert row["precision"] == one["precision"]
+        assert row["ratio"] == f"{one['rows'][1]['ratio']:.2f}"
+        assert row["seconds to compile"] == f"{one['seconds_to_compile']:.0f}"
+
+
 def numbers_in(content: Any) -> set[str]:
     """All ratios of a raw file, as pages round them."""
     if isinstance(content, dict):

@@ -97,6 +97,9 @@ def compare(options: CompareOptions) -> list[Run]:
         On a GPU, capture each whole step in one CUDA graph: launched at once, not kernel by kernel.
         By default where nothing within it can wait for the device, which of code from elsewhere is
         not known; a word then says so.
+    compile : bool, optional
+        Train the net by ``torch.compile``, which takes half a minute or so for each shape of a
+        batch, and then shortens steps (`docs/experiments.md` has figures). Evaluation is as ever.
     limit : int, optional
         At most so many images of each part; the page then says so.
     set : mapping, optional

@@ -14,7 +14,7 @@ from znorm.lab.own_code import is_own
 from znorm.lab.registry import lookup
 from znorm.transforms import TRANSFORMS
 
-__all__ = ["is_there", "resolve_device", "resolve_precision", "why_not_captured"]
+__all__ = ["check_compiler", "is_there", "resolve_device", "resolve_precision", "why_not_captured"]
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("auto", "float32", "bfloat16")
@@ -60,6 +60,27 @@ def resolve_precision(name: str, device: str, model: str) -> str:
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
     dense = model in MODELS and not MODELS[model].depthwise
     return "bfloat16" if device == "cpu" and dense and _cpu_has_bfloat16() else "float32"
+
+
+def check_compiler(device: str) -> None:
+    """See that torch.compile works for a device.
+
+    Raises
+    ------
+    ConfigurationError
+    """
+
+    def twice(numbers: torch.Tensor) -> torch.Tensor:
+        return numbers + numbers
+
+    try:
+        torch.compile(twice, dynamic=False)(torch.ones(2, device=device))
+    except Exception as error:
+        text = " ".join(str(error).split())[:200]
+        raise ConfigurationError(
+            f"compile: torch.compile does not work here for {device} ({type(error).__name__}: "
+            f"{text}); leave it out"
+        ) from None
 
 
 def why_not_captured(

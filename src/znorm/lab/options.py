@@ -74,6 +74,9 @@ class SharedOptions:
         "On a GPU, each step as one CUDA graph.  [default: where it is right]",
         key="cuda_graph",
     )
+    compile: bool | None = option(
+        None, "Train by torch.compile: faster, once that is done.", key="compile"
+    )
     jobs: int = option(1, "Runs trained side by side; times then say little.  [default: 1]")
     retry: bool = option(False, "Train runs that failed once more.")
     limit: int | None = option(

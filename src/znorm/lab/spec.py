@@ -72,6 +72,8 @@ class RunSpec(BaseModel):
         Whether torch is asked for deterministic algorithms.
     cuda_graph : bool or None
         Whether a whole step is captured in a CUDA graph, and the evaluation of a batch.
+    compile : bool or None
+        Whether the net is trained by ``torch.compile``.
     receipt : bool or None
         Whether each epoch's receipt of gradients is kept, in events.jsonl: norms, moments and
         angles of each layer's weights, before and after the transform.
@@ -110,6 +112,7 @@ class RunSpec(BaseModel):
     device: Literal["cpu", "cuda", "mps"]
     deterministic: bool
     cuda_graph: bool | None = None
+    compile: bool | None = None
     receipt: bool | None = None
     metrics: tuple[str, ...] | None = None
     patience: int | None = Field(default=None, ge=1, le=MOST_EPOCHS)
@@ -125,7 +128,7 @@ class RunSpec(BaseModel):
             raise ValueError("expected a number")
         return value
 
-    @field_validator("cuda_graph", "receipt", "best_epoch")
+    @field_validator("cuda_graph", "compile", "receipt", "best_epoch")
     @classmethod
     def _said_or_not(cls, value: bool | None) -> bool | None:
         return value or None  # what is left out changes no hash

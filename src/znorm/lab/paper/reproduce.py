@@ -167,7 +167,9 @@ def reproduce(options: ReproduceOptions) -> list[Run]:
         N means 0 to N-1; by default 3, or 1 at scale "smoke". A figure takes the first.
     epochs, limit, batch_size : optional
         Instead of the scale's; not at scale "paper".
-    micro_batch, device, precision, deterministic, cuda_graph, set, workers, jobs, retry, display
+    micro_batch, device, precision, deterministic, cuda_graph, compile
+        As :func:`znorm.lab.compare` takes them.
+    set, workers, jobs, retry, display
         As :func:`znorm.lab.compare` takes them.
     cases : sequence of str or str, optional
         Names of test slices to show in Figure 2, too.

@@ -48,6 +48,7 @@ _SAID = {
     "device",
     "deterministic",
     "cuda_graph",
+    "compile",
     "receipt",
     "data",
 }

@@ -16,7 +16,7 @@ import torch
 
 from znorm.lab import models
 from znorm.lab.datasets import Dataset, Split
-from znorm.lab.device import why_not_captured
+from znorm.lab.device import check_compiler, why_not_captured
 from znorm.lab.errors import ConfigurationError, DataError, Interrupted, LabError
 from znorm.lab.own_code import definitions
 from znorm.lab.runs.folder import Run
@@ -108,7 +108,10 @@ def execute(
             one.take_back()
     for one in {one.spec.configuration: one for one in able if one.result is None}.values():
         memory.check(one.spec, load_once(one.spec, datasets), jobs)
-    _prepare_determinism([one.spec for one in able if one.result is None])
+    to_train = [one.spec for one in able if one.result is None]
+    _prepare_determinism(to_train)
+    for device in sorted({spec.device for spec in to_train if spec.compile}):
+        check_compiler(device)
     checked()
     for one in able:
         one.announce()

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -294,6 +294,11 @@ class _Loop:
         self.spec = spec
         self.pipeline = pipeline
         self.model = model
+        # A batch of another size is compiled anew: what is compiled for any size has other bits,
+        # and whether it is would depend on where a run was resumed.
+        self.trained = cast(
+            nn.Module, torch.compile(model, dynamic=False) if spec.compile else model
+        )
         self.optimizer = optimizer
         self.position = position
         self.watch = watch
@@ -404,7 +409,7 @@ class _Loop:
         return self.captured.take(self._step, images, targets)[0]
 
     def _step(self, images: Tensor, targets: Tensor) -> tuple[Tensor]:
-        return (take_step(self.spec, self.model, self.optimizer, images, targets),)
+        return (take_step(self.spec, self.trained, self.optimizer, images, targets),)
 
     def _read_losses(self) -> None:
         if not self.unread:
