@@ -18,8 +18,9 @@ from znorm.moments import Affine, Moments
 
 __all__ = ["Exchange", "exchange_of", "here"]
 
-# The name that torch has given it since 2.13.
-_all_gather: Any = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+# By the name that torch has given it in 2.13, or the one before; a torch without torch.distributed
+# has neither, and no sharded tensors.
+_all_gather: Any = getattr(dist, "all_gather_single", getattr(dist, "all_gather_into_tensor", None))
 
 
 def exchange_of(layout: Layout) -> Exchange:
