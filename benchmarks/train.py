@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from step import naive_
 from timing import rounds, show
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 import znorm
@@ -88,43 +88,43 @@ SIZES = {
 }
 
 
-def precisions(name: str, count: int) -> list[dict[str, Any]]:
+def passes(own: Any, images: Tensor, *, bfloat16: bool) -> Callable[[], object]:
+    """Forward and backward of a net."""
+
+    def step() -> None:
+        own.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+            found = own(images)
+        found.float().square().mean().backward()
+
+    return step
+
+
+def images_for(name: str) -> Tensor:
     batch, size = SIZES.get(name, (8, 64))
-    own = net(name, size)
-    images = torch.randn(batch, 3, size, size).contiguous(memory_format=CHANNELS_LAST)
+    return torch.randn(batch, 3, size, size).contiguous(memory_format=CHANNELS_LAST)
 
-    def arm(bfloat16: bool) -> Callable[[], object]:
-        def step() -> None:
-            own.zero_grad()
-            with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
-                found = own(images)
-            found.float().square().mean().backward()
 
-        return step
-
-    return rounds({"float32": arm(False), "bfloat16": arm(True)}, count)
+def precisions(name: str, count: int) -> list[dict[str, Any]]:
+    images = images_for(name)
+    own = net(name, images.shape[-1])
+    arms = {
+        kind: passes(own, images, bfloat16=kind == "bfloat16") for kind in ("float32", "bfloat16")
+    }
+    return rounds(arms, count)
 
 
 def compiled(name: str, count: int) -> dict[str, Any]:
-    batch, size = SIZES.get(name, (8, 64))
-    images = torch.randn(batch, 3, size, size).contiguous(memory_format=CHANNELS_LAST)
-    bfloat16 = resolve_precision("auto", "cpu", name) == "bfloat16"
-
-    def arm(own: Any) -> Callable[[], object]:
-        def step() -> None:
-            own.zero_grad()
-            with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
-                found = own(images)
-            found.float().square().mean().backward()
-
-        return step
-
-    eager, fast = arm(net(name, size)), arm(torch.compile(net(name, size), dynamic=False))
+    images = images_for(name)
+    precision = resolve_precision("auto", "cpu", name)
+    bfloat16 = precision == "bfloat16"
+    nets = [net(name, images.shape[-1]) for _ in range(2)]
+    eager = passes(nets[0], images, bfloat16=bfloat16)
+    fast = passes(torch.compile(nets[1], dynamic=False), images, bfloat16=bfloat16)
     begun = time.perf_counter()
     fast()
     seconds = time.perf_counter() - begun
     rows = rounds({"eager": eager, "torch.compile": fast}, count)
-    precision = "bfloat16" if bfloat16 else "float32"
     return {"precision": precision, "seconds_to_compile": seconds, "rows": rows}
 
 
