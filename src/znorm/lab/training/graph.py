@@ -100,13 +100,23 @@ def _capture(graph: torch.cuda.CUDAGraph) -> Iterator[None]:
         ):
             yield
     except BaseException:
-        # A torch before 2.12 goes on taking memory from the pool of a capture that has failed, and
-        # then refuses each later one.
-        with suppress(RuntimeError):
-            torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
+        _end_allocation(pool)
         raise
     finally:
         torch._C._cuda_clearCublasWorkspaces()
+
+
+def _end_allocation(pool: tuple[int, int]) -> None:
+    """Take no more memory from the pool of a capture that has failed.
+
+    A torch before 2.12 goes on with that, and then refuses each later capture.
+    """
+    # Of today's torch, and of older ones.
+    names = ("_cuda_endAllocateToPool", "_cuda_endAllocateCurrentStreamToPool")
+    end = next((getattr(torch._C, name) for name in names if hasattr(torch._C, name)), None)
+    if end is not None:
+        with suppress(RuntimeError):  # it has ended
+            end(torch.cuda.current_device(), pool)
 
 
 @cache
