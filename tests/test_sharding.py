@@ -11,13 +11,16 @@ import json
 import math
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.tensor import Replicate, Shard
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.placement_types import _StridedShard
 
 import znorm
@@ -134,6 +137,93 @@ def test_placements_that_leave_no_stretch_are_refused_where_channels_matter() ->
     by_channel = znorm.Layout([tensor], znorm.Centralize()).slices[0]
     assert sharding.why_unsupported(shard, by_tensor) is None
     assert "channels cannot be told apart" in str(sharding.why_unsupported(shard, by_channel))
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A mesh of this one process: it takes the way of shards, and holds all of each tensor."""
+    store = f"file://{tmp_path_factory.mktemp('alone')}/store"
+    dist.init_process_group("gloo", init_method=store, rank=0, world_size=1)
+    yield init_device_mesh("cpu", (1,))
+    dist.destroy_process_group()
+
+
+ALONE: dict[str, Any] = {
+    "attach": lambda p, t: attached(torch.optim.SGD(p, lr=0.1), t),
+    "adam": lambda p, t: znorm.optim.Adam(p, lr=0.1, transform=t),
+    "sgd": lambda p, t: znorm.optim.SGD(p, lr=0.1, momentum=0.9, transform=t),
+}
+
+
+def attached(optimizer: Any, transform: Any) -> Any:
+    znorm.attach(optimizer, transform)
+    return optimizer
+
+
+@pytest.mark.parametrize("make", ALONE)
+@pytest.mark.parametrize(
+    "transform",
+    [
+        znorm.ZNorm(),
+        znorm.Centralize(),
+        znorm.AdaptiveClip(0.05),
+        znorm.ClipValue(0.1),
+        znorm.chain(znorm.ZNorm(), znorm.ClipValue(1.0), znorm.ClipGlobalNorm(2.0)),
+        None,
+    ],
+    ids=repr,
+)
+def test_a_mesh_of_one_process(alone: Any, make: str, transform: Any) -> None:
+    if transform is None and make != "attach":
+        pytest.skip("there is nothing to observe with")
+    runs = []
+    for sharded in (False, True):
+
+        def given(seed: int, sharded: bool = sharded) -> list[Any]:
+            generator = torch.Generator().manual_seed(seed)
+            wholes = [
+                torch.randn(shape, generator=generator) for shape in ((6, 4), (3, 2, 2), (5,))
+            ]
+            return [distribute_tensor(w, alone, [Shard(0)]) if sharded else w for w in wholes]
+
+        parameters = [nn.Parameter(one) for one in given(0)]
+        optimizer = ALONE[make](parameters, transform)
+        for step in range(1, 5):
+            for place, (p, g) in enumerate(zip(parameters, given(step), strict=True)):
+                p.grad = None if (place, step) == (1, 3) else g
+            optimizer.step()
+        runs.append((parameters, znorm.attachment_of(optimizer)))
+    (wholes, theirs), (shards, ours) = runs
+    for whole, shard in zip(wholes, shards, strict=True):
+        local: Tensor = shard.detach().to_local()  # type: ignore[attr-defined]
+        torch.testing.assert_close(local, whole.detach(), rtol=0, atol=1e-6)
+    for name, fields in theirs.receipt().items():
+        assert ours.receipt()[name] == pytest.approx(fields, rel=1e-6, abs=1e-6)
+
+
+def test_what_does_not_fit_each_other_is_named(alone: Any) -> None:
+    whole = torch.randn(4, 3)
+    shard = distribute_tensor(whole, alone, [Shard(0)])
+    plain, layout = (znorm.Layout([("w", one)], znorm.ZNorm()) for one in (whole, shard))
+    with pytest.raises(TypeError, match="w: its gradient is sharded"):
+        znorm.measure([shard], plain)
+    with pytest.raises(TypeError, match="w: its gradient is a plain tensor"):
+        znorm.measure([whole], layout)
+    with pytest.raises(ValueError, match="w: its gradient lies on the processes as"):
+        znorm.measure([distribute_tensor(whole, alone, [Shard(1)])], layout)
+    parameter = nn.Parameter(shard)
+    parameter.grad = DTensor.from_local(whole, alone, [Partial()])  # closed, and cut as weights are
+    attached(torch.optim.SGD([parameter], lr=0.1), znorm.ZNorm()).step()
+    with pytest.raises(TypeError, match="a sum that is not complete"):
+        znorm.z_score_([DTensor.from_local(whole, alone, [Partial()])])
+    model = nn.Linear(3, 2)
+    model.weight = nn.Parameter(distribute_tensor(torch.randn(2, 3), alone, [Shard(0)]))
+    with pytest.raises(TypeError, match=r"weight: is sharded .*use znorm.attach"):
+        znorm.in_backward(model, lambda p: torch.optim.SGD(p, lr=0.1), znorm.ZNorm())
+    optimizer = attached(torch.optim.SGD([parameter], differentiable=True), znorm.ZNorm())
+    parameter.grad = shard
+    with pytest.raises(RuntimeError, match="differentiable=True"):
+        optimizer.step()
 
 
 CASES = [
