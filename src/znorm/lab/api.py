@@ -99,7 +99,7 @@ def compare(options: CompareOptions) -> list[Run]:
         not known; a word then says so.
     compile : bool, optional
         Train the net by ``torch.compile``, which takes half a minute or so for each shape of a
-        batch, and then shortens steps (`docs/experiments.md` has figures). Evaluation is as ever.
+        batch, and then shortens steps: the page on experiments has figures. Evaluation is as ever.
     limit : int, optional
         At most so many images of each part; the page then says so.
     set : mapping, optional
