@@ -29,11 +29,9 @@ def is_dtensor(tensor: Tensor) -> bool:
     return hasattr(tensor, "placements") and hasattr(tensor, "device_mesh")
 
 
-def lie_alike(one: Any, other: Any) -> bool:
+def lie_alike(one: Tensor, other: Tensor) -> bool:
     """True if two tensors lie on the same processes in the same way, or both on this one alone."""
-    if not (is_dtensor(one) and is_dtensor(other)):
-        return is_dtensor(one) == is_dtensor(other)
-    same: bool = one.placements == other.placements and one.device_mesh == other.device_mesh
+    same: bool = placed(one) == placed(other)
     return same
 
 
